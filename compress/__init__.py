@@ -1,0 +1,1 @@
+"""Compress trained transformers: prune, factorise and quantise, then tell the truth about it."""

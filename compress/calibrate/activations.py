@@ -1,0 +1,92 @@
+"""Activations of all calibration batches, kept in a file.
+
+Plain reads and writes rather than a memory map: mapped pages count as resident memory of the
+process, the page cache does not, and both are as fast while the file fits in memory.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from compress.errors import CompressError
+
+
+class Activations:
+    """A float32 tensor a calibration batch, stored one after the other in a file.
+
+    All batches have the same width in the last dimension; their shapes are remembered from the
+    first write. Re-opening a file after a crash needs the shapes, which the caller journals.
+
+    Args:
+        path: the file; it grows as batches are written.
+        shapes: shape of each batch, for a file that exists already.
+    """
+
+    def __init__(self, path: Path, shapes: list[list[int]] | None = None) -> None:
+        self.path = path
+        self.shapes: list[tuple[int, ...]] = [tuple(s) for s in shapes or []]
+        flags = os.O_RDWR | os.O_CREAT | (0 if shapes else os.O_TRUNC)
+        self._fd = os.open(path, flags, 0o600)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def write(self, index: int, value: torch.Tensor) -> None:
+        """Store batch ``index``; batches are first written in order and may be rewritten.
+
+        Raises:
+            CompressError: the disk is full.
+        """
+        if index == len(self.shapes):
+            self.shapes.append(tuple(value.shape))
+        data = value.detach().to("cpu", torch.float32).contiguous().numpy().reshape(-1).view("u1")
+        offset = self._offset(index)
+        view = memoryview(data)
+        try:
+            while len(view):
+                written = os.pwrite(self._fd, view, offset)
+                view, offset = view[written:], offset + written
+        except OSError as error:
+            free = os.statvfs(self.path.parent)
+            raise CompressError(
+                f"room on the disk for activations ({len(data) / 1e6:.0f} MB a batch)",
+                f"{error.strerror} with {free.f_bavail * free.f_frsize / 1e6:.0f} MB free",
+                "Free some space, or lower calibration.samples or calibration.length, and run the "
+                "same command again: it goes on from the last finished block",
+            ) from error
+
+    def read(self, index: int) -> torch.Tensor:
+        """Return batch ``index`` (float32, CPU, memory of its own)."""
+        out = torch.empty(self.shapes[index], dtype=torch.float32)
+        view = memoryview(out.numpy().reshape(-1).view("u1"))
+        offset = self._offset(index)
+        while len(view):
+            got = os.preadv(self._fd, [view], offset)
+            if got == 0:
+                raise CompressError(
+                    f"{len(view)} more bytes of activations in {self.path.name}",
+                    "the end of the file",
+                    "The work folder was changed by something else; start the run in a new folder",
+                )
+            view, offset = view[got:], offset + got
+        return out
+
+    def sync(self) -> None:
+        """Make what was written survive a crash of the machine."""
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def remove(self) -> None:
+        """Close and delete the file."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+    def _offset(self, index: int) -> int:
+        return sum(4 * torch.Size(shape).numel() for shape in self.shapes[:index])

@@ -1,0 +1,251 @@
+"""Run one block over all calibration batches, site by site, computing nothing twice.
+
+A calibrated method wants the inputs of each linear *given that everything before it is compressed
+already* ("true sequential", Frantar et al. 2023). Done naively, each of the four sites of a block
+costs another forward pass over all batches. Here the block is paused instead: the input of an
+output projection is stored when the run reaches it, and the next run starts from there, because the
+module that produced it (the *core*: attention, MLP) is replaced by a stub that returns the stored
+value. Every matrix product of the block is then done exactly once, and memory holds one batch.
+
+Nothing is assumed about the code of the block except what a first forward shows: that a core's
+output is the output projection's result (or its input, where the projection lies outside). Where
+that does not hold, the core is simply run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress.calibrate.activations import Activations
+from compress.models.anatomy import ATTENTION_OUT, DOWN, OTHER, BlockAnatomy, Site
+
+
+class _Reached(Exception):
+    """Ends a forward pass once it has come to the site that was asked for."""
+
+
+@dataclass
+class BlockCall:
+    """How the model calls a block: arguments besides the hidden states, for a batch shape."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    hidden_keyword: str | None = None  # None: hidden states are the first positional argument
+
+    def __call__(self, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        if self.hidden_keyword is None:
+            out = block(hidden, *self.args, **self.kwargs)
+        else:
+            out = block(*self.args, **{self.hidden_keyword: hidden}, **self.kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+
+@dataclass
+class _Cut:
+    """A stored place inside the block from which later runs start."""
+
+    site: Site
+    core: str
+    inside: bool  # the output projection is part of the core
+    template: Any  # structure of the core's output, tensors replaced by None
+    inputs: Activations | None = None  # of the output projection, before it is final
+    outputs: Activations | None = None  # of the core
+
+
+class BlockReplay:
+    """Visits the sites of one block in the order of execution.
+
+    Args:
+        block: the block, with real weights, in eval mode.
+        anatomy: its sites.
+        inputs: hidden states entering the block, a batch an entry.
+        calls: how to call the block, one entry a batch.
+        scratch: folder for intermediate activations.
+        device: where the block lives.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        anatomy: BlockAnatomy,
+        inputs: Activations,
+        calls: list[BlockCall],
+        scratch: Path,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.block, self.anatomy, self.inputs, self.calls = block, anatomy, inputs, calls
+        self.scratch, self.device = scratch, torch.device(device)
+        self._cuts: dict[str, _Cut] = {}
+        self._batch = 0
+
+    def visit(self, site: Site, observe: Callable[[str, torch.Tensor], None]) -> None:
+        """Run all batches up to ``site`` and pass on its input, ``observe(linear name, x)``.
+
+        ``x`` is [..., in_features]; for a site of several linears it is reported once, under the
+        first name. Sites must be visited in the order of the anatomy; skipping some is fine.
+        """
+        if site.kind == OTHER:
+            self._observe_everything(site, observe)
+            return
+        cut = self._prepare_cut(site)
+
+        def reached(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            observe(site.linears[0], args[0])
+            if cut is not None:
+                cut.inputs.write(self._batch, args[0])
+            raise _Reached
+
+        with ExitStack() as stack:
+            for name in site.linears:
+                hook = self.block.get_submodule(name).register_forward_pre_hook(reached)
+                stack.callback(hook.remove)
+            for _ in self._run():
+                pass
+
+    def keep_columns(self, site: Site, columns: torch.Tensor) -> None:
+        """Drop features of a visited output projection's stored input (its layer was narrowed)."""
+        cut = self._cuts.get(site.kind)
+        if cut is None or cut.inputs is None:
+            return
+        wide = cut.inputs
+        narrow = Activations(wide.path.with_suffix(".narrow"))
+        for i in range(len(wide)):
+            narrow.write(i, wide.read(i)[..., columns.cpu()])
+        wide.remove()
+        cut.inputs = narrow
+
+    def finish(self, consume: Callable[[int, torch.Tensor], None]) -> None:
+        """Run all batches through the block as it is now: ``consume(batch index, output)``."""
+        for output in self._run():
+            consume(self._batch, output)
+        self.close()
+
+    def close(self) -> None:
+        """Delete the intermediate activations."""
+        for cut in self._cuts.values():
+            for stored in (cut.inputs, cut.outputs):
+                if stored is not None:
+                    stored.remove()
+        self._cuts = {}
+
+    def _run(self) -> Iterator[torch.Tensor]:
+        """Forward every batch from the latest cut; yields outputs of batches that reach the end."""
+        with torch.no_grad(), ExitStack() as stack:
+            for cut in self._cuts.values():
+                if cut.outputs is not None or cut.inputs is not None:
+                    stack.enter_context(self._resumed(cut))
+            for self._batch in range(len(self.inputs)):
+                hidden = self.inputs.read(self._batch).to(self.device)
+                try:
+                    output = self.calls[self._batch](self.block, hidden)
+                except _Reached:
+                    continue
+                yield output
+        for cut in self._cuts.values():
+            # What was computed from stored inputs in this run is stored itself now.
+            if cut.outputs is not None and cut.inputs is not None:
+                cut.inputs.remove()
+                cut.inputs = None
+
+    @contextmanager
+    def _resumed(self, cut: _Cut) -> Iterator[None]:
+        """Replace a core by a stub that returns what is stored, or what follows from it."""
+        core = self.block.get_submodule(cut.core)
+        project = self.block.get_submodule(cut.site.linears[0])
+        # Only the attention's result is needed by several runs; the FFN's ends the block.
+        keep = cut.outputs is None and cut.inside and cut.site.kind == ATTENTION_OUT
+        fresh = Activations(self._file(cut.site.kind, "outputs")) if keep else None
+
+        def stub(*_args: Any, **_kwargs: Any) -> Any:
+            if cut.outputs is not None and fresh is None:
+                value = cut.outputs.read(self._batch).to(self.device)
+            else:
+                value = cut.inputs.read(self._batch).to(self.device)
+                value = project(value) if cut.inside else value
+                if fresh is not None:
+                    fresh.write(self._batch, value)
+            if not isinstance(cut.template, tuple):
+                return value
+            return tuple(value if item is _VALUE else item for item in cut.template)
+
+        core.forward = stub
+        try:
+            yield
+        finally:
+            del core.forward
+            if fresh is not None and len(fresh) == len(self.inputs):
+                cut.outputs = fresh
+
+    def _prepare_cut(self, site: Site) -> _Cut | None:
+        """Learn how to restart behind ``site``'s producers; None where there is nothing to learn."""
+        if site.kind not in (ATTENTION_OUT, DOWN) or site.core is None:
+            return None
+        cut = self._probe(site)
+        if cut is not None:
+            cut.inputs = Activations(self._file(site.kind, "inputs"))
+            self._cuts[site.kind] = cut
+        return cut
+
+    def _probe(self, site: Site) -> _Cut | None:
+        """Run one sequence to see what the core returns and where the projection's value is in it."""
+        core = self.block.get_submodule(site.core)
+        project = self.block.get_submodule(site.linears[0])
+        inside = core is project or any(m is project for m in core.modules())
+        seen: dict[str, Any] = {}
+        hooks = [
+            core.register_forward_hook(lambda _m, _a, out: seen.update(core=out)),
+            project.register_forward_hook(
+                lambda _m, a, out: seen.update(project=out, projected=a[0])
+            ),
+        ]
+        batch, self._batch = self._batch, 0
+        try:
+            with torch.no_grad(), ExitStack() as stack:
+                for cut in self._cuts.values():
+                    stack.enter_context(self._resumed(cut))
+                self.calls[0](self.block, self.inputs.read(0).to(self.device))
+        finally:
+            self._batch = batch
+            for hook in hooks:
+                hook.remove()
+        wanted = seen.get("project" if inside else "projected")
+        output = seen.get("core")
+        items = output if isinstance(output, tuple) else (output,)
+        matches = [
+            isinstance(item, torch.Tensor)
+            and wanted is not None
+            and item.shape == wanted.shape
+            and torch.equal(item, wanted)
+            for item in items
+        ]
+        if sum(matches) != 1:
+            return None
+        template = tuple(
+            _VALUE if match else item for match, item in zip(matches, items, strict=True)
+        )
+        return _Cut(site, site.core, inside, template if isinstance(output, tuple) else _VALUE)
+
+    def _observe_everything(
+        self, site: Site, observe: Callable[[str, torch.Tensor], None]
+    ) -> None:
+        with ExitStack() as stack:
+            for name in site.linears:
+                hook = self.block.get_submodule(name).register_forward_pre_hook(
+                    lambda _m, args, name=name: observe(name, args[0])
+                )
+                stack.callback(hook.remove)
+            for _ in self._run():
+                pass
+
+    def _file(self, kind: str, what: str) -> Path:
+        return self.scratch / f"{kind}-{what}.bin"
+
+
+_VALUE = object()  # marks, in a template, the place of the stored tensor

@@ -1,0 +1,66 @@
+"""What methods may know about the inputs of a linear: moments and the Gram matrix."""
+
+from __future__ import annotations
+
+import torch
+
+NOTHING, MOMENTS, GRAM = "nothing", "moments", "gram"
+
+# Above this width the Gram matrix is built from column panels of its upper triangle only, which
+# saves up to half of the multiplications; below it one full product is faster.
+_PANEL = 128
+
+
+class InputStatistics:
+    """Sums over the rows of all inputs seen: count, squares, absolute values and, if asked, X^T X.
+
+    Args:
+        width: number of input features.
+        kind: ``moments`` or ``gram`` (moments and the Gram matrix [width, width]).
+        device: where the sums live.
+    """
+
+    def __init__(self, width: int, kind: str, device: torch.device | str = "cpu") -> None:
+        self.width, self.kind, self.count = width, kind, 0
+        self._gram = torch.zeros(width, width, device=device) if kind == GRAM else None
+        self._square = torch.zeros(width, device=device)
+        self._absolute = torch.zeros(width, device=device)
+
+    def update(self, x: torch.Tensor) -> None:
+        """Add inputs ``x`` [..., width]."""
+        rows = x.detach().reshape(-1, self.width)
+        self.count += rows.shape[0]
+        if self._gram is None:
+            self._square += rows.square().sum(0)
+            self._absolute += rows.abs().sum(0)
+        elif rows.is_cuda or self.width < 2 * _PANEL:
+            self._gram.addmm_(rows.t(), rows)
+        else:
+            for start in range(0, self.width, _PANEL):
+                stop = min(start + _PANEL, self.width)
+                self._gram[:stop, start:stop].addmm_(rows[:, :stop].t(), rows[:, start:stop])
+
+    @property
+    def gram(self) -> torch.Tensor:
+        """X^T X, symmetric [width, width] (not divided by the count)."""
+        if self._gram is None:
+            raise ValueError("these statistics were collected without the Gram matrix")
+        return torch.triu(self._gram) + torch.triu(self._gram, 1).t()
+
+    @property
+    def norm(self) -> torch.Tensor:
+        """Root mean square of each feature [width]."""
+        square = self._square if self._gram is None else self._gram.diagonal()
+        return (square / max(self.count, 1)).sqrt()
+
+    @property
+    def mean_absolute(self) -> torch.Tensor:
+        """Mean absolute value of each feature [width] (moments only)."""
+        return self._absolute / max(self.count, 1)
+
+    def keep(self, columns: torch.Tensor) -> None:
+        """Forget all features but ``columns``."""
+        self.width = len(columns)
+        self._square, self._absolute = self._square[columns], self._absolute[columns]
+        if self._gram is not None:
+            self._gram = self.gram[columns][:, columns]

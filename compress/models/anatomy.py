@@ -1,0 +1,235 @@
+"""The anatomy of a transformer: its blocks, and in each block the linears by role.
+
+A *site* is a set of linears that read the same input: query/key/value, the attention output
+projection, the FFN's producers (up and gate), the FFN's output projection. Methods see sites, never
+module names. Roles are inferred from names and shapes; :mod:`compress.models.families` adds what a
+module tree cannot show.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from compress.errors import CompressError
+from compress.models.families import CONCATENATED, FAMILIES, INTERLEAVED, SEPARATE, Family
+from compress.models.linears import features, is_linear
+
+QKV, ATTENTION_OUT, UP, DOWN, OTHER = "qkv", "attention_out", "up", "down", "other"
+
+# The first pattern that matches the end of a linear's path inside its block gives its role.
+_ROLES: tuple[tuple[str, str], ...] = (
+    (QKV, r"(q_proj|k_proj|v_proj|q_lin|k_lin|v_lin|query|key|value|to_q|to_k|to_v)$"),
+    (QKV, r"(c_attn|qkv_proj|query_key_value|Wqkv|in_proj|qkv)$"),
+    (ATTENTION_OUT, r"(attn|attention)\.(o_proj|out_proj|out_lin|c_proj|dense|Wo|proj)$"),
+    (ATTENTION_OUT, r"(attention\.output\.dense|to_out\.0)$"),
+    (UP, r"(gate_proj|up_proj|gate_up_proj|fc1|lin1|c_fc|dense_h_to_4h|Wi|fc_in|w1|w3)$"),
+    (UP, r"(intermediate\.dense|^ffn)$"),
+    (DOWN, r"(down_proj|fc2|lin2|mlp\.c_proj|dense_4h_to_h|mlp\.Wo|ffn_output|fc_out|w2)$"),
+    (DOWN, r"output\.dense$"),
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Linears that share one input, and the module whose forward a replay may skip to get there.
+
+    Attributes:
+        kind: qkv, attention_out, up, down, or other (a block whose roles are not known).
+        linears: paths inside the block, in the order query, key, value or gate, up.
+        core: for attention_out and down, the smallest module that holds the producers of this
+            site's input (None where there is no such module).
+    """
+
+    kind: str
+    linears: tuple[str, ...]
+    core: str | None = None
+
+
+@dataclass(frozen=True)
+class BlockAnatomy:
+    """One block: where it is, its sites in the order of execution, its widths.
+
+    ``heads``, ``kv_heads``, ``head_dim`` and ``ffn`` are 0 where the block has no such part.
+    """
+
+    path: str
+    index: int
+    sites: tuple[Site, ...]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    family: Family
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        return tuple(name for site in self.sites for name in site.linears)
+
+    def site(self, kind: str) -> Site | None:
+        return next((s for s in self.sites if s.kind == kind), None)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return {"heads": self.heads, "kv_heads": self.kv_heads, "ffn": self.ffn}
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A model's blocks and family.
+
+    Attributes:
+        model_type: the stock model type (without our prefix).
+        blocks_path: path of the ModuleList of blocks inside the model.
+    """
+
+    model_type: str
+    family: Family
+    blocks_path: str
+    blocks: tuple[BlockAnatomy, ...]
+    applications: int  # how often blocks run in one forward; more than len(blocks) where shared
+
+    @cached_property
+    def prefix(self) -> str:
+        return self.blocks_path + "."
+
+    def is_outer(self, tensor_name: str) -> bool:
+        """True for tensors outside every block: embeddings, final norm, head."""
+        return not tensor_name.startswith(self.prefix)
+
+
+def stock_type(config: PreTrainedConfig) -> str:
+    """Return the model type that the checkpoint had before it got modules of ours."""
+    return config.model_type.removeprefix("compress_")
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """Return the family entry of a config, or the default one for a type without an entry."""
+    return FAMILIES.get(stock_type(config), Family())
+
+
+def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Return the path and the list of the model's transformer blocks.
+
+    The longest ModuleList whose members hold linears; ALBERT's single shared layer counts as a list
+    of one.
+
+    Raises:
+        CompressError: the model has no such list (not a transformer of a known build).
+    """
+    best: tuple[str, nn.ModuleList] | None = None
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or len(module) == 0:
+            continue
+        if not any(is_linear(m) for m in module[0].modules()):
+            continue
+        # The innermost list wins among equals: ALBERT nests groups of layers.
+        if best is None or len(module) > len(best[1]) or path.startswith(best[0] + "."):
+            best = (path, module)
+    if best is None:
+        raise CompressError(
+            "a transformer with a list of blocks that hold linear layers",
+            f"{type(model).__name__} ({model.config.model_type})",
+            "Supported families are listed by `compress methods --families`; a new one needs an "
+            "entry in compress/models/families.py",
+        )
+    return best
+
+
+def anatomy_of(model: PreTrainedModel) -> Anatomy:
+    """Infer the anatomy of a model, real or on the meta device.
+
+    Raises:
+        CompressError: no blocks were found.
+    """
+    config = model.config
+    family = family_of(config)
+    path, blocks = find_blocks(model)
+    anatomies = tuple(
+        block_anatomy(block, f"{path}.{i}", i, config, family) for i, block in enumerate(blocks)
+    )
+    applications = getattr(config, family.layers) if family.shared_blocks else len(blocks)
+    return Anatomy(stock_type(config), family, path, anatomies, applications)
+
+
+def block_anatomy(
+    block: nn.Module, path: str, index: int, config: PreTrainedConfig, family: Family
+) -> BlockAnatomy:
+    """Infer one block's sites and widths from its modules as they are now."""
+    from compress.modules import LowRankLinear
+
+    names = [n for n, m in block.named_modules() if is_linear(m) or isinstance(m, LowRankLinear)]
+    # The two factors of a low-rank pair act as the one linear that they replaced.
+    pairs = {n for n, m in block.named_modules() if isinstance(m, LowRankLinear)}
+    names = [n for n in names if n.rpartition(".")[0] not in pairs]
+    roles: dict[str, list[str]] = {}
+    for name in names:
+        roles.setdefault(_role(name), []).append(name)
+    if OTHER in roles or len(roles.get(ATTENTION_OUT, [])) > 1 or len(roles.get(DOWN, [])) > 1:
+        sites: tuple[Site, ...] = (Site(OTHER, tuple(names)),) if names else ()
+        return BlockAnatomy(path, index, sites, 0, 0, 0, 0, family)
+    order = {key: i for i, key in enumerate("qkv")}
+    roles.get(QKV, []).sort(key=lambda n: order.get(n.rpartition(".")[2].removeprefix("to_")[0], 0))
+    sites = tuple(
+        Site(kind, tuple(roles[kind]), _core(kind, roles))
+        for kind in (QKV, ATTENTION_OUT, UP, DOWN)
+        if kind in roles
+    )
+    heads, kv_heads, head_dim = _heads(block, roles, config, family)
+    ffn = _size(block, roles[DOWN][0])[1] if DOWN in roles else 0
+    return BlockAnatomy(path, index, sites, heads, kv_heads, head_dim, ffn, family)
+
+
+def _role(name: str) -> str:
+    return next((role for role, pattern in _ROLES if re.search(pattern, name)), OTHER)
+
+
+def _core(kind: str, roles: dict[str, list[str]]) -> str | None:
+    """Smallest module that holds the producers of an output projection, for replays to skip."""
+    producers = {ATTENTION_OUT: QKV, DOWN: UP}.get(kind)
+    if producers is None or producers not in roles:
+        return None
+    parts = [n.split(".")[:-1] for n in roles[producers]]
+    common = parts[0]
+    for other in parts[1:]:
+        common = [a for a, b in zip(common, other, strict=False) if a == b]
+    return ".".join(common) or None
+
+
+def _size(block: nn.Module, name: str) -> tuple[int, int]:
+    module = block.get_submodule(name)
+    if is_linear(module):
+        return features(module)
+    return module.out_features, module.in_features
+
+
+def _heads(
+    block: nn.Module, roles: dict[str, list[str]], config: PreTrainedConfig, family: Family
+) -> tuple[int, int, int]:
+    if QKV not in roles or ATTENTION_OUT not in roles:
+        return 0, 0, 0
+    head_dim = getattr(config, "head_dim", None)
+    if head_dim is None:
+        head_dim = config.hidden_size // _global(config, family.heads)
+    heads = _size(block, roles[ATTENTION_OUT][0])[1] // head_dim
+    if family.qkv_layout == SEPARATE:
+        kv_heads = _size(block, roles[QKV][1])[0] // head_dim if len(roles[QKV]) > 1 else heads
+    elif family.qkv_layout in (CONCATENATED, INTERLEAVED):
+        kv_heads = (_size(block, roles[QKV][0])[0] // head_dim - heads) // 2
+    return heads, kv_heads, head_dim
+
+
+def _global(config: PreTrainedConfig, name: str) -> int:
+    """Read a config field that may differ by layer: the global value is what head sizes rest on."""
+    if getattr(config, "is_heterogeneous", False):
+        allowed = config.allow_global_per_layer_attribute_access
+        config.allow_global_per_layer_attribute_access = True
+        try:
+            return getattr(config, name)
+        finally:
+            config.allow_global_per_layer_attribute_access = allowed
+    return getattr(config, name)

@@ -1,0 +1,101 @@
+"""What cannot be read off a module tree: one small table a family.
+
+Names of linears, their roles and their widths are inferred (see :mod:`compress.models.anatomy`). A
+family needs an entry here only where its config fields have other names, where projections are
+fused, or where its attention modules keep a size in an attribute that a narrower layer must change.
+Adding a family means adding an entry, not code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+SEPARATE = "separate"  # one linear a projection
+CONCATENATED = "concatenated"  # one linear, rows are [q | k | v] or [gate | up]
+INTERLEAVED = "interleaved"  # one linear, rows are [head, (q, k, v), head_dim] (GPT-NeoX)
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a model type names things in its config, and how it fuses projections.
+
+    Attributes:
+        layers: config field that holds the number of blocks.
+        heads, kv_heads: config fields for attention heads and key/value heads (None: as many as heads).
+        head_dim: config field that fixes the head width independently of the number of heads, or
+            None where the class computes ``hidden_size // heads``; with None a stock config cannot
+            describe a block with fewer heads.
+        ffn: config field that holds the FFN width.
+        qkv_layout, up_layout: how the producers of attention and FFN are fused.
+        attributes: module path inside a block -> {attribute: expression}, sizes that the block's
+            ``forward`` reads and that must follow the pruned widths. Expressions: ``heads``,
+            ``kv_heads``, ``attention_width`` (heads x head_dim), ``ffn``.
+        shared_blocks: all layers are the same module (ALBERT), so no layer can differ or go.
+    """
+
+    layers: str = "num_hidden_layers"
+    heads: str = "num_attention_heads"
+    kv_heads: str | None = None
+    head_dim: str | None = None
+    ffn: str = "intermediate_size"
+    qkv_layout: str = SEPARATE
+    up_layout: str = SEPARATE
+    attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    shared_blocks: bool = False
+
+
+_LLAMA = Family(
+    kv_heads="num_key_value_heads",
+    head_dim="head_dim",
+    attributes={"self_attn": {"num_heads": "heads", "num_key_value_heads": "kv_heads"}},
+)
+_BERT = Family(
+    attributes={
+        "attention.self": {"num_attention_heads": "heads", "all_head_size": "attention_width"}
+    }
+)
+
+FAMILIES: dict[str, Family] = {
+    **dict.fromkeys(
+        (
+            "llama mistral qwen2 qwen3 gemma gemma2 gemma3_text smollm3 olmo olmo2 granite cohere"
+            " cohere2 starcoder2 stablelm helium glm4"
+        ).split(),
+        _LLAMA,
+    ),
+    "phi3": Family(
+        kv_heads="num_key_value_heads",
+        head_dim="head_dim",
+        qkv_layout=CONCATENATED,
+        up_layout=CONCATENATED,
+        attributes={"self_attn": {"num_key_value_heads": "kv_heads"}},
+    ),
+    "gpt2": Family(
+        layers="n_layer",
+        heads="n_head",
+        ffn="n_inner",
+        qkv_layout=CONCATENATED,
+        attributes={"attn": {"num_heads": "heads", "split_size": "attention_width"}},
+    ),
+    "gpt_neox": Family(
+        qkv_layout=INTERLEAVED, attributes={"attention": {"num_attention_heads": "heads"}}
+    ),
+    "opt": Family(ffn="ffn_dim", attributes={"self_attn": {"num_heads": "heads"}}),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra", "esm"), _BERT),
+    "distilbert": Family(
+        layers="n_layers",
+        heads="n_heads",
+        ffn="hidden_dim",
+        attributes={"attention": {"n_heads": "heads"}},
+    ),
+    "albert": Family(shared_blocks=True),
+    "modernbert": Family(
+        qkv_layout=CONCATENATED,
+        up_layout=CONCATENATED,
+        attributes={"attn": {"num_heads": "heads", "all_head_size": "attention_width"}},
+    ),
+    **dict.fromkeys(
+        ("vit", "deit"), Family(attributes={"attention": {"num_heads": "heads"}})
+    ),
+}

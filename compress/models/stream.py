@@ -1,0 +1,280 @@
+"""One block in memory at a time: a model whose weights stay in safetensors until they are needed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from compress.calibrate.activations import Activations
+from compress.calibrate.replay import BlockCall
+from compress.errors import CompressError
+from compress.models.anatomy import Anatomy, anatomy_of
+
+
+def model_class(config: PreTrainedConfig) -> type:
+    """Return the AutoModel class for what the checkpoint's ``architectures`` says it is.
+
+    Raises:
+        CompressError: the architecture has no task head that the toolkit knows.
+    """
+    import transformers
+
+    architecture = (config.architectures or [""])[0]
+    for suffix, auto in (
+        ("ForCausalLM", "AutoModelForCausalLM"),
+        ("LMHeadModel", "AutoModelForCausalLM"),
+        ("ForMaskedLM", "AutoModelForMaskedLM"),
+        ("ForSequenceClassification", "AutoModelForSequenceClassification"),
+        ("ForImageClassification", "AutoModelForImageClassification"),
+        ("Model", "AutoModel"),
+    ):
+        if architecture.endswith(suffix):
+            return getattr(transformers, auto)
+    raise CompressError(
+        "a checkpoint whose config.json names its architecture (…ForCausalLM, …ForMaskedLM, "
+        "…ForSequenceClassification)",
+        repr(architecture) if architecture else "no `architectures` entry",
+        "Add the entry to config.json",
+    )
+
+
+def build_meta(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Build the model on the meta device: shapes without memory."""
+    with torch.device("meta"):
+        model = model_class(config).from_config(
+            config, trust_remote_code=trust_remote_code, dtype=torch.float32
+        )
+    return model.eval()
+
+
+class StreamedModel:
+    """A model on the meta device, and the means to fill and release its parts.
+
+    Args:
+        model: on the meta device (streamed) or real (live; filling and releasing then do nothing).
+        tensors: where weights come from, an object with ``names()`` and ``get(name, dtype)``; None
+            for a live model.
+        device: where blocks are computed.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tensors: Any = None, device: torch.device | str = "cpu"
+    ) -> None:
+        self.model, self.tensors, self.device = model, tensors, torch.device(device)
+        self.anatomy: Anatomy = anatomy_of(model)
+
+    @property
+    def live(self) -> bool:
+        return self.tensors is None
+
+    def block(self, index: int) -> nn.Module:
+        return self.model.get_submodule(self.anatomy.blocks[index].path)
+
+    def block_tensors(self, index: int) -> dict[str, torch.Tensor]:
+        """Read one block's stored tensors, names relative to the block."""
+        prefix = self.anatomy.blocks[index].path + "."
+        names = [n for n in self.tensors.names() if n.startswith(prefix)]
+        return {n.removeprefix(prefix): self.tensors.get(n) for n in names}
+
+    def outer_names(self) -> list[str]:
+        """Names of stored tensors that belong to no block."""
+        return [n for n in self.tensors.names() if self.anatomy.is_outer(n)]
+
+    def fill_outer(self) -> None:
+        """Give embeddings, norms and head their weights; buffers are recomputed by their class."""
+        if self.live:
+            return
+        prefix = self.anatomy.prefix
+        state = {n: self.tensors.get(n, torch.float32) for n in self.outer_names()}
+        state = {n: t.to(self.device) for n, t in state.items()}
+        load_outer(self.model, state, prefix)
+        self._fill_buffers(prefix)
+
+    def release_outer(self) -> None:
+        """Return the outer parameters to the meta device."""
+        if not self.live:
+            for name, module in self.model.named_modules():
+                if self.anatomy.is_outer(name + "."):
+                    release(module, recurse=False)
+
+    def release_block(self, index: int) -> None:
+        if not self.live:
+            release(self.block(index))
+
+    def _fill_buffers(self, prefix: str) -> None:
+        """Non-persistent buffers (rotary frequencies, position ids) are not in any file: build the
+        owning modules anew on the CPU and take theirs."""
+        for name, module in self.model.named_modules():
+            owned = [n for n, b in module.named_buffers(recurse=False) if b.is_meta]
+            if not owned or (name + ".").startswith(prefix):
+                continue
+            fresh = rebuild(module, self.model.config)
+            for buffer in owned:
+                module._buffers[buffer] = fresh._buffers[buffer].to(self.device)
+            for key, value in vars(fresh).items():
+                # Rotary classes keep a second reference to their frequencies as an attribute.
+                if isinstance(value, torch.Tensor):
+                    setattr(module, key, value.to(self.device))
+
+
+def rebuild(module: nn.Module, config: PreTrainedConfig) -> nn.Module:
+    """Construct a fresh CPU instance of a parameter-free module from the model's config."""
+    accepted = inspect.signature(type(module).__init__).parameters
+    if "config" not in accepted:
+        raise CompressError(
+            "buffers that can be rebuilt from the config",
+            f"{type(module).__name__}, whose buffers are in no checkpoint",
+            "Load the model in memory and use compress.apply on it",
+        )
+    with torch.device("cpu"):
+        return type(module)(getattr(module, "config", config))
+
+
+def release(module: nn.Module, recurse: bool = True) -> None:
+    """Put a module's parameters back on the meta device, which frees their memory."""
+    for m in module.modules() if recurse else [module]:
+        for name, parameter in list(m._parameters.items()):
+            if parameter is not None and not parameter.is_meta:
+                m._parameters[name] = nn.Parameter(
+                    parameter.data.to("meta"), requires_grad=parameter.requires_grad
+                )
+        for name in m._buffers:
+            if m._buffers[name] is not None and name not in m._non_persistent_buffers_set:
+                m._buffers[name] = m._buffers[name].to("meta")
+
+
+def load_outer(model: PreTrainedModel, state: dict[str, torch.Tensor], prefix: str) -> None:
+    """Assign outer tensors and restore ties; anything that stays on meta is an error.
+
+    Raises:
+        CompressError: the checkpoint lacks an outer tensor.
+    """
+    for name, tensor in state.items():
+        owner_name, _, leaf = name.rpartition(".")
+        try:
+            owner = model.get_submodule(owner_name)
+        except AttributeError:
+            continue  # a tensor of another head than this class has
+        if leaf in owner._parameters:
+            if owner._parameters[leaf].shape != tensor.shape:
+                raise CompressError(
+                    f"{name} of shape {list(owner._parameters[leaf].shape)} as config.json says",
+                    f"{list(tensor.shape)}",
+                    "The config and the weights belong to different models",
+                )
+            owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+        elif leaf in owner._buffers:
+            owner._buffers[leaf] = tensor
+    model.tie_weights()
+    missing = [
+        n for n, p in model.named_parameters() if p.is_meta and not n.startswith(prefix)
+    ]
+    if missing:
+        raise CompressError(
+            "weights for every layer of the model", f"none for {', '.join(missing[:3])}",
+            "The checkpoint is incomplete or of another architecture than config.json says",
+        )
+
+
+class _Captured(Exception):
+    """Ends a model's forward once its first block has been called."""
+
+
+def capture_inputs(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    batches: Iterable[dict[str, torch.Tensor]],
+    inputs: Activations,
+) -> list[list[BlockCall]]:
+    """Embed all batches and learn how the model calls its blocks.
+
+    Writes the hidden states that enter the first block to ``inputs``.
+
+    Returns:
+        calls[block][batch]. Batches of one shape share the argument objects.
+    """
+    blocks = [model.get_submodule(b.path) for b in anatomy.blocks]
+    calls: list[list[BlockCall]] = [[] for _ in blocks]
+    by_shape: dict[tuple[int, ...], list[BlockCall]] = {}
+    for index, batch in enumerate(batches):
+        shape = tuple(next(iter(batch.values())).shape)
+        first_time = shape not in by_shape
+        recorded: list[BlockCall] = []
+        with torch.no_grad(), _recording(blocks, recorded, inputs, index, every=first_time):
+            try:
+                _forward(model, batch)
+            except _Captured:
+                pass
+        if first_time:
+            by_shape[shape] = recorded
+        for position, call in enumerate(by_shape[shape]):
+            calls[position].append(call)
+    return calls
+
+
+class _recording:
+    """Stubs all blocks of a model: the first stores its input, each notes its arguments."""
+
+    def __init__(self, blocks, recorded, inputs, index, every: bool) -> None:
+        self.blocks, self.recorded, self.inputs = blocks, recorded, inputs
+        self.index, self.every = index, every
+
+    def __enter__(self) -> None:
+        for position, block in enumerate(self.blocks):
+            block.forward = self._stub(position, inspect.signature(type(block).forward))
+
+    def __exit__(self, *_exc: object) -> None:
+        for block in self.blocks:
+            del block.forward
+
+    def _stub(self, position: int, signature: inspect.Signature):
+        first_name = list(signature.parameters)[1]
+
+        def stub(*args: Any, **kwargs: Any) -> Any:
+            if args:
+                call = BlockCall(args[1:], kwargs)
+                hidden = args[0]
+            else:
+                hidden = kwargs.pop(first_name)
+                call = BlockCall((), kwargs, first_name)
+            if position == 0:
+                self.inputs.write(self.index, hidden)
+                if not self.every:
+                    raise _Captured
+            self.recorded.append(call)
+            return hidden
+
+        return stub
+
+
+def _forward(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Any:
+    accepted = inspect.signature(type(model).forward).parameters
+    extra = {"use_cache": False} if "use_cache" in accepted else {}
+    return model(**batch, **extra)
+
+
+def tail_logits(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    batch: dict[str, torch.Tensor],
+    hidden: torch.Tensor,
+) -> torch.Tensor:
+    """Logits of a batch from the hidden states that left the last block.
+
+    Runs the model's own forward with the blocks replaced by stubs, so that final norms, heads,
+    scalings and soft caps are the model's.
+    """
+    blocks = [model.get_submodule(b.path) for b in anatomy.blocks]
+    for block in blocks:
+        block.forward = lambda *_a, **_k: hidden
+    try:
+        with torch.no_grad():
+            return _forward(model, batch).logits
+    finally:
+        for block in blocks:
+            del block.forward
