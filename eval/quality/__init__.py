@@ -1,0 +1,1 @@
+"""How good a model is: perplexity, masked likelihood and lm-eval tasks."""
