@@ -1,0 +1,220 @@
+"""One block as stored tensors plus a record of how it differs from the config's, and back."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from compress.checkpoint.packing import check_names, check_shape, pack, unpack
+from compress.checkpoint.widths import resize_block
+from compress.errors import CompressError
+from compress.models.anatomy import BlockAnatomy
+from compress.models.linears import features, is_linear
+from compress.modules import LowRankLinear, QuantizedLinear
+from compress.quantization import QuantScheme
+
+
+class LowRank(BaseModel):
+    """A linear is a :class:`~compress.modules.LowRankLinear` of this rank."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["low_rank"] = "low_rank"
+    rank: int = Field(ge=1)
+
+
+class Replaced(BaseModel):
+    """A GPT-2 ``Conv1D`` is an ``nn.Linear``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["linear"] = "linear"
+
+
+ModuleSpec = Annotated[LowRank | Replaced, Field(discriminator="kind")]
+
+
+class BlockRecord(BaseModel):
+    """How one block is built and stored; everything that its tensors alone do not say.
+
+    Attributes:
+        widths: heads, kv_heads and ffn of the block as it is (0 where it has no such part).
+        modules: path in the block -> the new module there.
+        quantization: path of a quantised linear -> its scheme.
+        zeros: path of a linear -> "N:M" or "unstructured", as a sparsity step noted it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    widths: dict[str, int] = Field(default_factory=dict)
+    modules: dict[str, ModuleSpec] = Field(default_factory=dict)
+    quantization: dict[str, QuantScheme] = Field(default_factory=dict)
+    zeros: dict[str, str] = Field(default_factory=dict)
+
+
+def record_block(block: nn.Module, anatomy: BlockAnatomy) -> BlockRecord:
+    """Read the record off a block's modules.
+
+    Args:
+        anatomy: of the block as it is now.
+    """
+    modules: dict[str, LowRank | Replaced] = {}
+    quantization: dict[str, QuantScheme] = {}
+    zeros: dict[str, str] = {}
+    for name, module in block.named_modules():
+        if isinstance(module, LowRankLinear):
+            modules[name] = LowRank(rank=module.rank)
+        elif getattr(module, "was_conv1d", False):
+            modules[name] = Replaced()
+        if isinstance(module, QuantizedLinear):
+            quantization[name] = module.scheme
+        if is_linear(module) and getattr(module, "zeros", None):
+            zeros[name] = module.zeros
+    return BlockRecord(
+        widths=anatomy.widths, modules=modules, quantization=quantization, zeros=zeros
+    )
+
+
+def dump_block(
+    block: nn.Module, anatomy: BlockAnatomy, dtype: torch.dtype
+) -> tuple[dict[str, torch.Tensor], BlockRecord]:
+    """Return a block's tensors in storage form, names relative to the block, and its record.
+
+    Args:
+        anatomy: of the block as it is now.
+        dtype: of floating tensors in the file, scales included.
+
+    Returns:
+        Contiguous tensors in a stable order; those already in ``dtype`` share the block's memory.
+    """
+    record = record_block(block, anatomy)
+    stored: dict[str, torch.Tensor] = {}
+    for name, tensor in block.state_dict().items():
+        owner, _, leaf = name.rpartition(".")
+        if owner in record.quantization and leaf.startswith("weight"):
+            if leaf == "weight":
+                packed = pack(block.get_submodule(owner), dtype)
+                stored.update((f"{owner}.{key}", packed[key]) for key in sorted(packed))
+            continue
+        if tensor.is_floating_point():
+            tensor = tensor.to(dtype)
+        stored[name] = tensor.detach().contiguous()
+    return stored, record
+
+
+def load_block(
+    block: nn.Module,
+    tensors: dict[str, torch.Tensor],
+    record: BlockRecord,
+    dtype: torch.dtype = torch.float32,
+    anatomy: BlockAnatomy | None = None,
+) -> None:
+    """Fill a block from its stored tensors: the inverse of :func:`dump_block`.
+
+    The block's modules, widths included, are made what the record says; parameters are assigned,
+    so that a block on the meta device comes to life.
+
+    Args:
+        block: as its class builds it from the config (meta or real).
+        tensors: names relative to the block.
+        dtype: of floating parameters in memory.
+        anatomy: of ``block`` as it is before this call; needed where the record's widths are not
+            those that the block was built with.
+
+    Raises:
+        CompressError: a tensor is missing, unexpected or of another shape than the block's.
+    """
+    apply_record(block, record, anatomy)
+    loose = dict(tensors)
+    for owner, scheme in record.quantization.items():
+        prefix = f"{owner}.weight"
+        packed = {
+            n.removeprefix(f"{owner}."): t for n, t in tensors.items() if n.startswith(prefix)
+        }
+        loose = {n: t for n, t in loose.items() if not n.startswith(prefix)}
+        module = block.get_submodule(owner).to(dtype)
+        try:
+            grid = unpack(packed, scheme, (module.out_features, module.in_features))
+        except CompressError as error:
+            raise error.within(owner) from None
+        module.set_codes(*grid)
+    _assign(block, loose, set(record.quantization), dtype)
+
+
+def apply_record(
+    block: nn.Module, record: BlockRecord, anatomy: BlockAnatomy | None = None
+) -> None:
+    """Make a block's modules what the record says, without values.
+
+    A block that already is what the record says stays as it is; see :func:`load_block`.
+    """
+    if anatomy is not None and record.widths and anatomy.widths != record.widths:
+        resize_block(block, anatomy, record.widths)
+    for path, spec in record.modules.items():
+        _replace(block, path, spec)
+    for path, scheme in record.quantization.items():
+        old = block.get_submodule(path)
+        if isinstance(old, QuantizedLinear) and old.scheme == scheme:
+            continue
+        new = QuantizedLinear(
+            old.in_features,
+            old.out_features,
+            scheme,
+            bias=old.bias is not None,
+            device=old.weight.device,
+            dtype=old.weight.dtype,
+        )
+        new.was_conv1d = getattr(old, "was_conv1d", False)
+        block.set_submodule(path, new.train(old.training))
+    for path, pattern in record.zeros.items():
+        block.get_submodule(path).zeros = pattern
+
+
+def _replace(block: nn.Module, path: str, spec: LowRank | Replaced) -> None:
+    old = block.get_submodule(path)
+    if isinstance(spec, LowRank):
+        if isinstance(old, LowRankLinear) and old.rank == spec.rank:
+            return
+        if not isinstance(old, LowRankLinear):
+            out_features, in_features = features(old)
+        else:
+            out_features, in_features = old.out_features, old.in_features
+        like = next(old.parameters())
+        new: nn.Module = LowRankLinear(
+            in_features, out_features, spec.rank, old.bias is not None, like.device, like.dtype
+        )
+    else:
+        if not isinstance(old, Conv1D):
+            old.was_conv1d = True
+            return
+        out_features, in_features = features(old)
+        new = nn.Linear(in_features, out_features, device=old.weight.device, dtype=old.weight.dtype)
+        new.was_conv1d = True
+    block.set_submodule(path, new.train(old.training))
+
+
+def _assign(
+    block: nn.Module, tensors: dict[str, torch.Tensor], quantized: set[str], dtype: torch.dtype
+) -> None:
+    """Assign every parameter and persistent buffer that is not part of a packed weight."""
+    expected = {
+        name: tensor
+        for name, tensor in block.state_dict().items()
+        if not (
+            name.rpartition(".")[0] in quantized and name.rpartition(".")[2].startswith("weight")
+        )
+    }
+    check_names(set(tensors), set(expected))
+    for name, tensor in tensors.items():
+        check_shape(name, tensor, tuple(expected[name].shape))
+        if tensor.is_floating_point():
+            tensor = tensor.to(dtype)
+        owner, _, leaf = name.rpartition(".")
+        module = block.get_submodule(owner)
+        if leaf in module._parameters:
+            grad = module._parameters[leaf].requires_grad and tensor.is_floating_point()
+            module._parameters[leaf] = nn.Parameter(tensor, requires_grad=grad)
+        else:
+            module._buffers[leaf] = tensor

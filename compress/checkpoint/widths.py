@@ -1,0 +1,113 @@
+"""Blocks of other widths than the config's: which sizes follow, and making a block have them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from compress.models.anatomy import (
+    ATTENTION_OUT,
+    DOWN,
+    QKV,
+    UP,
+    BlockAnatomy,
+)
+from compress.models.families import CONCATENATED, SEPARATE, Family
+from compress.modules import LowRankLinear
+
+
+def linear_sizes(anatomy: BlockAnatomy, widths: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """Return path -> (rows, columns) that the widths ask for; 0 stands for a size left alone."""
+    family = anatomy.family
+    heads = widths["heads"] * anatomy.head_dim
+    kv_heads = widths["kv_heads"] * anatomy.head_dim
+    sizes: dict[str, tuple[int, int]] = {}
+    for site in anatomy.sites:
+        for position, name in enumerate(site.linears):
+            if site.kind == QKV and family.qkv_layout == SEPARATE:
+                sizes[name] = (heads if position == 0 else kv_heads, 0)
+            elif site.kind == QKV:
+                sizes[name] = (heads + 2 * kv_heads, 0)
+            elif site.kind == ATTENTION_OUT:
+                sizes[name] = (0, heads)
+            elif site.kind == UP:
+                fused = 2 if family.up_layout == CONCATENATED else 1
+                sizes[name] = (fused * widths["ffn"], 0)
+            elif site.kind == DOWN:
+                sizes[name] = (0, widths["ffn"])
+    return sizes
+
+
+def resize_block(block: nn.Module, anatomy: BlockAnatomy, widths: Mapping[str, int]) -> None:
+    """Give a block whose values do not matter yet (meta, or before loading) the given widths.
+
+    Args:
+        anatomy: of the block as it is.
+        widths: {"heads", "kv_heads", "ffn"}; 0 where the block has no such part.
+    """
+    for name, (rows, columns) in linear_sizes(anatomy, widths).items():
+        module = block.get_submodule(name)
+        if isinstance(module, LowRankLinear):
+            _resize_linear(module.second, rows, 0)
+            _resize_linear(module.first, 0, columns)
+        else:
+            _resize_linear(module, rows, columns)
+    set_width_attributes(block, anatomy.family, widths, anatomy.head_dim)
+
+
+def _resize_linear(module: nn.Module, rows: int, columns: int) -> None:
+    """Replace the weight and bias by empty ones of rows x columns (0: as it is)."""
+    transposed = isinstance(module, Conv1D)
+    old_rows, old_columns = module.weight.shape[::-1] if transposed else module.weight.shape
+    rows, columns = rows or old_rows, columns or old_columns
+    if (rows, columns) == (old_rows, old_columns):
+        return
+    shape = (columns, rows) if transposed else (rows, columns)
+    module.weight = _empty(module.weight, shape)
+    if module.bias is not None:
+        module.bias = _empty(module.bias, (rows,))
+    if transposed:
+        module.nf, module.nx = rows, columns
+    else:
+        module.out_features, module.in_features = rows, columns
+
+
+def _empty(like: nn.Parameter, shape: tuple[int, ...]) -> nn.Parameter:
+    # Filled with zeros rather than left empty: what from_pretrained initialises afterwards, and
+    # what it never fills, should be the same in every run.
+    return nn.Parameter(torch.zeros(shape, dtype=like.dtype, device=like.device))
+
+
+def set_width_attributes(
+    block: nn.Module, family: Family, widths: Mapping[str, int], head_dim: int
+) -> None:
+    """Make the sizes that a block's ``forward`` reads follow its widths.
+
+    An attribute is set only where the module has it. Call it after a live block was sliced. A name
+    ``config.X`` in the family's table gives the module a config of its own in which X is set (for
+    classes whose forward reads the config).
+    """
+    values = {
+        "heads": widths["heads"],
+        "kv_heads": widths["kv_heads"],
+        "attention_width": widths["heads"] * head_dim,
+        "ffn": widths["ffn"],
+    }
+    for path, attributes in family.attributes.items():
+        try:
+            module = block.get_submodule(path)
+        except AttributeError:
+            continue
+        for name, expression in attributes.items():
+            if name.startswith("config."):
+                module.config = copy.copy(module.config)
+                module.config.per_layer_config = None
+                setattr(module.config, name.removeprefix("config."), values[expression])
+            elif hasattr(module, name):
+                setattr(module, name, values[expression])
+        if hasattr(module, "num_key_value_groups") and values["kv_heads"]:
+            module.num_key_value_groups = values["heads"] // values["kv_heads"]

@@ -1,0 +1,150 @@
+"""The integer grid: scales, zero points and rounding, as pure functions on matrices.
+
+The grid is the one of compressed-tensors, so that what a solver rounds is what the file holds and
+what every reader of the file computes. Codes are signed, ``-2^(bits-1) .. 2^(bits-1) - 1``, in both
+the symmetric and the asymmetric case; a weight is ``(code - zero_point) * scale``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from compress.errors import CompressError
+
+
+class QuantScheme(BaseModel):
+    """What the numbers of one linear are rounded to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bits: int = Field(ge=2, le=8, description="bits per weight")
+    group_size: int | None = Field(
+        default=None, ge=1, description="input columns that share a scale; None: a whole row"
+    )
+    symmetric: bool = Field(default=True, description="no zero point; the grid is centred on 0")
+    actorder: bool = Field(
+        default=False,
+        description="the solver took columns in the order of their activations (groups stay as "
+        "they are in the file, so that readers need not know)",
+    )
+    activation_bits: Literal[8] | None = Field(
+        default=None, description="8: inputs are rounded to int8, symmetric, one scale a token"
+    )
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """Smallest and largest code."""
+        half = 2 ** (self.bits - 1)
+        return -half, half - 1
+
+    def groups(self, columns: int) -> int:
+        """Return how many scales a row of ``columns`` weights has.
+
+        Raises:
+            CompressError: the group size does not divide the number of columns.
+        """
+        if self.group_size is None:
+            return 1
+        if columns % self.group_size:
+            raise CompressError(
+                f"a number of input columns that the group size {self.group_size} divides",
+                str(columns),
+                "Choose another group size, or none for one scale per row",
+            )
+        return columns // self.group_size
+
+
+def find_qparams(
+    weight: torch.Tensor, scheme: QuantScheme, scale_dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fit the grid to the range of each row (min-max; 0 always lies on the grid).
+
+    Args:
+        weight: [rows, columns]; each row gets one scale, so pass one group of columns at a time or
+            a matrix reshaped to [rows x groups, group size].
+        scale_dtype: the dtype that the checkpoint will store scales in. The scale is rounded to it
+            here, before anything is rounded with it, so that writing it loses nothing.
+
+    Returns:
+        scale [rows, 1] in float32 and zero point [rows, 1] in int8 (zeros where symmetric).
+    """
+    weight = weight.float()
+    low, high = scheme.code_range
+    smallest = weight.amin(dim=1, keepdim=True).clamp(max=0)
+    largest = weight.amax(dim=1, keepdim=True).clamp(min=0)
+    if scheme.symmetric:
+        scale = torch.maximum(-smallest, largest) / ((high - low) / 2)
+    else:
+        scale = (largest - smallest) / (high - low)
+    scale = scale.to(scale_dtype)
+    scale = scale.masked_fill(scale == 0, torch.finfo(scale_dtype).eps).float()
+    if scheme.symmetric:
+        return scale, torch.zeros_like(scale, dtype=torch.int8)
+    zero_point = (low - smallest / scale).round().clamp(low, high)
+    return scale, zero_point.to(torch.int8)
+
+
+def find_group_qparams(
+    weight: torch.Tensor, scheme: QuantScheme, scale_dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`find_qparams` for a whole matrix [out, in]: scale and zero point [out, groups].
+
+    Raises:
+        CompressError: the group size does not divide the input width.
+    """
+    rows, columns = weight.shape
+    groups = scheme.groups(columns)
+    scale, zero_point = find_qparams(weight.reshape(rows * groups, -1), scheme, scale_dtype)
+    return scale.view(rows, groups), zero_point.view(rows, groups)
+
+
+def quantize(
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    scheme: QuantScheme,
+) -> torch.Tensor:
+    """Round to the nearest codes.
+
+    Args:
+        weight: [out, in].
+        scale, zero_point: [out, groups] with groups dividing in; zero_point None means zeros.
+
+    Returns:
+        Codes [out, in], int8.
+    """
+    grouped = weight.float().unflatten(1, (scale.shape[1], -1))
+    codes = grouped / scale.float().unsqueeze(-1)
+    if zero_point is not None:
+        codes += zero_point.to(codes.dtype).unsqueeze(-1)
+    return codes.round_().clamp_(*scheme.code_range).to(torch.int8).flatten(1)
+
+
+def dequantize(
+    codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the weights [out, in], float32, that the codes [out, in] stand for."""
+    values = codes.float().unflatten(1, (scale.shape[1], -1))
+    if zero_point is not None:
+        values -= zero_point.to(values.dtype).unsqueeze(-1)
+    return values.mul_(scale.float().unsqueeze(-1)).flatten(1)
+
+
+def fake_quantize(
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    scheme: QuantScheme,
+) -> torch.Tensor:
+    """Return the nearest weights on the grid, float32; shapes as in :func:`quantize`."""
+    return dequantize(quantize(weight, scale, zero_point, scheme), scale, zero_point)
+
+
+def fake_quantize_tokens(inputs: torch.Tensor) -> torch.Tensor:
+    """Round activations [..., features] to symmetric int8, one scale for each vector of features."""
+    scale = inputs.abs().amax(dim=-1, keepdim=True) / 127.5
+    scale = scale.masked_fill(scale == 0, torch.finfo(scale.dtype).eps)
+    return (inputs / scale).clamp_(-128, 127).round_() * scale
