@@ -36,7 +36,7 @@ class SplitForward:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._saved: list[tuple[nn.Module, Any]] = []
-        self._depth = 0
+        self._trunk: nn.Module | None = None
         self._output: Any = None
         self._chunk: Tensor | None = None
         parameters = inspect.signature(type(model).forward).parameters
@@ -50,7 +50,7 @@ class SplitForward:
         self.model.eval()
         for trunk in _trunks(self.model):
             self._saved.append((trunk, trunk.__dict__.get("forward")))
-            trunk.forward = self._stand_in(trunk.forward)
+            trunk.forward = self._stand_in(trunk, trunk.forward)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -63,21 +63,18 @@ class SplitForward:
         self._output = self._chunk = None
         self.model.train(self._training)
 
-    def _stand_in(self, original: Any) -> Any:
+    def _stand_in(self, trunk: nn.Module, original: Any) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if self._chunk is None:
-                # The outermost trunk records; those inside it run as they are.
-                self._depth += 1
-                try:
-                    output = original(*args, **kwargs)
-                finally:
-                    self._depth -= 1
-                if self._depth:
-                    return output
-                self._output = output
-                # One position is enough to bring the model's own forward to its end.
-                return _with_hidden(output, _hidden(output)[:1, :1])
-            return _with_hidden(self._output, self._chunk)
+            # The first one entered is the trunk of this model; those inside it run as they are.
+            if self._trunk is None:
+                self._trunk = trunk
+            if self._trunk is not trunk:
+                return original(*args, **kwargs)
+            if self._chunk is not None:
+                return _with_hidden(self._output, self._chunk)
+            self._output = original(*args, **kwargs)
+            # One position is enough to bring the model's own forward to its end.
+            return _with_hidden(self._output, _hidden(self._output)[:1, :1])
 
         return forward
 
@@ -145,7 +142,8 @@ def _trunks(model: nn.Module) -> list[nn.Module]:
     base = model.base_model
     found = [] if base is model else [base]
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    if isinstance(decoder, nn.Module) and decoder is not model and decoder not in found:
+    # Only a decoder inside the base model: ModernBERT calls its output projection "decoder".
+    if found and any(decoder is module for module in base.modules()) and decoder is not base:
         found.append(decoder)
     if not found:
         raise CompressError(

@@ -1,0 +1,68 @@
+"""What a model costs: parameters, bytes, multiply-accumulates, latency and memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from eval.cost.latency import PairedLatency, paired_latency
+from eval.cost.macs import Macs, macs_per_token
+from eval.cost.memory import PeakMemory, peak_memory
+from eval.cost.size import Size, size
+
+__all__ = [
+    "CostResult",
+    "Macs",
+    "PairedLatency",
+    "PeakMemory",
+    "Size",
+    "cost",
+    "macs_per_token",
+    "paired_latency",
+    "peak_memory",
+    "size",
+]
+
+
+class CostResult(BaseModel):
+    """Everything about one model that can be counted without a clock, and its peak memory."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: Size
+    macs: Macs
+    memory: PeakMemory | None = Field(
+        default=None, description="measured on a fresh process; None without a folder"
+    )
+
+
+def cost(
+    model: nn.Module,
+    folder: str | Path | None = None,
+    *,
+    context: int = 1024,
+    memory: bool = True,
+    prefill_tokens: int = 512,
+    trust_remote_code: bool = False,
+) -> CostResult:
+    """Count what ``model`` costs.
+
+    Args:
+        model: a ``PreTrainedModel`` in memory.
+        folder: the checkpoint it came from or went to; without it no bytes and no memory.
+        context: tokens a token attends to, for the multiply-accumulates of attention.
+        memory: load the folder in a fresh process and read its peak memory (takes seconds).
+        prefill_tokens: length of the forward in that process.
+        trust_remote_code: handed to ``from_pretrained`` in that process.
+
+    Raises:
+        CompressError: the folder holds no safetensors checkpoint, or does not load.
+    """
+    peak = None
+    if folder is not None and memory:
+        peak = peak_memory(
+            folder, prefill_tokens=prefill_tokens, trust_remote_code=trust_remote_code
+        )
+    return CostResult(size=size(model, folder), macs=macs_per_token(model, context), memory=peak)

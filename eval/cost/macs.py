@@ -1,0 +1,76 @@
+"""Multiply-accumulates per token, counted while the model runs."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+_SHORT, _LONG = 8, 16
+
+
+class Macs(BaseModel):
+    """Multiply-accumulates (half of the floating-point operations) of one token."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    per_token: int = Field(description="linear + context * attention products, head included")
+    head: int = Field(description="of these, the output projection")
+    per_token_and_position: int = Field(
+        description="both attention products, per token and per position attended to"
+    )
+    context: int = Field(description="positions that the token attends to")
+
+
+@torch.no_grad()
+def macs_per_token(model: nn.Module, context: int = 1024) -> Macs:
+    """Count the multiply-accumulates of one token that attends to ``context`` positions.
+
+    Every matrix product of two short forwards (8 and 16 tokens) is counted from the shapes that
+    really run, so narrowed, factorised and shared layers count as what they are. A forward of T
+    tokens costs ``a T + b T^2``: two lengths give both, and a token at a context of C costs
+    ``a + b C``. Zeros count as work, because no dense kernel skips them. Attention is counted as
+    full: a sliding window shorter than the context would do less.
+
+    Args:
+        model: any ``PreTrainedModel`` that takes ``input_ids``.
+        context: tokens.
+    """
+    short, long = _count(model, _SHORT), _count(model, _LONG)
+    # Solve a T + b T^2 at two lengths; both sides are integers when the model is what it says.
+    quadratic = (long / _LONG - short / _SHORT) / (_LONG - _SHORT)
+    linear = short / _SHORT - quadratic * _SHORT
+    head = model.get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    return Macs(
+        per_token=round(linear + quadratic * context),
+        head=0 if weight is None else weight.numel(),
+        per_token_and_position=round(quadratic),
+        context=context,
+    )
+
+
+def _count(model: nn.Module, tokens: int) -> int:
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
+    training = model.training
+    model.eval()
+    counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+    try:
+        with counter:
+            model(input_ids=ids)
+    finally:
+        model.train(training)
+    return counter.get_total_flops() // 2
+
+
+def _attention_flops(query, key, value, *_, out_shape=None, **__) -> int:  # noqa: ANN001
+    """Both products of scaled dot-product attention from shapes [batch, heads, tokens, width]."""
+    batch, heads, tokens, width = query
+    return 2 * batch * heads * tokens * key[-2] * (width + value[-1])
+
+
+# PyTorch registers formulas for the CUDA kernels; the fused CPU kernel has the same products.
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+}

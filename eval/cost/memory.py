@@ -1,0 +1,105 @@
+"""Peak memory of loading a checkpoint and running one forward, in a process of its own.
+
+Run as a module, it is that process: ``python -m eval.cost.memory FOLDER --tokens 512``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from compress.errors import CompressError
+
+TIMEOUT = 1800  # seconds
+
+
+class PeakMemory(BaseModel):
+    """Peak resident memory of a fresh process, bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    libraries: int = Field(description="after importing torch and transformers, before the model")
+    load: int = Field(description="peak up to the end of from_pretrained")
+    prefill: int = Field(description="peak up to the end of one forward")
+    tokens: int = Field(description="length of that forward")
+
+
+def peak_memory(
+    folder: str | Path, *, prefill_tokens: int = 512, trust_remote_code: bool = False
+) -> PeakMemory:
+    """Load ``folder`` in a fresh process, run one forward, and return the peaks.
+
+    Raises:
+        CompressError: the process failed; its last words are in the message.
+    """
+    command = [sys.executable, "-m", "eval.cost.memory", str(folder), "--tokens"]
+    command += [str(prefill_tokens), *(["--trust-remote-code"] if trust_remote_code else [])]
+    root = Path(__file__).resolve().parents[2]
+    program = "import sys, runpy; sys.path.insert(0, sys.argv.pop(1)); "
+    program += "runpy.run_module('eval.cost.memory', run_name='__main__', alter_sys=True)"
+    command[1:3] = ["-c", program, str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise CompressError(
+            f"{folder} to load and run in a fresh process",
+            f"exit status {done.returncode}: {last}",
+            where="peak memory",
+        )
+    return PeakMemory.model_validate_json(done.stdout.strip().splitlines()[-1])
+
+
+def peak_rss() -> int:
+    """Return this process's peak resident memory in bytes.
+
+    On Linux from VmHWM, because ``ru_maxrss`` survives exec: a child begins with the peak of the
+    process that started it, which here holds two models.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder")
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--trust-remote-code", action="store_true")
+    arguments = parser.parse_args()
+    import torch
+    import transformers
+
+    import compress  # noqa: F401  registers the model types that only the toolkit can load
+
+    transformers.utils.logging.set_verbosity_error()
+    remote = {"trust_remote_code": arguments.trust_remote_code}
+    config = transformers.AutoConfig.from_pretrained(arguments.folder, **remote)
+    name = (config.architectures or [""])[0]
+    masked = name.endswith("ForMaskedLM")
+    auto = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
+    libraries = peak_rss()
+    model = auto.from_pretrained(arguments.folder, **remote).eval()
+    load = peak_rss()
+    positions = getattr(config, "max_position_embeddings", None) or arguments.tokens
+    # RoBERTa's first position is padding_idx + 1, so two of its table are out of reach.
+    tokens = min(arguments.tokens, positions - 2)
+    ids = torch.full((1, tokens), 3)
+    keep = {} if masked else {"logits_to_keep": 1}
+    with torch.no_grad():
+        model(input_ids=ids, **keep)
+    result = PeakMemory(libraries=libraries, load=load, prefill=peak_rss(), tokens=tokens)
+    print(json.dumps(result.model_dump()))
+
+
+if __name__ == "__main__":
+    _main()

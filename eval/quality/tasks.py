@@ -1,0 +1,197 @@
+"""lm-eval tasks on a causal model in memory."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from compress.errors import CompressError, did_you_mean
+from eval.kind import require_causal
+from eval.quality.local_tasks import local_tasks, resolve
+
+WHERE = "lm-eval tasks"
+HUB_TIMEOUT = 5.0  # seconds; the hub's client itself would retry for half a minute
+BOOTSTRAP = 1000  # draws for the standard errors that have no closed form
+
+
+class Metric(BaseModel):
+    """One number of a task."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: float
+    stderr: float | None = Field(description="standard error, or None where lm-eval gives none")
+    higher_is_better: bool
+
+
+class TaskResult(BaseModel):
+    """One lm-eval task."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metrics: dict[str, Metric]
+    samples: int = Field(description="documents scored")
+    num_fewshot: int
+    version: str = Field(description="lm-eval's version of the task")
+    source: str = Field(description='"data root" or "hub"')
+    files: dict[str, str] = Field(description="data file below the data root -> sha256")
+
+
+class TasksResult(BaseModel):
+    """What :func:`run_tasks` measured, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tasks: dict[str, TaskResult]
+    limit: int | None = Field(description="documents per task, or None for all")
+    batch_size: int
+    lm_eval: str = Field(description="version of lm-eval")
+
+
+def run_tasks(
+    model: nn.Module,
+    tokenizer: Any,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    batch_size: int = 1,
+    data_root: str | Path | None = None,
+) -> TasksResult:
+    """Run lm-eval tasks on a causal model in memory.
+
+    With a data root, the tasks in ``eval/tasks`` read their data from it, with lm-eval's own prompts;
+    every other task comes from lm-eval's index, whose data are on the hub.
+
+    Args:
+        model: a causal ``PreTrainedModel``.
+        tokenizer: its tokenizer.
+        tasks: names; groups and tags of lm-eval are allowed.
+        limit: documents per task.
+        num_fewshot: examples in the prompt; None takes the task's own.
+        batch_size: requests per forward.
+        data_root: folder with one sub-folder per data set.
+
+    Raises:
+        CompressError: not a causal model, an unknown task, missing data, a hub out of reach.
+    """
+    require_causal(model, WHERE)
+    if tokenizer is None:
+        raise CompressError("a tokenizer", "none", "Tasks are texts; give the model's tokenizer")
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    specs, manager, digests = _specs(tasks, Path(data_root) if data_root else None)
+    training = model.training
+    harness = HFLM(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size)
+    try:
+        results = lm_eval.simple_evaluate(
+            model=harness,
+            tasks=specs,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            bootstrap_iters=BOOTSTRAP,
+            log_samples=False,
+            task_manager=manager,
+        )
+    finally:
+        model.train(training)
+    return TasksResult(
+        tasks={name: _task(name, results, digests) for name in results["results"]},
+        limit=limit,
+        batch_size=batch_size,
+        lm_eval=version("lm_eval"),
+    )
+
+
+def _specs(
+    tasks: Sequence[str], data_root: Path | None
+) -> tuple[list[Any], Any, dict[str, dict[str, str]]]:
+    """Return lm-eval's task specifications, a manager that knows them, and digests by task."""
+    local = local_tasks() if data_root else {}
+    if data_root and not data_root.is_dir():
+        raise CompressError("a folder as --data-root", str(data_root), where=WHERE)
+    specs: list[Any] = []
+    digests: dict[str, dict[str, str]] = {}
+    for name in tasks:
+        if name in local:
+            config, files = resolve(local[name], data_root, name)
+            digests[config["task"]] = files
+            specs.append(config)
+        else:
+            specs.append(name)
+    elsewhere = [name for name in specs if isinstance(name, str)]
+    if elsewhere:
+        _require_hub(elsewhere)  # before the index, which takes ten seconds to build
+    manager = _manager(bool(elsewhere))
+    known = manager.all_tasks
+    for name in elsewhere:
+        if name not in known:
+            everything = sorted({*known, *local_tasks()})
+            raise CompressError(
+                "the name of an lm-eval task", repr(name), did_you_mean(name, everything)
+            )
+    return specs, manager, digests
+
+
+@functools.lru_cache(maxsize=2)
+def _manager(include_defaults: bool) -> Any:
+    """Build the task index once; lm-eval's own takes ten seconds, so only where it is needed."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=include_defaults)
+
+
+def _require_hub(tasks: Sequence[str]) -> None:
+    """Fail within seconds where the data of ``tasks`` cannot be fetched."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return  # the user promises that everything is cached
+    try:
+        urllib.request.urlopen(constants.ENDPOINT, timeout=HUB_TIMEOUT).close()
+    except urllib.error.HTTPError:
+        return  # it answered
+    except OSError as error:
+        raise CompressError(
+            f"the data of {', '.join(tasks)} from the hub",
+            f"no answer from {constants.ENDPOINT} ({error})",
+            "Give --data-root with a local copy (tasks with one: "
+            f"{', '.join(sorted(local_tasks()))}), or set HF_HUB_OFFLINE=1 if the data are cached",
+            where=WHERE,
+        ) from None
+
+
+def _task(name: str, results: dict[str, Any], digests: dict[str, dict[str, str]]) -> TaskResult:
+    better = results.get("higher_is_better", {}).get(name, {})
+    metrics = {}
+    for key, value in results["results"][name].items():
+        metric, _, filter_name = key.partition(",")
+        if not filter_name or metric.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        error = results["results"][name].get(f"{metric}_stderr,{filter_name}")
+        shown = metric if filter_name == "none" else f"{metric} ({filter_name})"
+        metrics[shown] = Metric(
+            value=float(value),
+            stderr=float(error) if isinstance(error, float) and math.isfinite(error) else None,
+            higher_is_better=bool(better.get(metric, True)),
+        )
+    return TaskResult(
+        metrics=metrics,
+        samples=results.get("n-samples", {}).get(name, {}).get("effective", 0),
+        num_fewshot=int(results.get("n-shot", {}).get(name, 0) or 0),
+        version=str(results.get("versions", {}).get(name, "")),
+        source="data root" if name in digests else "hub",
+        files=digests.get(name, {}),
+    )
