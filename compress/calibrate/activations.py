@@ -7,6 +7,7 @@ process, the page cache does not, and both are as fast while the file fits in me
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ class Activations:
     def __init__(self, path: Path, shapes: list[list[int]] | None = None) -> None:
         self.path = path
         self.shapes: list[tuple[int, ...]] = [tuple(s) for s in shapes or []]
+        self.checksum = 0  # CRC-32 of all batches, valid while they are written once and in order
         flags = os.O_RDWR | os.O_CREAT | (0 if shapes else os.O_TRUNC)
         self._fd = os.open(path, flags, 0o600)
 
@@ -45,6 +47,7 @@ class Activations:
         data = value.detach().to("cpu", torch.float32).contiguous().numpy().reshape(-1).view("u1")
         offset = self._offset(index)
         view = memoryview(data)
+        self.checksum = zlib.crc32(view, self.checksum)
         try:
             while len(view):
                 written = os.pwrite(self._fd, view, offset)
@@ -74,9 +77,15 @@ class Activations:
             view, offset = view[got:], offset + got
         return out
 
-    def sync(self) -> None:
-        """Make what was written survive a crash of the machine."""
-        os.fsync(self._fd)
+    def verify(self, checksum: int) -> bool:
+        """True when the file still holds what was written (a power cut may have lost pages)."""
+        try:
+            found = 0
+            for i in range(len(self)):
+                found = zlib.crc32(self.read(i).numpy().reshape(-1).view("u1"), found)
+        except CompressError:
+            return False
+        return found == checksum
 
     def close(self) -> None:
         if self._fd >= 0:

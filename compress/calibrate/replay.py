@@ -24,7 +24,10 @@ import torch
 from torch import nn
 
 from compress.calibrate.activations import Activations
-from compress.models.anatomy import ATTENTION_OUT, DOWN, OTHER, BlockAnatomy, Site
+from compress.models.anatomy import ATTENTION_OUT, DOWN, OTHER, UP, BlockAnatomy, Site
+
+
+_VALUE = object()  # marks, in a template, the place of the stored tensor
 
 
 class _Reached(Exception):
@@ -47,14 +50,28 @@ class BlockCall:
         return out[0] if isinstance(out, tuple) else out
 
 
+@dataclass(frozen=True)
+class _Core:
+    """What a look at a core's forward showed."""
+
+    inside: bool  # the output projection is part of the core
+    template: Any  # structure of the core's output, the tensor that matters replaced by _VALUE
+
+    def value_in(self, output: Any) -> torch.Tensor:
+        return output[self.template.index(_VALUE)] if isinstance(output, tuple) else output
+
+    def wrap(self, value: torch.Tensor) -> Any:
+        if not isinstance(self.template, tuple):
+            return value
+        return tuple(value if item is _VALUE else item for item in self.template)
+
+
 @dataclass
 class _Cut:
     """A stored place inside the block from which later runs start."""
 
     site: Site
-    core: str
-    inside: bool  # the output projection is part of the core
-    template: Any  # structure of the core's output, tensors replaced by None
+    core: _Core
     inputs: Activations | None = None  # of the output projection, before it is final
     outputs: Activations | None = None  # of the core
 
@@ -69,6 +86,8 @@ class BlockReplay:
         calls: how to call the block, one entry a batch.
         scratch: folder for intermediate activations.
         device: where the block lives.
+        learned: what earlier blocks showed about their cores; shared by the blocks of one model so
+            that only the first pays for the look.
     """
 
     def __init__(
@@ -79,9 +98,11 @@ class BlockReplay:
         calls: list[BlockCall],
         scratch: Path,
         device: torch.device | str = "cpu",
+        learned: dict[str, _Core | None] | None = None,
     ) -> None:
         self.block, self.anatomy, self.inputs, self.calls = block, anatomy, inputs, calls
         self.scratch, self.device = scratch, torch.device(device)
+        self._learned = {} if learned is None else learned
         self._cuts: dict[str, _Cut] = {}
         self._batch = 0
 
@@ -95,6 +116,8 @@ class BlockReplay:
             self._observe_everything(site, observe)
             return
         cut = self._prepare_cut(site)
+        if cut is not None:
+            cut.inputs = Activations(self._file(site.kind, "inputs"))
 
         def reached(_module: nn.Module, args: tuple[Any, ...]) -> None:
             observe(site.linears[0], args[0])
@@ -106,8 +129,12 @@ class BlockReplay:
             for name in site.linears:
                 hook = self.block.get_submodule(name).register_forward_pre_hook(reached)
                 stack.callback(hook.remove)
+            if site.kind in (UP, DOWN):
+                stack.enter_context(self._recorded_attention())
             for _ in self._run():
                 pass
+        if cut is not None:
+            self._cuts[site.kind] = cut
 
     def keep_columns(self, site: Site, columns: torch.Tensor) -> None:
         """Drop features of a visited output projection's stored input (its layer was narrowed)."""
@@ -157,23 +184,20 @@ class BlockReplay:
     @contextmanager
     def _resumed(self, cut: _Cut) -> Iterator[None]:
         """Replace a core by a stub that returns what is stored, or what follows from it."""
-        core = self.block.get_submodule(cut.core)
+        core = self.block.get_submodule(cut.site.core)
         project = self.block.get_submodule(cut.site.linears[0])
         # Only the attention's result is needed by several runs; the FFN's ends the block.
-        keep = cut.outputs is None and cut.inside and cut.site.kind == ATTENTION_OUT
+        keep = cut.outputs is None and cut.core.inside and cut.site.kind == ATTENTION_OUT
         fresh = Activations(self._file(cut.site.kind, "outputs")) if keep else None
 
         def stub(*_args: Any, **_kwargs: Any) -> Any:
-            if cut.outputs is not None and fresh is None:
-                value = cut.outputs.read(self._batch).to(self.device)
-            else:
-                value = cut.inputs.read(self._batch).to(self.device)
-                value = project(value) if cut.inside else value
-                if fresh is not None:
-                    fresh.write(self._batch, value)
-            if not isinstance(cut.template, tuple):
-                return value
-            return tuple(value if item is _VALUE else item for item in cut.template)
+            if cut.outputs is not None:
+                return cut.core.wrap(cut.outputs.read(self._batch).to(self.device))
+            value = cut.inputs.read(self._batch).to(self.device)
+            value = project(value) if cut.core.inside else value
+            if fresh is not None:
+                fresh.write(self._batch, value)
+            return cut.core.wrap(value)
 
         core.forward = stub
         try:
@@ -183,40 +207,53 @@ class BlockReplay:
             if fresh is not None and len(fresh) == len(self.inputs):
                 cut.outputs = fresh
 
+    @contextmanager
+    def _recorded_attention(self) -> Iterator[None]:
+        """Store the attention's result during a run that computes it and will not change it."""
+        site = self.anatomy.site(ATTENTION_OUT)
+        cut = None if site is None or site.kind in self._cuts else self._prepare_cut(site)
+        if cut is None:
+            yield
+            return
+        fresh = Activations(self._file(site.kind, "outputs"))
+        hook = self.block.get_submodule(site.core).register_forward_hook(
+            lambda _m, _a, output: fresh.write(self._batch, cut.core.value_in(output))
+        )
+        try:
+            yield
+        finally:
+            hook.remove()
+            cut.outputs = fresh
+            self._cuts[site.kind] = cut
+
     def _prepare_cut(self, site: Site) -> _Cut | None:
-        """Learn how to restart behind ``site``'s producers; None where there is nothing to learn."""
+        """Learn how to restart behind ``site``'s producers; None where that cannot be done."""
         if site.kind not in (ATTENTION_OUT, DOWN) or site.core is None:
             return None
-        cut = self._probe(site)
-        if cut is not None:
-            cut.inputs = Activations(self._file(site.kind, "inputs"))
-            self._cuts[site.kind] = cut
-        return cut
+        if site.kind not in self._learned:
+            self._learned[site.kind] = self._look_at_core(site)
+        core = self._learned[site.kind]
+        if core is None:
+            return None
+        return _Cut(site, core)
 
-    def _probe(self, site: Site) -> _Cut | None:
-        """Run one sequence to see what the core returns and where the projection's value is in it."""
+    def _look_at_core(self, site: Site) -> _Core | None:
+        """Run a batch to see what the core returns and where the projection's value is in it."""
         core = self.block.get_submodule(site.core)
         project = self.block.get_submodule(site.linears[0])
-        inside = core is project or any(m is project for m in core.modules())
+        inside = any(m is project for m in core.modules())
         seen: dict[str, Any] = {}
         hooks = [
             core.register_forward_hook(lambda _m, _a, out: seen.update(core=out)),
-            project.register_forward_hook(
-                lambda _m, a, out: seen.update(project=out, projected=a[0])
-            ),
+            project.register_forward_hook(lambda _m, a, out: seen.update(out=out, arg=a[0])),
         ]
-        batch, self._batch = self._batch, 0
         try:
-            with torch.no_grad(), ExitStack() as stack:
-                for cut in self._cuts.values():
-                    stack.enter_context(self._resumed(cut))
+            with torch.no_grad():
                 self.calls[0](self.block, self.inputs.read(0).to(self.device))
         finally:
-            self._batch = batch
             for hook in hooks:
                 hook.remove()
-        wanted = seen.get("project" if inside else "projected")
-        output = seen.get("core")
+        wanted, output = seen.get("out" if inside else "arg"), seen.get("core")
         items = output if isinstance(output, tuple) else (output,)
         matches = [
             isinstance(item, torch.Tensor)
@@ -225,12 +262,11 @@ class BlockReplay:
             and torch.equal(item, wanted)
             for item in items
         ]
-        if sum(matches) != 1:
+        others = [i for i, match in zip(items, matches, strict=True) if not match]
+        if sum(matches) != 1 or any(isinstance(i, torch.Tensor) for i in others):
             return None
-        template = tuple(
-            _VALUE if match else item for match, item in zip(matches, items, strict=True)
-        )
-        return _Cut(site, site.core, inside, template if isinstance(output, tuple) else _VALUE)
+        template = tuple(_VALUE if m else i for m, i in zip(matches, items, strict=True))
+        return _Core(inside, template if isinstance(output, tuple) else _VALUE)
 
     def _observe_everything(
         self, site: Site, observe: Callable[[str, torch.Tensor], None]
@@ -247,5 +283,3 @@ class BlockReplay:
     def _file(self, kind: str, what: str) -> Path:
         return self.scratch / f"{kind}-{what}.bin"
 
-
-_VALUE = object()  # marks, in a template, the place of the stored tensor

@@ -58,6 +58,12 @@ class InputStatistics:
         """Mean absolute value of each feature [width] (moments only)."""
         return self._absolute / max(self.count, 1)
 
+    def through(self, weight: torch.Tensor) -> InputStatistics:
+        """Statistics of x W^T from those of x (needs the Gram matrix); ``weight`` is [out, width]."""
+        carried = InputStatistics(weight.shape[0], GRAM, weight.device)
+        carried._gram, carried.count = weight @ self.gram @ weight.t(), self.count
+        return carried
+
     def keep(self, columns: torch.Tensor) -> None:
         """Forget all features but ``columns``."""
         self.width = len(columns)

@@ -1,0 +1,231 @@
+"""What a compression method is: a frozen set of options, and functions on one block or one model.
+
+A method touches no files, prints nothing and keeps no state. It declares what it reads and writes
+(that is how a plan knows which orders work) and what it wants to know about the inputs of each
+linear; the engine in :mod:`compress.steps` brings it the blocks, one at a time.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from compress.calibrate.statistics import NOTHING, InputStatistics
+from compress.errors import CompressError
+from compress.models.anatomy import Anatomy, BlockAnatomy, Site
+from compress.models.linears import is_linear, matrix
+from compress.outline import Outline
+
+VALUES, ZEROS, WIDTH, DEPTH, MODULES, PRECISION = (
+    "values",
+    "zeros",
+    "width",
+    "depth",
+    "modules",
+    "precision",
+)
+
+
+@dataclass
+class SiteWork:
+    """One site of one block, as a method gets it to solve.
+
+    Attributes:
+        block, anatomy, site: where it is.
+        names: the linears of the site that the step targets.
+        statistics: of the inputs, by linear; linears of one site share an object. Empty for
+            methods that need none.
+        decision: what the method's ``decide`` returned, None where it has none.
+        kept_columns: set by a method that removed input features of an output projection: the
+            indices that stay (the engine narrows the stored activations accordingly).
+        metrics: figures for the journal, set by the method.
+    """
+
+    block: nn.Module
+    anatomy: BlockAnatomy
+    site: Site
+    names: tuple[str, ...]
+    statistics: dict[str, InputStatistics] = field(default_factory=dict)
+    decision: Any = None
+    kept_columns: torch.Tensor | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def linear(self, name: str) -> nn.Module:
+        return self.block.get_submodule(name)
+
+    def weight(self, name: str) -> torch.Tensor:
+        """The weight as a matrix [out, in] that writes through to the module."""
+        return matrix(self.linear(name))
+
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Put another module in the place of a linear."""
+        parent, _, leaf = name.rpartition(".")
+        setattr(self.block.get_submodule(parent), leaf, module)
+
+    def groups(self) -> Iterator[tuple[list[str], InputStatistics | None]]:
+        """Yield targeted linears that read the same input, with the statistics of that input.
+
+        A low-rank pair counts as two linears. Its second factor reads what the first one makes, so
+        it comes afterwards, with statistics carried through the first factor as it is by then.
+        """
+        by_statistics: dict[int, list[str]] = {}
+        for name in self.names:
+            stats = self.statistics.get(name)
+            path = name if is_linear(self.linear(name)) else f"{name}.first"
+            by_statistics.setdefault(id(stats), []).append(path)
+        for paths in by_statistics.values():
+            yield paths, self.statistics.get(paths[0].removesuffix(".first"))
+        for name in self.names:
+            pair = self.linear(name)
+            if not is_linear(pair):
+                stats = self.statistics.get(name)
+                carried = None if stats is None else stats.through(pair.first.weight.data)
+                yield [f"{name}.second"], carried
+
+    def label(self, name: str) -> str:
+        """How to name a linear in a message."""
+        return f"{self.anatomy.path}.{name}"
+
+
+@dataclass
+class BlockSurvey:
+    """What a survey saw of one uncompressed block.
+
+    Attributes:
+        statistics: by linear, for the sites the method asked for.
+        influence: 1 - mean cosine similarity between the block's input and output (ShortGPT).
+        block: the block itself, valid during ``observe`` only.
+    """
+
+    anatomy: BlockAnatomy
+    block: nn.Module
+    statistics: dict[str, InputStatistics]
+    influence: float
+
+
+class Method(BaseModel):
+    """Base of all methods; its fields are the options of a recipe step.
+
+    Class attributes:
+        name: what recipes call it. summary: one line. source: paper and section or equation.
+        scope: ``block`` (streams), ``model`` (needs the whole model in memory) or ``training``.
+        reads, writes: which of values, zeros, width, depth, modules, precision.
+        needs: ``nothing``, ``calibration``, ``training`` or ``labels``.
+        surveys: True when a pass over the uncompressed model precedes (see ``observe``/``decide``).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    scope: ClassVar[str] = "block"
+    reads: ClassVar[frozenset[str]] = frozenset({VALUES})
+    writes: ClassVar[frozenset[str]]
+    needs: ClassVar[str] = "calibration"
+
+    @property
+    def surveys(self) -> bool:
+        return False
+
+    def check(self, anatomy: Anatomy, outline: Outline) -> None:
+        """Refuse a model that the step cannot work on, before any weight is read.
+
+        Raises:
+            CompressError: with the reason and the way out.
+        """
+
+    def predict(self, outline: Outline) -> Outline:
+        """Return the outline of the model after the step."""
+        raise CompressError(f"{self.name} to predict its result", "nothing", "Report this defect")
+
+    def targets(self, block: BlockAnatomy, site: Site) -> tuple[str, ...]:
+        """Linears of a site that the step changes."""
+        return ()
+
+    def statistic(self, site: Site) -> str:
+        """What the method must know of a site's inputs: nothing, moments or gram."""
+        return NOTHING
+
+    def solve(self, work: SiteWork) -> None:
+        """Change the linears of one site (and, for width, their producers) in place."""
+
+    def survey_statistic(self, site: Site) -> str:
+        """What a survey must collect for a site."""
+        return NOTHING
+
+    def observe(self, survey: BlockSurvey) -> Any:
+        """Condense one surveyed block into a small JSON-able note."""
+        return None
+
+    def decide(self, notes: list[Any], anatomy: Anatomy) -> Any:
+        """Turn the notes of all blocks into a JSON-able decision that ``solve`` is given."""
+        return None
+
+    def decide_on_model(
+        self, model: nn.Module, anatomy: Anatomy, batches: list[dict[str, torch.Tensor]]
+    ) -> Any:
+        """For scope ``model``: decide with the whole model in memory."""
+        return None
+
+    def kept_blocks(self, decision: Any, anatomy: Anatomy) -> list[int] | None:
+        """Indices of the blocks that stay, in order; None where the depth does not change."""
+        return None
+
+    def survey_work(self) -> float:
+        """Forward passes over the calibration batches that precede the streaming pass."""
+        return 1.0 if self.surveys else 0.0
+
+
+class LinearMethod(Method):
+    """A method that changes linears one site at a time, with the usual targeting options."""
+
+    include: tuple[str, ...] = Field(
+        ("*",),
+        description="Module paths to compress: shell patterns, or regular expressions after `re:`. "
+        "Only linears inside blocks are ever matched.",
+    )
+    exclude: tuple[str, ...] = Field(
+        (), description="Module paths to leave alone; wins over include. Same patterns."
+    )
+
+    def targets(self, block: BlockAnatomy, site: Site) -> tuple[str, ...]:
+        return tuple(
+            name
+            for name in site.linears
+            if _matches(f"{block.path}.{name}", self.include)
+            and not _matches(f"{block.path}.{name}", self.exclude)
+        )
+
+    def check(self, anatomy: Anatomy, outline: Outline) -> None:
+        hit = any(self.targets(b, s) for b in anatomy.blocks for s in b.sites)
+        if not hit:
+            example = anatomy.blocks[0]
+            raise CompressError(
+                "include/exclude patterns that match a linear inside a block",
+                f"include={list(self.include)} exclude={list(self.exclude)}, which match none",
+                f"Paths look like {example.path}.{(example.linears or ('…',))[0]}",
+            )
+
+    def predict_linears(self, outline: Outline, change) -> Outline:
+        """Apply ``change(LinearOutline) -> LinearOutline`` to every targeted linear."""
+
+        def block_change(block):
+            names = [n for s in block.anatomy.sites for n in self.targets(block.anatomy, s)]
+            return block.with_linears({n: change(block.linears[n]) for n in names})
+
+        return outline.map_blocks(block_change)
+
+
+def _matches(path: str, patterns: tuple[str, ...]) -> bool:
+    return any(
+        re.search(p[3:], path) if p.startswith("re:") else fnmatch.fnmatchcase(path, p)
+        for p in patterns
+    )

@@ -1,0 +1,143 @@
+"""Sparsity patterns: unstructured or N:M, and the options that all one-shot pruners share."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from pydantic import Field, field_validator, model_validator
+
+from compress.errors import CompressError
+from compress.methods.base import VALUES, ZEROS, LinearMethod, SiteWork
+from compress.models.anatomy import Anatomy
+from compress.outline import LinearOutline, Outline
+
+UNSTRUCTURED = "unstructured"
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """N weights kept of every M consecutive ones along the input dimension (0:0 = anywhere)."""
+
+    kept: int = 0
+    group: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern:
+        if text == UNSTRUCTURED:
+            return cls()
+        match = re.fullmatch(r"(\d+):(\d+)", text)
+        if not match or not 0 < int(match[1]) <= int(match[2]):
+            raise ValueError("expected 'unstructured' or N:M with 0 < N <= M, as in '2:4'")
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.kept}:{self.group}" if self.group else UNSTRUCTURED
+
+
+def n_of_m_mask(score: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """Keep the ``kept`` highest scores in every run of ``group`` columns.
+
+    Args:
+        score: [rows, columns], columns a multiple of the group.
+
+    Returns:
+        Boolean mask, True = kept, exactly ``kept`` a group even among ties.
+    """
+    groups = score.reshape(score.shape[0], -1, pattern.group)
+    best = groups.topk(pattern.kept, dim=-1, sorted=False).indices
+    mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, best, True)
+    return mask.reshape(score.shape)
+
+
+def lowest_mask(score: torch.Tensor, sparsity: float) -> torch.Tensor:
+    """Drop the ``floor(sparsity * n)`` lowest scores of each row of ``score`` [rows, n]; True = kept."""
+    drop = int(sparsity * score.shape[1])
+    mask = torch.ones_like(score, dtype=torch.bool)
+    if drop:
+        lowest = score.topk(drop, dim=1, largest=False, sorted=False).indices
+        mask.scatter_(1, lowest, False)
+    return mask
+
+
+class SparsityMethod(LinearMethod):
+    """Options and checks of every one-shot pruner of single weights."""
+
+    writes: ClassVar[frozenset[str]] = frozenset({VALUES, ZEROS})
+
+    pattern: str = Field(
+        UNSTRUCTURED,
+        description="`unstructured`, or `N:M`: N weights stay in every M consecutive inputs "
+        "(2:4 is what NVIDIA's sparse tensor cores run).",
+    )
+    sparsity: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Share of weights to zero, for unstructured patterns (default 0.5). N:M "
+        "patterns fix it themselves.",
+    )
+
+    @field_validator("pattern")
+    @classmethod
+    def _pattern_parses(cls, value: str) -> str:
+        return str(Pattern.parse(value))
+
+    @model_validator(mode="after")
+    def _one_of_two(self):
+        if self.parsed.group and self.sparsity is not None:
+            raise ValueError(
+                f"pattern {self.pattern} fixes the sparsity at {self.share:g}; leave sparsity out"
+            )
+        return self
+
+    @property
+    def parsed(self) -> Pattern:
+        return Pattern.parse(self.pattern)
+
+    @property
+    def share(self) -> float:
+        """Share of weights that become zero."""
+        pattern = self.parsed
+        if pattern.group:
+            return 1 - pattern.kept / pattern.group
+        return 0.5 if self.sparsity is None else self.sparsity
+
+    def check(self, anatomy: Anatomy, outline: Outline) -> None:
+        super().check(anatomy, outline)
+        group = self.parsed.group
+        for block in outline.blocks:
+            for site in block.anatomy.sites:
+                for name in self.targets(block.anatomy, site):
+                    width = block.linears[name].in_features
+                    inner = block.linears[name].rank
+                    if group and (width % group or inner % group):
+                        raise CompressError(
+                            f"input widths divisible by {group} for the pattern {self.pattern}",
+                            f"{inner if inner % group else width} at {block.anatomy.path}.{name}",
+                            "Exclude this layer, choose another pattern, or give an earlier width "
+                            f"or low-rank step a multiple of {group}",
+                        )
+
+    def predict(self, outline: Outline) -> Outline:
+        def change(linear: LinearOutline) -> LinearOutline:
+            return replace(linear, density=min(linear.density, 1 - self.share))
+
+        return self.predict_linears(outline, change)
+
+    def mask(self, score: torch.Tensor) -> torch.Tensor:
+        """Boolean mask [rows, columns] of what stays, by rows or N:M groups of ``score``."""
+        if self.parsed.group:
+            return n_of_m_mask(score, self.parsed)
+        return lowest_mask(score, self.share)
+
+    def apply_mask(self, work: SiteWork, name: str, mask: torch.Tensor) -> None:
+        """Zero what the mask does not keep and say so on the module, for later steps and reports."""
+        work.weight(name).mul_(mask)
+        self.mark(work, name)
+
+    def mark(self, work: SiteWork, name: str) -> None:
+        if self.share > 0:
+            work.linear(name).zeros = self.pattern
