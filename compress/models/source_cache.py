@@ -1,0 +1,69 @@
+"""The cache: folders that are either whole or absent, whoever is killed while making them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from compress.errors import CompressError
+from compress.models.tensors import TensorIndex
+
+RECORD = "compress_source.json"  # in each cached folder: where it came from
+LOCK_TIMEOUT = 1800.0  # seconds to wait for another process that fetches the same thing
+
+
+def default_cache() -> Path:
+    """``$XDG_CACHE_HOME/compress``, or ``~/.cache/compress``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "compress"
+
+
+def locked(cache: Path, name: str):
+    """A lock between processes for one thing in the cache, as a context manager."""
+    from filelock import FileLock
+
+    folder = cache / "locks"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CompressError(
+            f"a cache folder that can be written ({cache})", str(error), "Give another cache folder"
+        ) from error
+    return FileLock(folder / f"{name}.lock", timeout=LOCK_TIMEOUT)
+
+
+def cached_folder(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Make ``folder`` with ``build`` unless it is there and sound; return its record.
+
+    ``build`` fills an empty folder and returns the record to keep with it. It works under a
+    temporary name beside the target, which is renamed at the end, so a killed process leaves no
+    half-made folder under the final name. The caller holds the lock.
+    """
+    if folder.exists():
+        try:
+            TensorIndex.open(folder)  # headers only: a copy damaged since is made again
+            return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        except (CompressError, OSError, ValueError):
+            shutil.rmtree(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        record = build(temporary)
+        (temporary / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        temporary.chmod(0o755)  # mkdtemp makes folders for one user only
+        os.replace(temporary, folder)
+    except OSError as error:
+        raise CompressError(
+            f"room and permission to write {folder}", str(error),
+            "Make room, or give another cache folder",
+        ) from error  # fmt: skip
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return record

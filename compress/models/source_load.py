@@ -1,0 +1,200 @@
+"""Load configuration, model and tokenizer from a folder, or say in one paragraph why not."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from compress.errors import CompressError, did_you_mean
+from compress.models.tensors import TensorIndex, check_finite
+
+# The end of an architecture's name gives the task; the first that matches is taken.
+TASKS: tuple[tuple[str, type], ...] = (
+    ("ForCausalLM", AutoModelForCausalLM),
+    ("LMHeadModel", AutoModelForCausalLM),
+    ("ForMaskedLM", AutoModelForMaskedLM),
+    ("ForSequenceClassification", AutoModelForSequenceClassification),
+    ("ForImageClassification", AutoModelForImageClassification),
+)
+
+# One of these holds a vocabulary; without any, AutoTokenizer may invent a tokenizer of five tokens.
+_VOCABULARIES = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+    "sentencepiece.bpe.model", "spm.model",
+)  # fmt: skip
+
+_ALLOW = "If you trust that code, allow it in the recipe: model: {source: ..., %s}"
+_ALLOW %= "trust_remote_code: true"
+
+
+def load_config(
+    folder: str | os.PathLike[str], *, trust_remote_code: bool = False
+) -> PreTrainedConfig:
+    """Load the configuration of a model folder.
+
+    Raises:
+        CompressError: no config.json, one that does not parse, a model type that transformers does
+            not know, or code of the checkpoint's own that the recipe does not allow.
+    """
+    folder = Path(folder)
+    fields = read_config(folder)
+    kind = fields.get("model_type")
+    if not isinstance(kind, str):
+        raise CompressError(
+            f"a model_type in {folder / 'config.json'}", "none",
+            "Add the model's type (as in the config of the model it was made from)",
+        )  # fmt: skip
+    if kind not in CONFIG_MAPPING and not trust_remote_code:
+        if "auto_map" in fields:
+            raise CompressError(
+                "a model of a type that transformers has",
+                f"{kind!r}, which runs Python code that comes with the checkpoint ({folder})",
+                _ALLOW,
+            )
+        raise CompressError(
+            f"a model type that transformers knows in {folder / 'config.json'}", repr(kind),
+            _closest_type(kind),
+        )  # fmt: skip
+    try:
+        return AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except Exception as error:  # configs validate themselves with errors of many types
+        raise CompressError(
+            f"a valid {kind} config in {folder}", f"{type(error).__name__}: {error}",
+            "Fetch config.json again, or correct the field",
+        ) from error  # fmt: skip
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a folder as a dict; a CompressError if there is none or it does not parse."""
+    path = folder / "config.json"
+    if not path.is_file():
+        weights = any(folder.glob("*.safetensors"))
+        raise CompressError(
+            f"config.json in {folder}", "weights without it" if weights else "none",
+            "Fetch the config that belongs to the weights"
+            if weights else "Give the folder of a transformers checkpoint",
+        )  # fmt: skip
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CompressError(f"JSON in {path}", str(error), "Fetch this file again") from error
+    if not isinstance(fields, dict):
+        raise CompressError(f"a JSON object in {path}", type(fields).__name__)
+    return fields
+
+
+def auto_class(config: PreTrainedConfig) -> type:
+    """The Auto class for the task that ``config.architectures`` names.
+
+    Raises:
+        CompressError: no architecture, or one of a task that the toolkit does not handle.
+    """
+    named = list(getattr(config, "architectures", None) or [])
+    for architecture in named:
+        for end, cls in TASKS:
+            if architecture.endswith(end):
+                return cls
+    raise CompressError(
+        "architectures in config.json to name a model of a known task ("
+        + ", ".join(f"...{end}" for end, _ in TASKS) + ")",
+        ", ".join(map(repr, named)) or "none",
+        "A bare encoder has no output to compare: use the checkpoint with its head",
+    )  # fmt: skip
+
+
+def load_model(
+    source: Any,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a model in evaluation mode from a folder or a resolved source.
+
+    Args:
+        source: a folder, or anything with a ``folder``.
+        dtype: the type of its floating-point weights.
+        device: where to put it.
+        trust_remote_code: allow code that comes with the checkpoint.
+
+    Raises:
+        CompressError: as :func:`load_config`, :func:`auto_class` and ``TensorIndex.open``; also
+            weights that the checkpoint lacks (transformers would make them up at random), of
+            another shape, or not finite.
+    """
+    folder = Path(getattr(source, "folder", source))
+    config = load_config(folder, trust_remote_code=trust_remote_code)
+    cls = auto_class(config)
+    TensorIndex.open(folder)
+    try:
+        model, report = cls.from_pretrained(
+            folder, config=config, dtype=dtype, trust_remote_code=trust_remote_code,
+            use_safetensors=True, local_files_only=True, output_loading_info=True,
+        )  # fmt: skip
+    except (RuntimeError, ValueError, OSError, AttributeError, ImportError) as error:
+        raise CompressError(
+            f"a checkpoint that loads from {folder}", f"{type(error).__name__}: {error}",
+            "The config and the weights may be of two different models",
+        ) from error  # fmt: skip
+    if getattr(config, "quantization_config", None) is None:
+        # A quantised checkpoint holds its weights under other names, checked by its own loader.
+        _check_loaded(folder, report)
+        for name, parameter in model.named_parameters():
+            check_finite(name, parameter.detach(), where=str(folder))
+    return model.to(device).eval()
+
+
+def _check_loaded(folder: Path, report: dict[str, Any]) -> None:
+    missing = sorted(report.get("missing_keys") or ())
+    mismatched = sorted(str(item[0]) for item in report.get("mismatched_keys") or ())
+    if missing or mismatched:
+        names = missing or mismatched
+        raise CompressError(
+            f"every weight of the model in {folder}",
+            f"{len(names)} {'missing' if missing else 'of another shape'}: "
+            + ", ".join(names[:3]) + (" ..." if len(names) > 3 else ""),
+            "The config and the weights are of two different models, or the head was not saved",
+        )  # fmt: skip
+
+
+def load_tokenizer(
+    folder: str | os.PathLike[str], *, trust_remote_code: bool = False
+) -> tuple[PreTrainedTokenizerBase | None, str]:
+    """Load the tokenizer of a folder: (tokenizer, ""), or (None, why there is none)."""
+    folder = Path(folder)
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
+        return None, f"{folder} holds no tokenizer ({', '.join(_VOCABULARIES[:4])}, ...)"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except Exception as error:  # tokenizers raise bare Exceptions from their native code
+        return None, f"the tokenizer in {folder} does not load ({type(error).__name__}: {error})"
+    return tokenizer, ""
+
+
+def _closest_type(kind: str) -> str:
+    import importlib.metadata
+
+    close = did_you_mean(kind, list(CONFIG_MAPPING))
+    version = importlib.metadata.version("transformers")
+    help_ = f"transformers {version} has no such type: a newer one may"
+    return f"{close} {help_}" if close.startswith("Did") else help_
