@@ -81,6 +81,7 @@ class StepContext:
         source: the model.
         batches: calibration batches (dicts of model inputs); may be empty for data-free methods.
         scratch: folder for activations.
+        storage_dtype: dtype of unquantised values in the checkpoint that will be written.
         report: called with (stage, block index, number of blocks, note) after each block.
         guard: called before each block; raises when a limit is exceeded.
     """
@@ -88,6 +89,7 @@ class StepContext:
     source: StreamedModel
     batches: list[dict[str, torch.Tensor]]
     scratch: Path
+    storage_dtype: torch.dtype = torch.float32
     sink: Sink = field(default_factory=MemorySink)
     report: Callable[[str, int, int, Any], None] = lambda *_: None
     guard: Callable[[], None] = lambda: None
@@ -157,7 +159,9 @@ def _stream(stage: str, method: Method, context: StepContext, decision: Any) -> 
             if stage == SURVEY:
                 note, hidden = _survey_block(method, context, index, block, replay)
             else:
-                note = _solve_block(method, block, anatomy, replay, decision, source.device)
+                note = _solve_block(
+                    method, block, anatomy, replay, decision, source.device, context.storage_dtype
+                )
                 final = block_anatomy(
                     block, anatomy.path, index, source.model.config, anatomy.family
                 )
@@ -232,6 +236,7 @@ def _solve_block(
     replay: BlockReplay | None,
     decision: Any,
     device: torch.device,
+    storage_dtype: torch.dtype,
 ) -> dict[str, float]:
     metrics: dict[str, float] = {}
     with torch.no_grad():
@@ -240,7 +245,7 @@ def _solve_block(
             if not names:
                 continue
             statistics = _collect(method.statistic(site), block, site, names, replay, device)
-            work = SiteWork(block, anatomy, site, names, statistics, decision)
+            work = SiteWork(block, anatomy, site, names, statistics, decision, storage_dtype)
             method.solve(work)
             if work.kept_columns is not None and replay is not None:
                 replay.keep_columns(site, work.kept_columns)

@@ -43,6 +43,7 @@ class SiteWork:
         statistics: of the inputs, by linear; linears of one site share an object. Empty for
             methods that need none.
         decision: what the method's ``decide`` returned, None where it has none.
+        storage_dtype: what the checkpoint stores floats in; scales must survive the rounding to it.
         kept_columns: set by a method that removed input features of an output projection: the
             indices that stay (the engine narrows the stored activations accordingly).
         metrics: figures for the journal, set by the method.
@@ -54,6 +55,7 @@ class SiteWork:
     names: tuple[str, ...]
     statistics: dict[str, InputStatistics] = field(default_factory=dict)
     decision: Any = None
+    storage_dtype: torch.dtype = torch.float32
     kept_columns: torch.Tensor | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
