@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterable
 from typing import Any
@@ -14,39 +15,13 @@ from compress.calibrate.activations import Activations
 from compress.calibrate.replay import BlockCall
 from compress.errors import CompressError
 from compress.models.anatomy import Anatomy, anatomy_of
-
-
-def model_class(config: PreTrainedConfig) -> type:
-    """Return the AutoModel class for what the checkpoint's ``architectures`` says it is.
-
-    Raises:
-        CompressError: the architecture has no task head that the toolkit knows.
-    """
-    import transformers
-
-    architecture = (config.architectures or [""])[0]
-    for suffix, auto in (
-        ("ForCausalLM", "AutoModelForCausalLM"),
-        ("LMHeadModel", "AutoModelForCausalLM"),
-        ("ForMaskedLM", "AutoModelForMaskedLM"),
-        ("ForSequenceClassification", "AutoModelForSequenceClassification"),
-        ("ForImageClassification", "AutoModelForImageClassification"),
-        ("Model", "AutoModel"),
-    ):
-        if architecture.endswith(suffix):
-            return getattr(transformers, auto)
-    raise CompressError(
-        "a checkpoint whose config.json names its architecture (…ForCausalLM, …ForMaskedLM, "
-        "…ForSequenceClassification)",
-        repr(architecture) if architecture else "no `architectures` entry",
-        "Add the entry to config.json",
-    )
+from compress.models.source_load import auto_class
 
 
 def build_meta(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
     """Build the model on the meta device: shapes without memory."""
     with torch.device("meta"):
-        model = model_class(config).from_config(
+        model = auto_class(config).from_config(
             config, trust_remote_code=trust_remote_code, dtype=torch.float32
         )
     return model.eval()
@@ -74,12 +49,6 @@ class StreamedModel:
 
     def block(self, index: int) -> nn.Module:
         return self.model.get_submodule(self.anatomy.blocks[index].path)
-
-    def block_tensors(self, index: int) -> dict[str, torch.Tensor]:
-        """Read one block's stored tensors, names relative to the block."""
-        prefix = self.anatomy.blocks[index].path + "."
-        names = [n for n in self.tensors.names() if n.startswith(prefix)]
-        return {n.removeprefix(prefix): self.tensors.get(n) for n in names}
 
     def outer_names(self) -> list[str]:
         """Names of stored tensors that belong to no block."""
@@ -206,10 +175,8 @@ def capture_inputs(
         first_time = shape not in by_shape
         recorded: list[BlockCall] = []
         with torch.no_grad(), _recording(blocks, recorded, inputs, index, every=first_time):
-            try:
+            with contextlib.suppress(_Captured):
                 _forward(model, batch)
-            except _Captured:
-                pass
         if first_time:
             by_shape[shape] = recorded
         for position, call in enumerate(by_shape[shape]):
@@ -244,9 +211,10 @@ class _recording:
                 call = BlockCall((), kwargs, first_name)
             if position == 0:
                 self.inputs.write(self.index, hidden)
-                if not self.every:
-                    raise _Captured
             self.recorded.append(call)
+            # Nothing behind the blocks is wanted: the head's logits would be the largest tensor.
+            if not self.every or position == len(self.blocks) - 1:
+                raise _Captured
             return hidden
 
         return stub

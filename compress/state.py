@@ -1,0 +1,128 @@
+"""A model between two steps: its config, what each block is, and which file holds it.
+
+Finished blocks are small safetensors files, tensors named relative to the block and already in the
+form of the final checkpoint. Nothing is copied that did not change: blocks that no step has touched
+stay in the source checkpoint, and dropping a block is dropping an entry of a list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedConfig
+
+from compress.checkpoint.config import apply_records, keep_layers, read_records
+from compress.checkpoint.records import BlockRecord, load_block
+from compress.models.anatomy import Anatomy, family_of
+from compress.models.stream import StreamedModel, build_meta, capture_inputs, tail_logits
+from compress.models.tensors import TensorIndex, check_finite
+
+
+@dataclass(frozen=True)
+class SourceBlock:
+    """A block that is still where it came from."""
+
+    prefix: str  # path of the block in the source, with a final dot
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """Attributes:
+    source: the checkpoint the run started from; outer tensors always come from it.
+    config: describes the model as it is.
+    records: one a block.
+    blocks: one a block: where its tensors are.
+    """
+
+    source: TensorIndex
+    config: PreTrainedConfig
+    records: tuple[BlockRecord, ...]
+    blocks: tuple[SourceBlock | Path, ...]
+    trust_remote_code: bool = False
+
+    @classmethod
+    def of_checkpoint(
+        cls, index: TensorIndex, config: PreTrainedConfig, trust_remote_code: bool = False
+    ) -> ModelState:
+        """The state before the first step (or a checkpoint that is to be looked at)."""
+        anatomy = StreamedModel(build_meta(config, trust_remote_code)).anatomy
+        records = read_records(config, anatomy.family, len(anatomy.blocks))
+        places = tuple(SourceBlock(b.path + ".") for b in anatomy.blocks)
+        return cls(index, config, tuple(records), places, trust_remote_code)
+
+    def changed(self, records: list[BlockRecord], files: list[Path]) -> ModelState:
+        """The state after a step that rewrote every block."""
+        config = apply_records(self.config, family_of(self.config), records)
+        return replace(self, config=config, records=tuple(records), blocks=tuple(files))
+
+    def kept(self, indices: list[int]) -> ModelState:
+        """The state after a step that kept only some blocks."""
+        family = family_of(self.config)
+        records = [self.records[i] for i in indices]
+        config = apply_records(keep_layers(self.config, family, indices), family, records)
+        blocks = tuple(self.blocks[i] for i in indices)
+        return replace(self, config=config, records=tuple(records), blocks=blocks)
+
+    def streamed(self, device: torch.device | str = "cpu") -> StreamedModel:
+        """Build the model on the meta device, ready to be filled block by block."""
+        return StreamedModel(build_meta(self.config, self.trust_remote_code), self.source, device)
+
+    def load(self, index: int, block: nn.Module, anatomy: Anatomy) -> None:
+        """Fill one block in float32.
+
+        Raises:
+            CompressError: NaN or infinite weights, or tensors that do not fit.
+        """
+        tensors = self._tensors(index)
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point():
+                check_finite(f"{anatomy.blocks[index].path}.{name}", tensor)
+        load_block(block, tensors, self.records[index], torch.float32, anatomy.blocks[index])
+        for path, pattern in self.records[index].zeros.items():
+            block.get_submodule(path).zeros = pattern
+
+    def _tensors(self, index: int) -> dict[str, torch.Tensor]:
+        """One block's tensors; floating ones widened one at a time, so that memory holds one copy."""
+        place = self.blocks[index]
+        if isinstance(place, SourceBlock):
+            names = [n for n in self.source.names() if n.startswith(place.prefix)]
+            return {n.removeprefix(place.prefix): _widened(self.source.get(n)) for n in names}
+        with safe_open(place, framework="pt", backend="pread") as file:
+            return {n: _widened(file.get_tensor(n)) for n in file.keys()}  # noqa: SIM118
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def streamed_logits(
+    state: ModelState,
+    batch: dict[str, torch.Tensor],
+    scratch: Path,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """Logits of one batch with one block in memory at a time, float32 on the CPU."""
+    from compress.calibrate.activations import Activations
+
+    source = state.streamed(device)
+    entering = Activations(scratch / "probe.bin")
+    batch = {k: v.to(source.device) for k, v in batch.items()}
+    source.fill_outer()
+    calls = capture_inputs(source.model, source.anatomy, [batch], entering)
+    source.release_outer()
+    hidden = entering.read(0).to(source.device)
+    entering.remove()
+    with torch.no_grad():
+        for index in range(len(source.anatomy.blocks)):
+            block = source.block(index)
+            state.load(index, block, source.anatomy)
+            block.to(source.device)
+            hidden = calls[index][0](block, hidden)
+            source.release_block(index)
+    source.fill_outer()
+    logits = tail_logits(source.model, source.anatomy, batch, hidden)
+    return logits.float().cpu()
