@@ -57,7 +57,7 @@ def require_causal(model: nn.Module, where: str) -> None:
         raise CompressError(
             "a causal language model (...ForCausalLM)",
             name,
-            "Load the checkpoint with AutoModelForCausalLM, or AutoModelForMaskedLM for masked scores",
+            "Load it with AutoModelForCausalLM, or AutoModelForMaskedLM for masked scores",
             where=where,
         )
     if _looks_ahead(model):

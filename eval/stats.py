@@ -7,12 +7,12 @@ import random
 import statistics
 from collections.abc import Sequence
 
-# Student's t, 97.5 % quantile, for 1 to 4 degrees of freedom; above, the expansion is exact to 3 digits.
+# Student's t, 97.5 % quantile, for 1 to 4 degrees of freedom, where the expansion is too coarse.
 _T_SMALL = (12.7062, 4.3027, 3.1824, 2.7764)
 
 
 def t_quantile(degrees: int) -> float:
-    """Return the 97.5 % quantile of Student's t (Cornish-Fisher expansion, Abramowitz & Stegun 26.7.5)."""
+    """Return the 97.5 % quantile of Student's t (expansion of Abramowitz & Stegun, 26.7.5)."""
     if degrees < 1:
         return math.inf
     if degrees <= len(_T_SMALL):
@@ -50,7 +50,7 @@ def clustered_mean(sums: Sequence[float], weights: Sequence[float]) -> tuple[flo
 
 
 def interval(mean: float, error: float | None, clusters: int) -> tuple[float, float] | None:
-    """Return the 95 % interval ``mean +- t * error``, or None when there is no error to speak of."""
+    """Return the 95 % interval ``mean +- t * error``, or None when there is no error."""
     if error is None:
         return None
     half = t_quantile(clusters - 1) * error

@@ -151,9 +151,7 @@ def _runner(model: nn.Module, prefill: int, decode: int) -> Callable[[], tuple[f
         middle = clock()
         for _ in range(decode):
             token = output.logits[:, -1:].argmax(-1)
-            output = model(
-                input_ids=token, past_key_values=output.past_key_values, use_cache=True
-            )
+            output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
         end = clock()
         return middle - start, (end - middle) / max(1, decode)
 

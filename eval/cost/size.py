@@ -31,7 +31,9 @@ class Size(BaseModel):
     )
     block_weights: int = Field(description="weights of the matrices inside the blocks")
     nonzero_block_weights: int
-    checkpoint_bytes: int | None = Field(description="bytes of the safetensors files of the weights")
+    checkpoint_bytes: int | None = Field(
+        description="bytes of the safetensors files of the weights"
+    )
     block_bytes: int | None = Field(
         description="bytes on disk of those matrices, with scales, zero points and indices"
     )
@@ -166,15 +168,17 @@ def checkpoint_tensors(folder: str | Path) -> dict[str, dict[str, Any]]:
                 header = json.loads(stream.read(length))
             except (struct.error, ValueError) as error:
                 raise CompressError(
-                    "a safetensors file", f"{file.name} with a broken header ({error})",
-                    "Download or write the checkpoint again", where="cost",
+                    "a safetensors file",
+                    f"{file.name} with a broken header ({error})",
+                    "Download or write the checkpoint again",
+                    where="cost",
                 ) from None
         tensors.update({k: v for k, v in header.items() if k != "__metadata__"})
     return tensors
 
 
 def _block_bytes(header: dict[str, dict[str, Any]], blocks: str, base: str) -> int:
-    """Sum the bytes of every matrix in the blocks, with all that its module stores except biases."""
+    """Sum the bytes of every matrix in the blocks, and all its module stores except biases."""
     # A base model saved alone writes its names without the prefix of the head's attribute.
     prefixes = {blocks + "."}
     if base and blocks.startswith(base + "."):

@@ -69,7 +69,7 @@ def resolve(path: Path, data_root: Path, task_name: str) -> tuple[dict[str, Any]
             raise CompressError(
                 f"the data of task {task_name!r} at {relative} under the data root",
                 f"no such file in {data_root}",
-                "Point --data-root at a folder that holds it, or leave --data-root out to use the hub",
+                "Point --data-root at a folder that holds it, or leave it out to use the hub",
             )
 
     def load(**_: Any) -> Any:

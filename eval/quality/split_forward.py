@@ -4,9 +4,9 @@ Logits of a whole window are the largest tensor of an evaluation (1,024 x 49,152
 glibc maps blocks above 32 MB afresh for every allocation, and faulting their pages in costs as much
 as the matrix product that fills them, so a chunked head halves the time and bounds the memory.
 
-What happens after the head (soft caps, logit scales, biases, a transform before the decoder) is the
-family's own code: it runs unchanged, because the model's own ``forward`` is called, with the trunk's
-``forward`` replaced on the instance by one that returns the cached hidden states.
+What happens after the head (soft caps, logit scales, biases, a transform before the decoder) is
+the family's own code: it runs unchanged, because the model's own ``forward`` is called, with the
+trunk's ``forward`` replaced on the instance by one that returns the cached hidden states.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class SplitForward:
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         # Without this the trunk would keep keys and values that nobody reads.
         self._extra = {"use_cache": False} if "use_cache" in parameters else {}
-        self._return_dict = {"return_dict": True} if "return_dict" in parameters or takes_any else {}
+        self._return_dict = (
+            {"return_dict": True} if "return_dict" in parameters or takes_any else {}
+        )
 
     def __enter__(self) -> SplitForward:
         self._training = self.model.training
@@ -96,7 +98,7 @@ class SplitForward:
         return _hidden(self._output)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Run the head on hidden states [positions, width]; return logits [positions, vocabulary]."""
+        """Run the head on hidden [positions, width]; return logits [positions, vocabulary]."""
         self._chunk = hidden.unsqueeze(0)
         return self._call()[0]
 
@@ -117,7 +119,7 @@ class SplitForward:
         return torch.cat([nll for nll, _ in self.scored(hidden, targets)])
 
     def scored(self, hidden: Tensor, targets: Tensor) -> Any:
-        """Yield (nll, hit) per chunk of positions: nats, and whether the target is the best token."""
+        """Yield (nll, hit) per chunk of positions: nats, and whether the target ranks first."""
         rows = 16
         start = 0
         while start < len(hidden):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -70,8 +71,8 @@ def run_tasks(
 ) -> TasksResult:
     """Run lm-eval tasks on a causal model in memory.
 
-    With a data root, the tasks in ``eval/tasks`` read their data from it, with lm-eval's own prompts;
-    every other task comes from lm-eval's index, whose data are on the hub.
+    With a data root, the tasks in ``eval/tasks`` read their data from it, with lm-eval's own
+    prompts; every other task comes from lm-eval's index, whose data are on the hub.
 
     Args:
         model: a causal ``PreTrainedModel``.
@@ -181,9 +182,13 @@ def _task(name: str, results: dict[str, Any], digests: dict[str, dict[str, str]]
         if not filter_name or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
         error = results["results"][name].get(f"{metric}_stderr,{filter_name}")
+        if math.isnan(value):
+            raise CompressError(
+                f"a number for {metric}", "NaN", "The model's logits are broken", where=name
+            )
         shown = metric if filter_name == "none" else f"{metric} ({filter_name})"
         metrics[shown] = Metric(
-            value=float(value),
+            value=min(float(value), sys.float_info.max),  # JSON has no infinity
             stderr=float(error) if isinstance(error, float) and math.isfinite(error) else None,
             higher_is_better=bool(better.get(metric, True)),
         )

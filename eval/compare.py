@@ -1,0 +1,195 @@
+"""Compare runs: one table, and which of them nothing else beats (the Pareto frontier)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from compress.errors import CompressError
+from eval.cost.size import human_bytes
+from eval.report import write_text
+from eval.report.html import plot_caption
+from eval.report.markdown import grid
+from eval.report.page import figure, page, section, table, text
+from eval.report.plot import scatter
+from eval.report.points import (
+    CostAxis,
+    QualityAxis,
+    cost_axes,
+    format_quality,
+    point,
+    quality_axis,
+)
+from eval.report.rows import count, number
+from eval.report.schema import Report
+from eval.spec import EvaluationResult
+
+
+class Entry(NamedTuple):
+    """One model in a comparison."""
+
+    name: str
+    result: EvaluationResult
+    original: bool = False
+
+
+class Comparison(NamedTuple):
+    """Entries with the axes they can be compared on.
+
+    Attributes:
+        entries: originals first, then in the order given.
+        quality: the quality that all of them have.
+        costs: the costs that all have and that differ, at least one.
+        frontier: per cost label, the names that no other entry beats in both quality and cost.
+    """
+
+    entries: tuple[Entry, ...]
+    quality: QualityAxis
+    costs: tuple[CostAxis, ...]
+    frontier: dict[str, frozenset[str]]
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table's cells: name, quality, interval, costs, speed-up against its original."""
+        return [self._row(entry) for entry in self.entries]
+
+    def head(self) -> tuple[str, ...]:
+        """The table's head."""
+        label = self.quality.label.partition(" (")[0]
+        return ("", label, "95 % interval", "on disk", "bits/weight", "MACs/token", "prefill",
+                "best trade")  # fmt: skip
+
+    def _row(self, entry: Entry) -> tuple[str, ...]:
+        value, low, high = self.quality.of(entry.result)
+        size, timing = entry.result.cost.size, entry.result.latency
+        best = [cost for cost, names in self.frontier.items() if entry.name in names]
+        return (
+            entry.name,
+            number(value),
+            f"{number(low)} to {number(high)}" if low is not None else "",
+            human_bytes(size.checkpoint_bytes) if size.checkpoint_bytes else "",
+            number(size.bits_per_weight),
+            count(entry.result.cost.macs.per_token),
+            f"{timing.prefill.speedup:.2f}x as fast" if timing else "",
+            ", ".join(best),
+        )
+
+    def html(self) -> str:
+        """One self-contained page."""
+        figures = [figure(self._plot(cost), plot_caption(self.quality)) for cost in self.costs]
+        names = ", ".join(entry.name for entry in self.entries if not entry.original)
+        return page(
+            "Comparison",
+            [
+                f'<header><h1>Comparison</h1><p class="lead">{text(names)}</p></header>',
+                section(
+                    "Quality against cost",
+                    f'<div class="plots">{"".join(figures)}</div>',
+                    '<p class="small">Filled in colour and joined: the models that no other one '
+                    "beats in both.</p>",
+                ),
+                section("Table", table(self.head(), self.rows())),
+            ],
+        )
+
+    def markdown(self) -> str:
+        """The table as Markdown."""
+        return grid(self.head(), self.rows()) + "\n"
+
+    def write(self, path: str | Path) -> Path:
+        """Write the page to ``path``."""
+        write_text(Path(path), self.html())
+        return Path(path)
+
+    def _plot(self, cost: CostAxis) -> str:
+        best = self.frontier[cost.label]
+
+        def style(entry: Entry) -> str:
+            if entry.name in best:
+                return "frontier"
+            return "original" if entry.original else "other"
+
+        points = [point(e.name, e.result, cost, self.quality, style(e)) for e in self.entries]
+        return scatter(
+            points, cost.label, self.quality.label, cost.format, format_quality, frontier=True
+        )
+
+
+def compare(results: Sequence[Report | Entry]) -> Comparison:
+    """Put results side by side.
+
+    Args:
+        results: reports (each brings its original along; the same original counts once) or
+            entries, at least two models in all.
+
+    Raises:
+        CompressError: fewer than two, different texts or windows, or no quality in common.
+    """
+    entries = _entries(results)
+    if len(entries) < 2:
+        raise CompressError("at least two results to compare", str(len(entries)))
+    _same_text(entries)
+    found = [entry.result for entry in entries]
+    quality = quality_axis(found)
+    if quality is None:
+        raise CompressError(
+            "results with a quality in common (perplexity, masked scores or a task)",
+            ", ".join(f"{e.name} ({e.result.kind})" for e in entries),
+            "Evaluate them with the same options",
+        )
+    costs = tuple(cost_axes(found))
+    return Comparison(
+        entries, quality, costs, {c.label: _frontier(entries, c, quality) for c in costs}
+    )
+
+
+def _entries(results: Sequence[Report | Entry]) -> tuple[Entry, ...]:
+    originals: dict[str, Entry] = {}
+    others: list[Entry] = []
+    for result in results:
+        if isinstance(result, Entry):
+            others.append(result)
+            continue
+        others.append(Entry(result.title, result.after))
+        if result.before:
+            key = f"{result.run.model} {result.run.model_sha256}"
+            originals.setdefault(
+                key, Entry(f"original ({result.run.model})", result.before, original=True)
+            )
+    seen: dict[str, int] = {}
+    unique = []
+    for entry in (*originals.values(), *others):
+        seen[entry.name] = seen.get(entry.name, 0) + 1
+        again = f" ({seen[entry.name]})" if seen[entry.name] > 1 else ""
+        unique.append(entry._replace(name=entry.name + again))
+    return tuple(unique)
+
+
+def _same_text(entries: Sequence[Entry]) -> None:
+    """Perplexities of two texts, windows or tokenizers cannot be compared."""
+
+    def key(entry: Entry) -> tuple | None:
+        scored = entry.result.perplexity or entry.result.masked
+        return scored and (entry.result.tokens_sha256, scored.window)
+
+    keys = {entry.name: key(entry) for entry in entries}
+    first = entries[0].name
+    for name, found in keys.items():
+        if found != keys[first]:
+            raise CompressError(
+                f"results on the same tokens and windows as {first}",
+                f"{name}, which was measured on others",
+                "Evaluate both on the same text with the same tokenizer and window",
+                where="compare",
+            )
+
+
+def _frontier(entries: Sequence[Entry], cost: CostAxis, quality: QualityAxis) -> frozenset[str]:
+    """Names of the entries that no other one dominates."""
+    sign = -1 if quality.higher_is_better else 1
+    placed = [(e.name, cost.of(e.result), sign * quality.of(e.result)[0]) for e in entries]
+    return frozenset(
+        name
+        for name, x, y in placed
+        if not any(a <= x and b <= y and (a, b) != (x, y) for _, a, b in placed)
+    )

@@ -1,0 +1,199 @@
+"""Evaluate one model: quality by its kind, cost, and latency against the original."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import LongTensor, nn
+
+from compress.errors import CompressError
+from eval.cost import cost, paired_latency
+from eval.kind import kind_of
+from eval.quality.masked import masked_scores
+from eval.quality.perplexity import perplexity
+from eval.quality.tasks import run_tasks
+from eval.spec import EvaluationResult, EvaluationSpec
+
+Progress = Callable[[str, int, int], None]
+
+
+def evaluate(
+    model: nn.Module,
+    tokenizer: Any,
+    spec: EvaluationSpec,
+    *,
+    tokens: LongTensor | None = None,
+    bytes_count: int | None = None,
+    folder: str | Path | None = None,
+    baseline: nn.Module | None = None,
+    data_root: str | Path | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> EvaluationResult:
+    """Measure quality and cost of ``model``; the result can be stored as JSON and used again.
+
+    Args:
+        model: causal (perplexity, tasks) or masked (masked scores) language model.
+        tokenizer: its tokenizer; needed for tasks and for masked scores, else it may be None.
+        spec: what to measure.
+        tokens: token ids [n] of the evaluation text without special tokens; needed when
+            ``spec.perplexity`` is given.
+        bytes_count: UTF-8 bytes of the text behind ``tokens``, for bits per byte.
+        folder: the checkpoint on disk, for bytes and peak memory.
+        baseline: the original model; with it, latency is measured in pairs.
+        data_root: folder with the data of local tasks.
+        trust_remote_code: handed on to the process that measures memory.
+        progress: called with (part, done, total).
+
+    Raises:
+        CompressError: from the parts; also tasks for a masked model, or a spec without its tokens.
+    """
+    kind = kind_of(model)
+    _check(kind, model, tokenizer, spec, tokens)
+    seconds: dict[str, float] = {}
+    parts: dict[str, Any] = {}
+
+    def measure(part: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        start = time.perf_counter()
+        parts[part] = function(*args, **kwargs)
+        seconds[part] = time.perf_counter() - start
+
+    if tokens is not None and spec.perplexity is not None:
+        tokens, bytes_count = _head(tokens, bytes_count, spec.max_tokens, tokenizer)
+        if kind == "masked":
+            measure("masked", _masked, model, tokenizer, spec, tokens, progress)
+        else:
+            measure("perplexity", _perplexity, model, spec, tokens, bytes_count, progress)
+    if spec.tasks:
+        measure(
+            "tasks",
+            run_tasks,
+            model,
+            tokenizer,
+            spec.tasks,
+            limit=spec.limit,
+            num_fewshot=spec.num_fewshot,
+            batch_size=spec.batch_size,
+            data_root=data_root,
+        )
+    latency = spec.latency_spec()
+    if latency and baseline is not None:
+        measure("latency", paired_latency, baseline, model, **latency.model_dump())
+    measure(
+        "cost",
+        cost,
+        model,
+        folder,
+        context=spec.context,
+        memory=spec.memory,
+        trust_remote_code=trust_remote_code,
+    )
+    return EvaluationResult(
+        model_class=type(model).__name__,
+        kind=kind,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        spec=spec,
+        tokens_sha256=_digest(tokens) if spec.perplexity is not None else None,
+        seconds=seconds,
+        **parts,
+    )
+
+
+def _check(
+    kind: str, model: nn.Module, tokenizer: Any, spec: EvaluationSpec, tokens: LongTensor | None
+) -> None:
+    if spec.perplexity is not None and tokens is None:
+        raise CompressError("the tokens of the evaluation text", "none", where="evaluate")
+    if kind == "other":
+        raise CompressError(
+            "a causal or a masked language model",
+            type(model).__name__,
+            "Load it with AutoModelForCausalLM or AutoModelForMaskedLM",
+            where="evaluate",
+        )
+    if kind == "masked" and spec.tasks:
+        raise CompressError(
+            "a causal language model for lm-eval tasks",
+            f"the masked language model {type(model).__name__}",
+            "Leave tasks out; masked scores measure it",
+            where="evaluate",
+        )
+    scored = kind == "masked" and spec.perplexity is not None
+    if scored and getattr(tokenizer, "mask_token_id", None) is None:
+        raise CompressError(
+            "a tokenizer with a mask token", "none", "Use the model's own", where="evaluate"
+        )
+
+
+def _head(
+    tokens: LongTensor, bytes_count: int | None, limit: int | None, tokenizer: Any
+) -> tuple[LongTensor, int | None]:
+    """Cut the text to ``limit`` tokens, and its bytes with it."""
+    if limit is None or len(tokens) <= limit:
+        return tokens, bytes_count
+    tokens = tokens[:limit]
+    if bytes_count is None or tokenizer is None:
+        return tokens, None
+    return tokens, len(tokenizer.decode(tokens.tolist()).encode("utf-8"))
+
+
+def _positions(model: nn.Module) -> int:
+    return getattr(model.config, "max_position_embeddings", None) or 1 << 30
+
+
+def _perplexity(
+    model: nn.Module,
+    spec: EvaluationSpec,
+    tokens: LongTensor,
+    bytes_count: int | None,
+    progress: Progress | None,
+) -> Any:
+    return perplexity(
+        model,
+        tokens,
+        window=spec.window or min(1024, _positions(model)),
+        stride=spec.stride,
+        batch_size=spec.batch_size,
+        bytes_count=bytes_count,
+        progress=_named("perplexity", progress),
+    )
+
+
+def _masked(
+    model: nn.Module,
+    tokenizer: Any,
+    spec: EvaluationSpec,
+    tokens: LongTensor,
+    progress: Progress | None,
+) -> Any:
+    def ids(*names: str) -> list[int]:
+        found = [getattr(tokenizer, name, None) for name in names]
+        return [i for i in found if i is not None][:1]
+
+    return masked_scores(
+        model,
+        tokens,
+        mask_token_id=tokenizer.mask_token_id,
+        prefix=ids("cls_token_id", "bos_token_id"),
+        suffix=ids("sep_token_id", "eos_token_id"),
+        # Four positions go to the special tokens and to RoBERTa's numbering from padding_idx + 1.
+        window=spec.window or min(128, _positions(model) - 4),
+        batch_size=max(spec.batch_size, 8),
+        progress=_named("masked", progress),
+        **spec.masked.model_dump(),
+    )
+
+
+def _named(part: str, progress: Progress | None) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, total: progress(part, done, total)
+
+
+def _digest(tokens: LongTensor) -> str:
+    data = tokens.to("cpu", torch.int64).contiguous().numpy().tobytes()
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,218 @@
+"""report.html: one self-contained page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from eval.cost.size import human_bytes
+from eval.report.page import definitions, figure, page, rows_table, section, table, text
+from eval.report.plot import scatter
+from eval.report.points import QualityAxis, cost_axes, format_quality, point, quality_axis
+from eval.report.rows import cost_rows, latency_rows, number, quality_rows, seconds, times
+from eval.report.schema import Report
+
+_MARKS = {"good": "✓", "note": "·", "warning": "!"}
+
+
+def render_html(report: Report) -> str:
+    """Return the report as HTML; everything from outside is escaped, nothing is loaded."""
+    return page(
+        report.title,
+        [
+            _header(report),
+            _findings(report),
+            _plots(report),
+            section("Quality", rows_table(quality_rows(report)), _quality_note(report)),
+            section("Cost", rows_table(cost_rows(report)), _cost_note(report)),
+            section("Steps", steps_table(report)),
+            section("Data", _data(report)),
+            section("What was run", *_run(report)),
+            section("Environment", _environment(report)),
+        ],
+    )
+
+
+def _header(report: Report) -> str:
+    run = report.run
+    parts = [run.model]
+    if run.recipe_name:
+        parts.append(f"recipe {run.recipe_name}")
+    if run.started:
+        parts.append(run.started)
+    tiles = "".join(
+        f'<li><span class="name">{text(name)}</span><span class="value">{text(value)}</span>'
+        f'<span class="from">{text(origin)}</span></li>'
+        for name, value, origin in _tiles(report)
+    )
+    return (
+        f"<header><h1>{text(report.title)}</h1>"
+        f'<p class="lead">{text("  ·  ".join(parts))}</p>'
+        f'<ul class="tiles">{tiles}</ul></header>'
+    )
+
+
+def _tiles(report: Report) -> Iterator[tuple[str, str, str]]:
+    """The three or four numbers that a reader looks for first."""
+    for row in quality_rows(report)[:1]:
+        yield row.name.split(" (")[0], row.after, f"before {row.before}" if row.before else ""
+    new = report.after.cost
+    old = report.before.cost if report.before else None
+    if new.size.checkpoint_bytes:
+        first = old.size.checkpoint_bytes if old else None
+        ratio = (
+            f"{times(new.size.checkpoint_bytes, first)} of {human_bytes(first)}" if first else ""
+        )
+        yield "On disk", human_bytes(new.size.checkpoint_bytes), ratio
+    timing = report.after.latency
+    if timing:
+        for name, timed in (("Prefill", timing.prefill), ("Decode", timing.decode)):
+            if timed:
+                low, high = timed.interval
+                yield f"{name} speed", f"{timed.speedup:.2f}x", f"{low:.2f} to {high:.2f}"
+    elif new.memory:
+        first = old.memory.prefill if old and old.memory else None
+        yield (
+            "Peak memory",
+            human_bytes(new.memory.prefill),
+            f"before {human_bytes(first)}" if first else "",
+        )
+
+
+def _findings(report: Report) -> str:
+    items = "".join(
+        f'<li class="{f.level}"><span class="mark" aria-label="{f.level}">{_MARKS[f.level]}</span>'
+        f"<span>{text(f.text)}</span></li>"
+        for f in report.findings
+    )
+    return section("Findings", f'<ul class="findings">{items}</ul>' if items else "")
+
+
+def _plots(report: Report) -> str:
+    if report.before is None:
+        return ""
+    results = [report.before, report.after]
+    quality = quality_axis(results)
+    if quality is None:
+        return ""
+    figures = []
+    for cost in cost_axes(results):
+        points = [
+            point("original", report.before, cost, quality, "original"),
+            point("compressed", report.after, cost, quality, "frontier"),
+        ]
+        drawing = scatter(
+            points, cost.label, quality.label, cost.format, format_quality, arrow=True
+        )
+        figures.append(figure(drawing, plot_caption(quality)))
+    return section("Quality against cost", f'<div class="plots">{"".join(figures)}</div>')
+
+
+def plot_caption(quality: QualityAxis) -> str:
+    """Say which corner is the good one."""
+    side = "up" if quality.higher_is_better else "down"
+    return f"Bars are 95 % intervals; {side} and left is better."
+
+
+def _quality_note(report: Report) -> str:
+    notes = []
+    if found := report.after.perplexity:
+        overlap = "without overlap" if found.stride == found.window else f"stride {found.stride}"
+        notes.append(
+            f"{found.tokens:,} predicted tokens in windows of {found.window:,} {overlap}; the "
+            "first token of a window is context. Intervals (95 %) take windows as units; that of the "
+            "ratio compares the same windows in both models, so it is the narrower one."
+        )
+    if found := report.after.masked:
+        notes.append(
+            f"{found.masked_positions:,} masked tokens ({found.mask_fraction:.0%} of windows of "
+            f"{found.window}, seed {found.seed}); {found.pll_positions:,} positions masked one at "
+            "a time for the pseudo-perplexity (Salazar et al. 2020)."
+        )
+    if found := report.after.tasks:
+        limit = f", at most {found.limit} documents a task" if found.limit else ""
+        notes.append(f"Tasks by lm-eval {found.lm_eval}{limit}; ± is 1.96 standard errors.")
+    return "".join(f'<p class="small">{text(note)}</p>' for note in notes)
+
+
+def _cost_note(report: Report) -> str:
+    note = (
+        "Tied weights count once, packed weights at their unpacked size. Multiply-accumulates "
+        f"include the output projection ({number(report.after.cost.macs.head / 1e6)} M) and count "
+        "zeros as work."
+    )
+    if latency_rows(report.after):
+        timing = report.after.latency
+        dtypes = " against ".join(dict.fromkeys(timing.dtype))
+        note += (
+            f" Latency: {timing.repeats} alternating pairs on {timing.device}, {dtypes}, "
+            f"{timing.threads} threads; medians, and a bootstrap interval of the ratio."
+        )
+    return f'<p class="small">{text(note)}</p>'
+
+
+def steps_table(report: Report) -> str:
+    """The steps with time and memory."""
+    head = ("step", "what it did", "options", "time", "peak memory")
+    rows = []
+    for step in report.steps:
+        options = ", ".join(f"{k}={v}" for k, v in step.options.items())
+        said = " ".join([step.summary, *step.notes, "(resumed)" if step.resumed else ""]).strip()
+        rows.append(
+            (
+                step.method,
+                said,
+                options,
+                seconds(step.seconds) if step.seconds is not None else "",
+                human_bytes(step.peak_rss_bytes) if step.peak_rss_bytes else "",
+            )
+        )
+    return table(head, rows, left=(1, 2))
+
+
+def _data(report: Report) -> str:
+    head = ("role", "name", "size", "tokens", "licence", "sha256")
+    rows = [
+        (
+            entry.role,
+            entry.name + (f": {entry.detail}" if entry.detail else ""),
+            human_bytes(entry.bytes) if entry.bytes else "",
+            f"{entry.tokens:,}" if entry.tokens else "",
+            entry.licence or "",
+            (entry.sha256 or "")[:16],
+        )
+        for entry in report.data
+    ]
+    return table(head, rows, left=(1,))
+
+
+def _run(report: Report) -> Iterator[str]:
+    import yaml
+
+    run = report.run
+    yield definitions(
+        [
+            ("Model", run.model),
+            ("Weights, sha256", run.model_sha256),
+            ("Command", run.command),
+            ("Seed", run.seed),
+            ("Took", seconds(run.seconds) if run.seconds is not None else None),
+            ("trust_remote_code", "on" if run.trust_remote_code else None),
+        ]
+    )
+    if run.recipe is not None:
+        recipe = yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True)
+        yield f"<pre>{text(recipe)}</pre>"
+
+
+def _environment(report: Report) -> str:
+    machine = report.environment
+    versions = ", ".join(f"{k} {v}" for k, v in machine.versions.items())
+    return definitions(
+        [
+            ("Machine", machine.platform),
+            ("Processor", f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads used"),
+            ("Memory", human_bytes(machine.memory_bytes)),
+            ("Accelerator", machine.accelerator),
+            ("Versions", versions),
+        ]
+    )

@@ -1,0 +1,180 @@
+"""A scatter plot of quality against cost as inline SVG: no script, no font, no library.
+
+Colours are CSS classes of the page, so the plot follows its light and dark themes. Every label is
+escaped. The drawing is 460 x 300 units and scales with the page; at the width of a phone its text
+is still about 10 pixels high.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import NamedTuple
+
+WIDTH, HEIGHT = 460, 300
+LEFT, RIGHT, TOP, BOTTOM = 52, 16, 18, 44
+
+
+class Point(NamedTuple):
+    """One model: cost ``x``, quality ``y`` with an optional interval, and how it is drawn."""
+
+    label: str
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    style: str = "other"  # other | original | frontier
+
+
+class Axis(NamedTuple):
+    """A linear or logarithmic mapping from data to drawing units."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool
+
+    def at(self, value: float) -> float:
+        """Return the drawing coordinate of ``value``."""
+        low, high, value = (
+            (math.log(self.low), math.log(self.high), math.log(value))
+            if self.log
+            else (self.low, self.high, value)
+        )
+        return self.start + (value - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        """Return three to seven round values inside the axis."""
+        return _log_ticks(self) if self.log else _linear_ticks(self)
+
+
+def scatter(
+    points: Sequence[Point],
+    x_label: str,
+    y_label: str,
+    format_x: Callable[[float], str],
+    format_y: Callable[[float], str],
+    *,
+    arrow: bool = False,
+    frontier: bool = False,
+) -> str:
+    """Draw ``points``; lower y is better or worse as the label says.
+
+    Args:
+        points: at least one.
+        x_label, y_label: with units.
+        format_x, format_y: how tick values are written.
+        arrow: draw a line from the first point to the last (before to after).
+        frontier: join the points of style "frontier" in order of cost.
+    """
+    x_axis = _axis([p.x for p in points], LEFT, WIDTH - RIGHT, from_zero=True)
+    spans = [v for p in points for v in (p.y, p.low, p.high) if v is not None]
+    y_axis = _axis(spans, HEIGHT - BOTTOM, TOP, from_zero=False)
+    parts = [*_grid(x_axis, y_axis, x_label, y_label, format_x, format_y)]
+    if arrow and len(points) > 1:
+        parts.append(_line([points[0], points[-1]], x_axis, y_axis, "link"))
+    if frontier:
+        chosen = sorted((p for p in points if p.style == "frontier"), key=lambda p: p.x)
+        parts.append(_line(chosen, x_axis, y_axis, "front"))
+    parts += [_mark(p, x_axis, y_axis) for p in points]
+    parts += _labels(points, x_axis, y_axis)
+    title = escape(f"{y_label} against {x_label}: " + ", ".join(p.label for p in points))
+    return (
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">'
+        + "".join(parts)
+        + "</svg>"
+    )
+
+
+def _axis(values: Sequence[float], start: float, end: float, *, from_zero: bool) -> Axis:
+    low, high = min(values), max(values)
+    log = low > 0 and high / low > 8
+    if log:
+        pad = (high / low) ** 0.12
+        return Axis(low / pad, high * pad, start, end, True)
+    pad = 0.15 * (high - low) or 0.1 * abs(high) or 1.0
+    # Costs start at zero, so that distances along the axis are honest; quality has no zero.
+    return Axis(0.0 if from_zero else low - pad, high + pad, start, end, False)
+
+
+def _linear_ticks(axis: Axis) -> list[float]:
+    raw = (axis.high - axis.low) / 5
+    power = 10 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw)
+    first = math.ceil(axis.low / step)
+    return [i * step for i in range(first, math.floor(axis.high / step) + 1)]
+
+
+def _log_ticks(axis: Axis) -> list[float]:
+    powers = range(math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high)) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5)):
+        ticks = [m * 10.0**p for p in powers for m in steps if axis.low <= m * 10.0**p <= axis.high]
+        if len(ticks) >= 3:
+            break
+    return ticks
+
+
+def _grid(
+    x_axis: Axis,
+    y_axis: Axis,
+    x_label: str,
+    y_label: str,
+    format_x: Callable[[float], str],
+    format_y: Callable[[float], str],
+) -> list[str]:
+    base = HEIGHT - BOTTOM
+    parts = []
+    for value in y_axis.ticks():
+        y = y_axis.at(value)
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
+        parts.append(_text(LEFT - 6, y + 3.5, format_y(value), "tick", "end"))
+    for value in x_axis.ticks():
+        parts.append(_text(x_axis.at(value), base + 15, format_x(value), "tick", "middle"))
+    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_label, "title", "middle"))
+    parts.append(_text(4, 10, y_label, "title", "start"))
+    return parts
+
+
+def _line(points: Sequence[Point], x_axis: Axis, y_axis: Axis, style: str) -> str:
+    path = " ".join(f"{x_axis.at(p.x):.1f},{y_axis.at(p.y):.1f}" for p in points)
+    return f'<polyline class="{style}" points="{path}"/>'
+
+
+def _mark(point: Point, x_axis: Axis, y_axis: Axis) -> str:
+    x, y = x_axis.at(point.x), y_axis.at(point.y)
+    bar = ""
+    if point.low is not None and point.high is not None:
+        low, high = y_axis.at(point.low), y_axis.at(point.high)
+        ends = f'x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"'
+        bar = f'<line class="bar {point.style}" {ends}/>'
+    return f'{bar}<circle class="dot {point.style}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
+
+
+def _labels(points: Sequence[Point], x_axis: Axis, y_axis: Axis) -> list[str]:
+    """Write each label beside its point, where there is room, and below its neighbours'."""
+    parts: list[str] = []
+    taken: list[tuple[float, float, float]] = []
+    for point in sorted(points, key=lambda p: y_axis.at(p.y)):
+        x, y = x_axis.at(point.x), y_axis.at(point.y) - 8
+        label = point.label if len(point.label) <= 34 else point.label[:33] + "…"
+        width = 6.2 * len(label)
+        left = x + 9 if x + 9 + width < WIDTH - 2 else max(2.0, x - 9 - width)
+        while any(_overlap(left, left + width, y, other) for other in taken):
+            y += 13
+        taken.append((left, left + width, y))
+        parts.append(_text(left, y, label, f"label {point.style}", "start"))
+    return parts
+
+
+def _overlap(left: float, right: float, y: float, other: tuple[float, float, float]) -> bool:
+    return abs(y - other[2]) < 13 and left < other[1] and other[0] < right
+
+
+def _text(x: float, y: float, text: str, style: str, anchor: str) -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text class="{style}" {place}>{escape(text)}</text>'

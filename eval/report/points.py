@@ -1,0 +1,96 @@
+"""Points and axes of the plots: quality of an evaluation against one of its costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from eval.cost.size import human_bytes
+from eval.report.plot import Point
+from eval.report.rows import count, number
+from eval.spec import EvaluationResult
+
+
+class CostAxis(NamedTuple):
+    """A cost that a plot can have on its horizontal axis."""
+
+    label: str
+    of: Callable[[EvaluationResult], float | None]
+    format: Callable[[float], str]
+
+
+class QualityAxis(NamedTuple):
+    """A quality: its label, its value with an interval, and whether more of it is better."""
+
+    label: str
+    of: Callable[[EvaluationResult], tuple[float, float | None, float | None] | None]
+    higher_is_better: bool
+
+
+COSTS = (
+    CostAxis("checkpoint on disk", lambda r: r.cost.size.checkpoint_bytes, human_bytes),
+    CostAxis("MACs per token", lambda r: r.cost.macs.per_token, count),
+    CostAxis("parameters", lambda r: r.cost.size.parameters, count),
+)
+
+
+def quality_axis(results: Sequence[EvaluationResult]) -> QualityAxis | None:
+    """Return the first quality that every result has: perplexity, cross entropy, then a task."""
+    if all(r.perplexity for r in results):
+        return QualityAxis("perplexity (lower is better)", _perplexity, False)
+    if all(r.masked for r in results):
+        return QualityAxis("masked cross entropy, nats (lower is better)", _entropy, False)
+    common = [set(_task_metrics(r)) for r in results]
+    for task, metric in sorted(set.intersection(*common)) if common else ():
+        better = results[0].tasks.tasks[task].metrics[metric].higher_is_better
+        side = "higher" if better else "lower"
+        return QualityAxis(f"{task} {metric} ({side} is better)", _task(task, metric), better)
+    return None
+
+
+def cost_axes(results: Sequence[EvaluationResult], most: int = 2) -> list[CostAxis]:
+    """Return the costs that all results have and that differ by 1 % or more; at least one."""
+    usable = [axis for axis in COSTS if all(axis.of(r) for r in results)]
+    moved = [a for a in usable if max(map(a.of, results)) > 1.01 * min(map(a.of, results))]
+    return (moved or usable[:1])[:most]
+
+
+def point(
+    label: str, result: EvaluationResult, cost: CostAxis, quality: QualityAxis, style: str
+) -> Point:
+    """Place one result in a plot."""
+    value, low, high = quality.of(result)
+    return Point(label, cost.of(result), value, low, high, style)
+
+
+def _perplexity(result: EvaluationResult) -> tuple[float, float | None, float | None]:
+    low, high = result.perplexity.interval or (None, None)
+    return result.perplexity.perplexity, low, high
+
+
+def _entropy(result: EvaluationResult) -> tuple[float, float | None, float | None]:
+    return _with_error(result.masked.cross_entropy, result.masked.cross_entropy_stderr)
+
+
+def _task(task: str, metric: str) -> Callable:
+    def of(result: EvaluationResult) -> tuple[float, float | None, float | None]:
+        found = result.tasks.tasks[task].metrics[metric]
+        return _with_error(found.value, found.stderr)
+
+    return of
+
+
+def _with_error(value: float, error: float | None) -> tuple[float, float | None, float | None]:
+    return (
+        (value, None, None)
+        if error is None
+        else (value, value - 1.96 * error, value + 1.96 * error)
+    )
+
+
+def _task_metrics(result: EvaluationResult) -> list[tuple[str, str]]:
+    tasks = result.tasks.tasks if result.tasks else {}
+    return [(task, metric) for task, found in tasks.items() for metric in found.metrics]
+
+
+format_quality = number

@@ -1,0 +1,53 @@
+"""The table on the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eval.report.rows import Row, cost_rows, quality_rows
+from eval.report.schema import Report
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_TONES = {-1: "red", 0: "", 1: "green"}
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Print quality and cost as before | after | ratio, then the findings."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console or Console()
+    table = Table(title=Text(report.title), title_justify="left", header_style="bold")
+    paired = report.before is not None
+    table.add_column("")
+    for name in ("before", "after", "ratio") if paired else ("value",):
+        table.add_column(name, justify="right")
+    groups = [g for g in (quality_rows(report), cost_rows(report)) if g]
+    for rows in groups:
+        for row in rows:
+            table.add_row(*_cells(row, paired))
+        table.add_section()
+    console.print(table)
+    for finding in report.findings:
+        tone = {"warning": "red", "good": "green", "note": "dim"}[finding.level]
+        # Text, not markup: square brackets of an interval would be read as style tags.
+        console.print(Text(f"{finding.level:>7}  ", style=tone) + Text(finding.text))
+
+
+def _cells(row: Row, paired: bool) -> list:
+    from rich.text import Text
+
+    def value(shown: str, error: str, style: str = "") -> Text:
+        return Text(shown, style=style) + Text(f"  {error}" if error else "", style="dim")
+
+    if not paired:
+        return [Text(row.name), value(row.after, row.error_after)]
+    return [
+        Text(row.name),
+        value(row.before, row.error_before),
+        value(row.after, row.error_after),
+        value(row.ratio, row.error_ratio, _TONES[row.better]),
+    ]

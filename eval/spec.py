@@ -1,0 +1,91 @@
+"""What an evaluation measures, and what came out: two models that survive a round trip to JSON."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from eval.cost import CostResult, PairedLatency
+from eval.quality.masked import MaskedResult
+from eval.quality.perplexity import PerplexityResult
+from eval.quality.tasks import TasksResult
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+
+class LatencySpec(BaseModel):
+    """Paired timing against the original."""
+
+    model_config = _FROZEN
+
+    prefill_tokens: int = Field(default=512, ge=1)
+    decode_tokens: int = Field(default=32, ge=0)
+    repeats: int = Field(default=7, ge=3)
+
+
+class MaskedSpec(BaseModel):
+    """Scores of masked language models."""
+
+    model_config = _FROZEN
+
+    mask_fraction: float = Field(default=0.15, gt=0, lt=1)
+    pll_positions: int = Field(default=256, ge=1, description="positions masked one at a time")
+    seed: int = 0
+
+
+class EvaluationSpec(BaseModel):
+    """What to measure. Perplexity is for causal models, masked scores for masked ones."""
+
+    model_config = _FROZEN
+
+    perplexity: dict[str, Any] | None = Field(
+        default=None,
+        description="where the text comes from, as the caller describes it; kept for the report. "
+        "The tokens themselves are handed to evaluate(), which loads no data",
+    )
+    window: int | None = Field(
+        default=None,
+        ge=2,
+        description="tokens per window; default 1024 (causal) or 128 (masked), less for a model "
+        "with fewer positions",
+    )
+    stride: int | None = Field(default=None, ge=1, description="default: the window, no overlap")
+    max_tokens: int | None = Field(default=32768, ge=2, description="use the head of the text")
+    batch_size: int = Field(default=1, ge=1)
+    masked: MaskedSpec = MaskedSpec()
+    tasks: tuple[str, ...] = Field(default=(), description="lm-eval tasks, causal models only")
+    limit: int | None = Field(default=None, ge=1, description="documents per task")
+    num_fewshot: int | None = Field(default=None, ge=0)
+    latency: bool | LatencySpec = Field(
+        default=True, description="paired timing; needs the original model beside it"
+    )
+    memory: bool = Field(default=True, description="peak memory in a fresh process; needs a folder")
+    context: int = Field(default=1024, ge=1, description="tokens attended to, for MACs per token")
+
+    def latency_spec(self) -> LatencySpec | None:
+        """Return the timing options, or None where timing is off."""
+        if isinstance(self.latency, LatencySpec):
+            return self.latency
+        return LatencySpec() if self.latency else None
+
+
+class EvaluationResult(BaseModel):
+    """What one model scored and costs; round-trips through JSON."""
+
+    model_config = _FROZEN
+
+    model_class: str
+    kind: Literal["causal", "masked", "other"]
+    dtype: str
+    device: str
+    spec: EvaluationSpec
+    tokens_sha256: str | None = Field(description="digest of the token ids that were scored")
+    perplexity: PerplexityResult | None = None
+    masked: MaskedResult | None = None
+    tasks: TasksResult | None = None
+    cost: CostResult
+    latency: PairedLatency | None = Field(
+        default=None, description="against the original; before is the original, after this model"
+    )
+    seconds: dict[str, float] = Field(description="part of the evaluation -> seconds it took")
