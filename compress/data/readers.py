@@ -1,0 +1,171 @@
+"""Read documents from files, and the documentation that ships inside Python."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import glob
+import importlib.util
+import json
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from compress.data.catalog import SUFFIXES, Local
+from compress.errors import CompressError, did_you_mean
+
+
+def is_file_source(source: str) -> bool:
+    """Whether a source names a file or a pattern of files, and not a hub data set."""
+    known = source.lower().endswith((*SUFFIXES, ".raw", ".md", ".rst"))
+    return known or any(c in source for c in "*?[") or Path(source).expanduser().is_file()
+
+
+def expand(source: str) -> list[Path]:
+    """The files that a path or pattern names, sorted; a CompressError if there are none."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return [path]
+    found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+    if not found:
+        raise CompressError("a text file or a pattern that matches some", repr(source),
+                            "Check the path")  # fmt: skip
+    return found
+
+
+def read_documents(path: Path, layout: Local, field: str) -> list[str]:
+    """The documents of one file, in its order.
+
+    Args:
+        path: .jsonl, .json, .parquet, .csv or .tsv with rows, or anything else as UTF-8 text.
+        layout: separator and columns, where the file does not tell.
+        field: the column with the text.
+
+    Raises:
+        CompressError: a file that does not parse, or rows without the field.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".jsonl":
+            with path.open(encoding="utf-8") as file:
+                return list(_texts(_json_lines(file), field, path))
+        if suffix == ".json":
+            return list(_texts(_rows(json.loads(path.read_text(encoding="utf-8"))), field, path))
+        if suffix == ".parquet":
+            return _parquet(path, field)
+        if suffix in (".csv", ".tsv"):
+            return list(_texts(_table(path, layout.columns), field, path))
+        # newline="" keeps the bytes as they are: a digest must not depend on the platform.
+        with path.open(encoding="utf-8", newline="") as file:
+            text = file.read()
+    except (ValueError, OSError, csv.Error) as error:  # UnicodeDecodeError is a ValueError
+        raise CompressError(
+            f"a readable {suffix or 'text'} file in UTF-8", f"{path}: {error}",
+            "Check the file's format and encoding",
+        ) from error  # fmt: skip
+    if layout.separator is None:
+        return [text]
+    return [part for part in (p.strip("\r\n") for p in text.split(layout.separator)) if part]
+
+
+def read_python_module(name: str) -> list[str]:
+    """The texts of a standard library module's module-level ``dict[str, str]``s, in source order.
+
+    ``pydoc_data.topics`` holds the language reference that ``help()`` shows. The module's source is
+    parsed and never run.
+
+    Raises:
+        CompressError: not a module of the standard library, or none with such texts.
+    """
+    origin = _stdlib_source(name)
+    texts: list[str] = []
+    for statement in ast.parse(origin.read_text(encoding="utf-8")).body:
+        if not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
+            continue
+        try:
+            value = ast.literal_eval(statement.value)
+        except (ValueError, TypeError, SyntaxError):
+            continue
+        if isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
+            texts += value.values()
+    if not texts:
+        raise CompressError(
+            f"texts in python:{name} (a dict of strings)", "none", "Use python:pydoc_data.topics"
+        )
+    return texts
+
+
+def _stdlib_source(name: str) -> Path:
+    if name.split(".")[0] not in sys.stdlib_module_names:
+        raise CompressError(
+            "a module of Python's standard library", f"python:{name}",
+            "Use python:pydoc_data.topics, or write the texts to a file",
+        )  # fmt: skip
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    origin = Path(spec.origin).resolve() if spec and spec.has_location and spec.origin else None
+    library = Path(sysconfig.get_path("stdlib")).resolve()
+    # A file of the same name beside the script would be found first; it is not the library.
+    if origin is None or origin.suffix != ".py" or not origin.is_relative_to(library):
+        raise CompressError(f"the source of python:{name} in {library}", str(origin or "none"))
+    return origin
+
+
+def _json_lines(file: Iterable[str]) -> Iterator[Any]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+
+
+def _rows(data: Any) -> list[Any]:
+    """The rows of a JSON file: a list, or an object with one list in it."""
+    if isinstance(data, dict):
+        lists = [value for value in data.values() if isinstance(value, list)]
+        data = lists[0] if len(lists) == 1 else None
+    if not isinstance(data, list):
+        raise ValueError("neither a list of rows nor an object that holds one")
+    return data
+
+
+def _table(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    tab = path.suffix.lower() == ".tsv"
+    with path.open(encoding="utf-8", newline="") as file:
+        # Tab-separated corpora do not quote: a lone quotation mark would swallow lines.
+        quoting = csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL
+        names = columns or None
+        yield from csv.DictReader(file, names, delimiter="\t" if tab else ",", quoting=quoting)
+
+
+def _parquet(path: Path, field: str) -> list[str]:
+    import pyarrow.parquet
+
+    file = pyarrow.parquet.ParquetFile(path)
+    if field not in file.schema_arrow.names:
+        raise _no_field(field, file.schema_arrow.names, path)
+    column = file.read(columns=[field]).column(field).to_pylist()
+    return list(_texts(({field: value} for value in column), field, path))
+
+
+def _texts(rows: Iterable[Any], field: str, path: Path) -> Iterator[str]:
+    for row in rows:
+        if isinstance(row, str):
+            yield row
+            continue
+        if not isinstance(row, dict) or field not in row:
+            raise _no_field(field, list(row) if isinstance(row, dict) else [], path)
+        if row[field] is not None:
+            yield str(row[field])
+
+
+def _no_field(field: str, known: list[str], path: Path) -> CompressError:
+    return CompressError(
+        f"the field {field!r} in each row of {path.name}", f"fields {', '.join(known) or 'none'}",
+        f"Set field. {did_you_mean(field, known)}" if known else "Each row must be an object",
+    )  # fmt: skip

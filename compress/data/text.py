@@ -1,0 +1,168 @@
+"""Texts for calibration, training and evaluation, from files, hubs and Python itself."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from compress.data.catalog import Local, canonical, find, splits
+from compress.data.readers import expand, is_file_source, read_documents, read_python_module
+from compress.errors import CompressError
+
+_PART = re.compile(r"all|(head|tail):(0?\.\d+|1(?:\.0*)?)")
+
+
+class TextSpec(BaseModel):
+    """Which text, which part of it, and how its documents are joined."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = Field(
+        description="a hub data set (owner/name), a file or pattern (.txt .jsonl .json .parquet "
+        ".csv .tsv), or python:<module> for texts in Python's standard library "
+        "(python:pydoc_data.topics)"
+    )
+    subset: str | None = Field(None, description="configuration of a hub data set")
+    split: str = Field("train", description="split of a hub data set")
+    field: str | None = Field(None, description="column with the text; by default 'text'")
+    part: str = Field(
+        "all",
+        description="all, head:F or tail:F, a fraction F of the documents (of the lines, where "
+        "there is one document); heads and tails that sum to at most 1 share nothing",
+    )
+    join: str = Field("\n\n", description="put between documents (GPTQ's convention)")
+    limit: int | None = Field(None, gt=0, description="read at most so many documents")
+
+    @field_validator("part")
+    @classmethod
+    def _known_part(cls, value: str) -> str:
+        if not _PART.fullmatch(value):
+            raise ValueError(f"expected all, head:F or tail:F with F in (0, 1], got {value!r}")
+        return value
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents and where they came from.
+
+    Attributes:
+        documents: in the order of the source, none of them empty.
+        join: what stands between them in :attr:`text`.
+        description: one line for a report: source, part, what is special about it.
+    """
+
+    documents: tuple[str, ...]
+    join: str
+    description: str
+
+    @cached_property
+    def text(self) -> str:
+        """The documents joined to one string."""
+        return self.join.join(self.documents)
+
+    @cached_property
+    def bytes(self) -> int:
+        """Length of :attr:`text` in UTF-8."""
+        return len(self.text.encode())
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of :attr:`text` in UTF-8, as hex."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def load_text(
+    spec: TextSpec | str, data_root: str | Path | None = None, *, endpoint: str | None = None
+) -> Text:
+    """Read the text that ``spec`` describes.
+
+    Args:
+        spec: a spec, or a source alone.
+        data_root: a folder with local copies of hub data sets (see :mod:`compress.data.catalog`);
+            asked first, before any network is used.
+        endpoint: the hub's address; HF_ENDPOINT or the public hub if None.
+
+    Raises:
+        CompressError: a source that does not exist, does not parse, has no such field or is empty,
+            or a hub that does not answer.
+    """
+    spec = TextSpec(source=spec) if isinstance(spec, str) else spec
+    if data_root is not None and not Path(data_root).expanduser().is_dir():
+        raise CompressError("an existing folder as data root", repr(str(data_root)))
+    documents, about = _read(spec, data_root, endpoint)
+    documents = [document for document in documents if document.strip()][: spec.limit]
+    documents = take_part(documents, spec.part)
+    if not documents:
+        raise CompressError(
+            f"a text with something in it from {spec.source}",
+            "an empty one" if spec.part == "all" else f"nothing in part {spec.part}",
+            "Choose another source, split or part",
+        )
+    part = "" if spec.part == "all" else f", part {spec.part}"
+    return Text(tuple(documents), spec.join, about + part)
+
+
+def take_part(documents: Sequence[str], part: str) -> list[str]:
+    """The head or tail of ``documents``, or of the lines where there is only one document."""
+    if part == "all":
+        return list(documents)
+    if len(documents) == 1:
+        lines = take_part(_padded(documents[0].splitlines(keepends=True)), part)
+        joined = "".join(lines)
+        return [joined] if joined.strip() else []
+    which, _, fraction = part.partition(":")
+    # Rounded down, so that head:F and tail:1-F never overlap; 1e-9 forgives 0.3 * 10 = 2.999...
+    count = math.floor(float(fraction) * len(documents) + 1e-9)
+    return list(documents[:count] if which == "head" else documents[len(documents) - count :])
+
+
+def _padded(lines: list[str]) -> list[str]:
+    """At least two units, so that a part of a single line ends instead of asking again."""
+    return lines if len(lines) > 1 else [*lines, ""]
+
+
+def _read(
+    spec: TextSpec, data_root: str | Path | None, endpoint: str | None
+) -> tuple[list[str], str]:
+    """The documents and a line about them."""
+    field = spec.field or "text"
+    if spec.source.startswith("python:"):
+        module = spec.source.removeprefix("python:")
+        version = ".".join(map(str, sys.version_info[:3]))
+        return read_python_module(module), f"documentation in Python {version} ({module})"
+    if is_file_source(spec.source):
+        paths = expand(spec.source)
+        documents = [d for path in paths for d in read_documents(path, Local(str(path)), field)]
+        return documents, spec.source + (f" ({len(paths)} files)" if len(paths) > 1 else "")
+    return _read_dataset(spec, data_root, endpoint)
+
+
+def _read_dataset(
+    spec: TextSpec, data_root: str | Path | None, endpoint: str | None
+) -> tuple[list[str], str]:
+    dataset, subset = canonical(spec.source, spec.subset)
+    name = f"{dataset} {subset} {spec.split}".replace("  ", " ")
+    have: list[str] = []
+    if data_root is not None:
+        root = Path(data_root).expanduser()
+        found = find(root, spec.source, spec.subset, spec.split)
+        if found is not None:
+            path, local = found
+            documents = read_documents(path, local, spec.field or local.field or "text")
+            note = f" ({local.note})" if local.note else ""
+            return documents, f"{name} from {path.name}{note}"
+        have = splits(root, dataset)
+    from compress.data.hub import read_hub_dataset
+
+    return read_hub_dataset(
+        dataset, subset or None, spec.split, field=spec.field or "text", limit=spec.limit,
+        data_root=data_root, have=have, endpoint=endpoint,
+    ), name  # fmt: skip
