@@ -144,7 +144,7 @@ def fake_quantize(
 
 
 def fake_quantize_tokens(inputs: torch.Tensor) -> torch.Tensor:
-    """Round activations [..., features] to symmetric int8, one scale for each vector of features."""
+    """Round activations [..., features] to symmetric int8, one scale a vector of features."""
     scale = inputs.abs().amax(dim=-1, keepdim=True) / 127.5
     scale = scale.masked_fill(scale == 0, torch.finfo(scale.dtype).eps)
     return (inputs / scale).clamp_(-128, 127).round_() * scale

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from compress.checkpoint.packing import check_names, check_shape, pack, unpack
+from compress.checkpoint.packing import check_names, check_shape, pack, stored_shapes, unpack
 from compress.checkpoint.widths import resize_block
 from compress.errors import CompressError
 from compress.models.anatomy import BlockAnatomy
@@ -141,6 +141,19 @@ def load_block(
             raise error.within(owner) from None
         module.set_codes(*grid)
     _assign(block, loose, set(record.quantization), dtype)
+
+
+def stored_shapes_of(block: nn.Module, record: BlockRecord) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of the tensors that :func:`dump_block` makes, without making them."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, tensor in block.state_dict().items():
+        owner, _, leaf = name.rpartition(".")
+        if owner not in record.quantization or not leaf.startswith("weight"):
+            shapes[name] = tuple(tensor.shape)
+        elif leaf == "weight":
+            packed = stored_shapes(record.quantization[owner], *tensor.shape)
+            shapes.update((f"{owner}.{key}", shape) for key, shape in packed.items())
+    return shapes
 
 
 def apply_record(

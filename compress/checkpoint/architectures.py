@@ -1,0 +1,90 @@
+"""Model types of our own: a stock architecture with some linears replaced by new modules.
+
+``compress_llama`` is llama plus a table ``compressed_modules`` in config.json. Stock transformers
+does not know the type and says so, where it would have filled the unknown layers with random
+numbers had the type stayed ``llama``.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from compress.checkpoint.records import apply_record
+from compress.errors import CompressError
+
+OWN = "Compress"  # prefix of class names
+
+# Auto class -> the table of its stock classes.
+_AUTO = {
+    "AutoModel": "MODEL_MAPPING",
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING",
+    "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING",
+    "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
+    "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
+}
+
+
+@functools.cache
+def own_config_class(base_type: str) -> type[PreTrainedConfig]:
+    """Return the config class ``compress_<base_type>``, made and registered at the first call
+    together with its model classes.
+
+    Raises:
+        CompressError: transformers has no such base type.
+    """
+    if base_type not in CONFIG_MAPPING:
+        raise CompressError("a model type that transformers knows", repr(base_type))
+    base = CONFIG_MAPPING[base_type]
+    config_class = type(base)(
+        OWN + base.__name__,
+        (base,),
+        {
+            "model_type": f"compress_{base_type}",
+            "__module__": __name__,
+            "__doc__": f"{base.__name__} of a model with modules from compress.modules.",
+        },
+    )
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    for auto_name, table in _AUTO.items():
+        stock = getattr(transformers, table).get(base, None)
+        if stock is not None:
+            stock = stock[0] if isinstance(stock, tuple) else stock
+            getattr(transformers, auto_name).register(config_class, _own_class(stock, config_class))
+    return config_class
+
+
+def _own_class(
+    stock: type[PreTrainedModel], config_class: type[PreTrainedConfig]
+) -> type[PreTrainedModel]:
+    """Return a subclass of a stock model that puts the new modules in as it is built."""
+
+    def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any):
+        stock.__init__(self, config, *args, **kwargs)
+        place_modules(self)
+
+    return type(stock)(
+        OWN + stock.__name__,
+        (stock,),
+        {
+            "__init__": __init__,
+            "__module__": __name__,
+            "__doc__": f"{stock.__name__} with modules from compress.modules.",
+            "config_class": config_class,
+        },
+    )
+
+
+def place_modules(model: PreTrainedModel) -> None:
+    """Replace linears by the modules that the model's config names, without values."""
+    from compress.checkpoint.config import module_specs
+    from compress.checkpoint.records import BlockRecord
+    from compress.models.anatomy import find_blocks
+
+    _, blocks = find_blocks(model)
+    for block, specs in zip(blocks, module_specs(model.config, len(blocks)), strict=True):
+        apply_record(block, BlockRecord(modules=specs))

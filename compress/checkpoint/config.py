@@ -1,0 +1,273 @@
+"""config.json for compressed models: records of all blocks into a config, and back.
+
+What a stock config can say is said in its own fields. Widths that differ between layers, or that
+the stock class cannot express, go to transformers' ``per_layer_config``, which a stock class
+refuses; new modules go to a model type of our own, which stock transformers does not know. So a
+checkpoint loads as what it is, or fails loudly.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from compress.checkpoint.records import BlockRecord, LowRank, ModuleSpec, Replaced
+from compress.checkpoint.targets import group_by_value, parse_pattern, target_patterns
+from compress.checkpoint.tensors_config import quantization_section, read_quantization
+from compress.errors import CompressError
+from compress.models.anatomy import stock_type
+from compress.models.families import Family
+
+PREFIX = "compress_"
+SECTION_VERSION = 1
+_SPECS = {"low_rank": LowRank, "linear": Replaced}
+_OWN_KEYS = ("compressed_modules", "compress", "quantization_config", "per_layer_config")
+
+
+def apply_records(
+    config: PreTrainedConfig,
+    family: Family,
+    records: Sequence[BlockRecord],
+    blocks_path: str,
+) -> PreTrainedConfig:
+    """Return a copy of ``config`` that describes blocks as the records say.
+
+    Args:
+        config: of the model before or after earlier steps; what it says about compression is
+            replaced, so the records must be those of all blocks as they are now.
+        blocks_path: path of the block list in the model ("model.layers").
+
+    Raises:
+        CompressError: another number of blocks than the config has layers (see
+            :func:`keep_layers`), or widths that no config can express.
+    """
+    layers = layer_count(config, family)
+    if len(records) != layers:
+        raise CompressError(f"records of {layers} blocks", str(len(records)))
+    new = stock_config(config)
+    per_layer = _set_widths(new, family, [r.widths for r in records])
+    modules = {
+        f"{index}.{path}": spec.model_dump()
+        for index, record in enumerate(records)
+        for path, spec in record.modules.items()
+    }
+    if modules:
+        new = _own_config(new)
+        new.compressed_modules = modules
+    section: dict[str, Any] = {"version": SECTION_VERSION}
+    zeros = group_by_value([r.zeros for r in records])
+    if zeros:
+        section["zeros"] = {
+            str(pattern): target_patterns(members, len(records), blocks_path)
+            for pattern, members in zeros
+        }
+    quantization = quantization_section(records, blocks_path)
+    if quantization is not None:
+        new.quantization_config = quantization
+    if per_layer or modules or zeros:
+        new.compress = section
+    if per_layer:
+        # Last: from here on, reading a field that differs between layers raises.
+        new.per_layer_config = per_layer
+    return new
+
+
+def read_records(config: PreTrainedConfig, family: Family, num_blocks: int) -> list[BlockRecord]:
+    """Return the records of all blocks: the inverse of :func:`apply_records`.
+
+    Raises:
+        CompressError: the config's quantisation was written by another tool.
+    """
+    modules = module_specs(config, num_blocks)
+    zeros: list[dict[str, str]] = [{} for _ in range(num_blocks)]
+    for pattern, targets in (getattr(config, "compress", None) or {}).get("zeros", {}).items():
+        for target in targets:
+            for index, path in parse_pattern(target, num_blocks) or []:
+                zeros[index][path] = pattern
+    section = getattr(config, "quantization_config", None)
+    if section is not None and not isinstance(section, dict):
+        section = section.to_dict()
+    quantization = read_quantization(section, num_blocks) if section else [{}] * num_blocks
+    return [
+        BlockRecord(
+            widths=layer_widths(config, family, index),
+            modules=modules[index],
+            quantization=quantization[index],
+            zeros=zeros[index],
+        )
+        for index in range(num_blocks)
+    ]
+
+
+def module_specs(config: PreTrainedConfig, num_blocks: int) -> list[dict[str, ModuleSpec]]:
+    """Return {path: spec} of the new modules of every block."""
+    specs: list[dict[str, ModuleSpec]] = [{} for _ in range(num_blocks)]
+    for name, spec in (getattr(config, "compressed_modules", None) or {}).items():
+        index, _, path = name.partition(".")
+        specs[int(index)][path] = _SPECS[spec["kind"]].model_validate(spec)
+    return specs
+
+
+def keep_layers(
+    config: PreTrainedConfig, family: Family, kept: Sequence[int], blocks_path: str
+) -> PreTrainedConfig:
+    """Return a copy of ``config`` for a model of only the given layers, renumbered from 0.
+
+    Args:
+        kept: indices of the layers that stay, ascending.
+
+    Raises:
+        CompressError: layers that share their weights, or whose function depends on their number.
+    """
+    if family.shared_blocks:
+        raise CompressError(
+            "a model whose layers have weights of their own",
+            f"{config.model_type}, which applies one layer many times",
+            "Compress its width or precision",
+        )
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        raise CompressError(
+            "layers whose function does not depend on their number",
+            "scale_attn_by_inverse_layer_idx in config.json",
+            "Compress the width or precision of this model",
+        )
+    count = getattr(config, family.layers)
+    records = read_records(config, family, count)
+    new = stock_config(config)
+    for key, value in vars(new).items():
+        if "layer" in key and isinstance(value, (list, tuple)) and len(value) == count:
+            setattr(new, key, [value[i] for i in kept])
+    setattr(new, family.layers, len(kept))
+    return apply_records(new, family, [records[i] for i in kept], blocks_path)
+
+
+def layer_count(config: PreTrainedConfig, family: Family) -> int:
+    """Return how many blocks with weights of their own the model has."""
+    return 1 if family.shared_blocks else getattr(config, family.layers)
+
+
+def stock_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return a copy without anything of ours: stock class, global widths, no quantisation."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    new = copy.deepcopy(config)
+    new.per_layer_config = None
+    for key in _OWN_KEYS:
+        new.__dict__.pop(key, None)
+    if not config.model_type.startswith(PREFIX):
+        return new
+    stock = CONFIG_MAPPING[stock_type(config)].from_dict(new.to_dict())
+    stock.architectures = [_strip(name) for name in config.architectures or []]
+    stock._attn_implementation = config._attn_implementation
+    return stock
+
+
+def layer_widths(config: PreTrainedConfig, family: Family, index: int) -> dict[str, int]:
+    """Return {"heads", "kv_heads", "ffn"} of one layer (0: the config has no such field)."""
+    base = global_widths(config, family)
+    if not config.is_heterogeneous:
+        return base
+    layer = global_widths(config.per_layer_config[index], family)
+    if family.kv_heads is not None and base["kv_heads"]:
+        layer["heads"] = layer["kv_heads"] * base["heads"] // base["kv_heads"]
+    return layer
+
+
+def global_widths(config: PreTrainedConfig, family: Family) -> dict[str, int]:
+    """Return the widths of a layer without overrides."""
+    plain = homogeneous(config)
+    heads = getattr(plain, family.heads, 0)
+    kv_heads = getattr(plain, family.kv_heads) if family.kv_heads else heads
+    ffn = getattr(plain, family.ffn, 0)
+    if ffn is None:  # GPT-2's n_inner
+        ffn = 4 * plain.hidden_size
+    return {"heads": heads, "kv_heads": kv_heads or heads, "ffn": ffn}
+
+
+def homogeneous(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the config of a layer without overrides (a shallow copy where there are any)."""
+    if not config.is_heterogeneous:
+        return config
+    plain = copy.copy(config)
+    plain.per_layer_config = None
+    return plain
+
+
+def _set_widths(
+    config: PreTrainedConfig, family: Family, widths: Sequence[dict[str, int]]
+) -> dict[int, dict[str, int]]:
+    """Set plain fields where they can say it; return the per-layer fields for what they cannot."""
+    before = global_widths(config, family)
+    per_layer: dict[int, dict[str, int]] = {}
+
+    def override(field: str, key: str) -> None:
+        for index, layer in enumerate(widths):
+            if layer[key] != before[key]:
+                per_layer.setdefault(index, {})[field] = layer[key]
+
+    ffn = {layer.get("ffn", 0) for layer in widths} - {before["ffn"]}
+    if ffn and 0 not in ffn:
+        if len({layer["ffn"] for layer in widths}) == 1:
+            setattr(config, family.ffn, ffn.pop())
+        else:
+            override(family.ffn, "ffn")
+    heads = {(layer.get("heads", 0), layer.get("kv_heads", 0)) for layer in widths}
+    if heads == {(before["heads"], before["kv_heads"])} or (0, 0) in heads:
+        return per_layer
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // before["heads"]
+    if len(heads) == 1 and family.head_dim and _set_heads(config, family, *heads, head_dim):
+        return per_layer
+    # Rotary embeddings, outside the blocks, would otherwise compute it from the number of heads.
+    config.head_dim = head_dim
+    if family.kv_heads is None:
+        override(family.heads, "heads")
+        return per_layer
+    # Only the key/value heads are written: some stock configs cannot even be read with a number
+    # of heads that differs by layer. The heads follow, since a group is pruned as a unit.
+    ratio = before["heads"] // before["kv_heads"]
+    wrong = [h for h, kv in heads if h != kv * ratio]
+    if wrong:
+        raise CompressError(
+            f"{ratio} heads for every key/value head, as in the original",
+            f"a layer of {wrong[0]} heads",
+            "Prune key/value heads together with all heads that use them",
+        )
+    override(family.kv_heads, "kv_heads")
+    return per_layer
+
+
+def _set_heads(
+    config: PreTrainedConfig, family: Family, heads: tuple[int, int], head_dim: int
+) -> bool:
+    """Set the heads of all layers in plain fields; False where the class would refuse them."""
+    trial = copy.copy(config)
+    setattr(trial, family.heads, heads[0])
+    try:
+        trial.validate_architecture()
+    except ValueError:
+        # LlamaConfig insists that the heads divide the hidden size, even with head_dim given.
+        return False
+    setattr(config, family.head_dim, head_dim)
+    setattr(config, family.heads, heads[0])
+    if family.kv_heads is not None:
+        setattr(config, family.kv_heads, heads[1])
+    return True
+
+
+def _own_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    from compress.checkpoint.architectures import OWN, own_config_class
+
+    values = config.to_dict()
+    new = own_config_class(config.model_type).from_dict(values)
+    new.architectures = [OWN + name for name in config.architectures or []]
+    new._attn_implementation = config._attn_implementation
+    return new
+
+
+def _strip(architecture: str) -> str:
+    from compress.checkpoint.architectures import OWN
+
+    return architecture.removeprefix(OWN)

@@ -1,0 +1,70 @@
+"""What ``import compress`` changes in the process: two hooks, and nothing until they are needed.
+
+The hooks fire when transformers is imported (or at once, if it already is). They make model types
+named ``compress_*`` known by name only, and watch for configs that carry both ``per_layer_config``
+and our ``compress`` section. Classes are made, and block classes patched, when the first checkpoint
+that needs them is opened; models without our section are built by the untouched stock classes.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from wrapt import register_post_import_hook
+
+from compress.models.families import FAMILIES
+
+_CONFIGS = "transformers.models.auto.configuration_auto"
+_PER_LAYER = "transformers.integrations.heterogeneity.configuration_utils"
+_installed = False
+
+
+def install_hooks() -> None:
+    """Let plain ``AutoModel….from_pretrained`` open what this toolkit writes. Idempotent."""
+    global _installed
+    if not _installed:
+        _installed = True
+        register_post_import_hook(_name_own_types, _CONFIGS)
+        register_post_import_hook(_watch_per_layer_configs, _PER_LAYER)
+
+
+def _name_own_types(module: ModuleType) -> None:
+    """Register a placeholder for the config class of every own model type.
+
+    Making the true classes would import some thirty model families, which takes seconds.
+    """
+    for base in FAMILIES:
+        placeholder = type("CompressConfig", (_Placeholder,), {"base": base})
+        module.AutoConfig.register(f"compress_{base}", placeholder, exist_ok=True)
+
+
+class _Placeholder:
+    """Stands for an own config class until one is asked for; then makes it and gives way to it."""
+
+    base = ""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        from compress.checkpoint.architectures import own_config_class
+
+        return own_config_class(cls.base)(*args, **kwargs)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], **kwargs: Any) -> Any:
+        from compress.checkpoint.architectures import own_config_class
+
+        return own_config_class(cls.base).from_dict(values, **kwargs)
+
+
+def _watch_per_layer_configs(module: ModuleType) -> None:
+    mixin = module.HeterogeneousConfigMixin
+    stock = mixin.per_layer_config
+
+    def setter(config: Any, value: Any) -> None:
+        stock.fset(config, value)
+        if value and getattr(config, "compress", None) is not None:
+            from compress.checkpoint.per_layer import register_block_class
+
+            register_block_class(config)
+
+    mixin.per_layer_config = property(stock.fget, setter, stock.fdel, stock.__doc__)

@@ -1,0 +1,104 @@
+"""Blocks whose widths differ by layer, through transformers' own table of class patches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedConfig
+from transformers.monkey_patching import get_patch_mapping, register_patch_mapping
+
+from compress.checkpoint.config import homogeneous, layer_widths, stock_config
+from compress.checkpoint.widths import resize_block
+from compress.errors import CompressError
+from compress.models.anatomy import block_anatomy, family_of, find_blocks, stock_type
+from compress.models.families import Family
+
+_registered: set[str] = set()
+
+
+def register_block_class(config: PreTrainedConfig) -> None:
+    """Make transformers build this config's blocks by their layer's widths. Idempotent.
+
+    Raises:
+        CompressError: another library has a patch for the same block class.
+    """
+    model_type = stock_type(config)
+    if model_type in _registered or _upstream_builds(config):
+        return
+    stock = _block_class(config)
+    other = get_patch_mapping().get(stock.__name__)
+    if other is not None:
+        raise CompressError(
+            f"{stock.__name__} as transformers defines it",
+            f"{other.__module__}.{other.__qualname__}, registered in its place",
+            "Load the compressed model in a process without that patch",
+        )
+    register_patch_mapping({stock.__name__: _per_layer_class(stock, family_of(config))})
+    _registered.add(model_type)
+
+
+def _upstream_builds(config: PreTrainedConfig) -> bool:
+    """True where a later transformers builds the layers by itself: FFN widths, not heads, whose
+    sizes its classes derive from fields that we must leave alone."""
+    from transformers.integrations import heterogeneity
+
+    fields = config.per_layer_attributes or set()
+    return hasattr(heterogeneity, "apply_heterogeneous_modeling") and fields <= {
+        family_of(config).ffn
+    }
+
+
+def _block_class(config: PreTrainedConfig) -> type[nn.Module]:
+    """Find the class of a model's blocks by building its first layers on the meta device."""
+    probe = stock_config(config)
+    layers_field = family_of(config).layers
+    count = getattr(probe, layers_field)
+    for key, value in list(vars(probe).items()):
+        if "layer" in key and isinstance(value, (list, tuple)) and len(value) == count:
+            setattr(probe, key, list(value[:4]))
+    setattr(probe, layers_field, min(count, 4))
+    probe._attn_implementation = "eager"
+    with torch.device("meta"):
+        return type(find_blocks(AutoModel.from_config(probe))[1][0])
+
+
+class _Transparent(type(nn.Module)):
+    """Instances of the stock class count as instances of its stand-in: transformers looks for
+    blocks by class when it records hidden states."""
+
+    stock: type[nn.Module]
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, cls.stock)
+
+
+def _per_layer_class(stock: type[nn.Module], family: Family) -> type[nn.Module]:
+    """Return a stand-in for a block class; what it makes are blocks of the stock class itself."""
+
+    def build(_cls: type, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> nn.Module:
+        index = kwargs.get("layer_idx", args[0] if args else None)
+        ours = config.is_heterogeneous and getattr(config, "compress", None) is not None
+        if index is None or not ours:
+            return stock(config, *args, **kwargs)
+        plain = homogeneous(config)
+        block = stock(plain, *args, **kwargs)
+        anatomy = block_anatomy(block, str(index), index, plain, family)
+        resize_block(block, anatomy, layer_widths(config, family, index))
+        for module in block.modules():
+            # A later change of the model's attention implementation must reach its blocks.
+            if getattr(module, "config", None) is plain:
+                module.config = config
+        return block
+
+    return _Transparent(
+        stock.__name__,
+        (stock,),
+        {
+            "__new__": build,
+            "__module__": stock.__module__,
+            "__qualname__": stock.__qualname__,
+            "stock": stock,
+        },
+    )

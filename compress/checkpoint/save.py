@@ -1,0 +1,214 @@
+"""A compressed model in memory to a folder, and the proof that the folder holds that model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from compress.checkpoint.config import apply_records, layer_count, stock_config
+from compress.checkpoint.records import BlockRecord, dump_block, record_block
+from compress.checkpoint.shards import MAX_SHARD_BYTES, ShardWriter, TensorSpec, write_json
+from compress.errors import CompressError
+from compress.models.anatomy import Anatomy, anatomy_of
+
+
+def save_model(
+    model: PreTrainedModel,
+    folder: str | os.PathLike[str],
+    tokenizer: Any = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> PreTrainedConfig:
+    """Write a model that was compressed in place as a Hugging Face checkpoint.
+
+    Blocks are converted to their stored form one at a time, in the dtype of the model.
+
+    Args:
+        folder: new or empty.
+        tokenizer: anything with ``save_pretrained``; written beside the weights.
+
+    Returns:
+        The config as written.
+
+    Raises:
+        CompressError: the folder is not empty, the disk is full, or no config can express the
+            model's widths.
+    """
+    folder = Path(folder)
+    require_empty(folder)
+    anatomy = anatomy_of(model)
+    records = [record_block(model.get_submodule(block.path), block) for block in anatomy.blocks]
+    config = config_for(model, anatomy, records)
+    # Two passes: the files' headers come first, and hold the shapes of what packing will yield.
+    specs = {name: TensorSpec.of(t) for name, t in stored_tensors(model, anatomy)}
+    with ShardWriter(folder, specs, max_shard_bytes) as writer:
+        for name, tensor in stored_tensors(model, anatomy):
+            writer.write(name, tensor)
+    write_config(config, folder)
+    if getattr(model, "generation_config", None) is not None and model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return config
+
+
+def config_for(
+    model: PreTrainedModel, anatomy: Anatomy, records: list[BlockRecord]
+) -> PreTrainedConfig:
+    """Return the config of a model as its blocks are now, layer count included."""
+    base = stock_config(model.config)
+    if layer_count(base, anatomy.family) != len(records):
+        raise CompressError(
+            f"as many blocks as config.json says ({layer_count(base, anatomy.family)})",
+            str(len(records)),
+            "Set model.config by compress.checkpoint.config.keep_layers when blocks are removed",
+        )
+    # The class knows what it is; a config that was made by hand often does not.
+    base.architectures = base.architectures or [type(model).__name__]
+    base.dtype = model.dtype
+    # What the config says of the widths may be behind: the model was changed in place.
+    return apply_records(base, anatomy.family, records, anatomy.blocks_path)
+
+
+def stored_tensors(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield a model's tensors in storage form, one block's at a time; tied ones once."""
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    for name, tensor in model.state_dict().items():
+        if anatomy.is_outer(name) and name not in tied:
+            yield name, tensor
+    for block in anatomy.blocks:
+        stored, _ = dump_block(model.get_submodule(block.path), block, model.dtype)
+        for name, tensor in stored.items():
+            yield f"{block.path}.{name}", tensor
+
+
+def write_config(config: PreTrainedConfig, folder: str | os.PathLike[str]) -> None:
+    """Write config.json whole or not at all."""
+    values = json.loads(config.to_json_string())
+    write_json(Path(folder) / "config.json", values)
+
+
+def require_empty(folder: Path) -> None:
+    """Raise unless the folder is missing or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CompressError(
+            "a new or empty output folder",
+            f"{folder}, which holds something already",
+            "Choose another folder or remove its content",
+        )
+
+
+def verify(
+    folder: str | os.PathLike[str],
+    expected: torch.Tensor,
+    inputs: Mapping[str, torch.Tensor],
+    auto_class: Any,
+    tolerance: float = 1e-4,
+) -> float:
+    """Open a checkpoint the way a user would and compare its logits with the model in memory.
+
+    Args:
+        expected: logits of the model in memory on ``inputs``.
+        inputs: keyword arguments of the model's forward.
+        auto_class: AutoModelForCausalLM, ….
+        tolerance: on the largest difference, as a fraction of the largest expected logit. 1e-4
+            leaves room for sums in another order, and none for a weight on the wrong grid point.
+
+    Returns:
+        The largest difference over the largest expected logit.
+
+    Raises:
+        CompressError: it does not open, tensors are missing or left over, or the logits differ.
+    """
+    import transformers
+
+    with _quiet(transformers.logging):
+        try:
+            model, info = auto_class.from_pretrained(
+                folder, dtype=expected.dtype, output_loading_info=True
+            )
+        except (ValueError, RuntimeError, OSError, KeyError) as error:
+            raise _bad_checkpoint(folder, f"{type(error).__name__}: {error}") from error
+    problems = [
+        f"{what.replace('_', ' ')}: {', '.join(sorted(map(str, info[what]))[:3])}"
+        for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if info.get(what)
+    ]
+    if problems:
+        raise _bad_checkpoint(folder, "; ".join(problems))
+    with torch.no_grad():
+        logits = model.eval()(**inputs).logits
+    if logits.shape != expected.shape:
+        raise _bad_checkpoint(folder, f"logits of shape {list(logits.shape)}")
+    scale = expected.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
+    error = ((logits - expected).abs().amax() / scale).item()
+    if not error <= tolerance:
+        raise _bad_checkpoint(folder, f"logits that differ by {error:.2e} of the largest")
+    return error
+
+
+def verify_shapes(folder: str | os.PathLike[str]) -> None:
+    """Compare the tensors of a checkpoint with what its config implies, loading none.
+
+    For models too large to hold a second time.
+
+    Raises:
+        CompressError: names or shapes differ.
+    """
+    from transformers import AutoConfig
+
+    from compress.checkpoint.config import read_records
+    from compress.checkpoint.records import apply_record, stored_shapes_of
+    from compress.models.stream import build_meta
+    from compress.models.tensors import TensorIndex
+
+    tensors = TensorIndex.open(folder)
+    config = AutoConfig.from_pretrained(folder)
+    model = build_meta(config)
+    anatomy = anatomy_of(model)
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    expected = {
+        name: tuple(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if anatomy.is_outer(name) and name not in tied
+    }
+    records = read_records(config, anatomy.family, len(anatomy.blocks))
+    for block, record in zip(anatomy.blocks, records, strict=True):
+        module = model.get_submodule(block.path)
+        apply_record(module, record)
+        shapes = stored_shapes_of(module, record)
+        expected.update((f"{block.path}.{name}", shape) for name, shape in shapes.items())
+    found = {name: tensors.shape(name) for name in tensors.names()}
+    wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+    if wrong:
+        name = wrong[0]
+        raise _bad_checkpoint(
+            folder,
+            f"{len(wrong)} tensors that differ from config.json, {name} first: "
+            f"{found.get(name, 'missing')} for {expected.get(name, 'none')}",
+        )
+
+
+@contextlib.contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Silence the library's load report: what it says comes back in the error."""
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _bad_checkpoint(folder: object, got: str) -> CompressError:
+    return CompressError(
+        f"the checkpoint in {folder} to be the model in memory",
+        got,
+        "This is a fault of the toolkit: keep the folder and report it",
+    )

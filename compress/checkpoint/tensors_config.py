@@ -1,0 +1,118 @@
+"""The ``quantization_config`` of config.json: block records to compressed-tensors and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from compress.checkpoint.packing import storage_format
+from compress.checkpoint.records import BlockRecord
+from compress.checkpoint.targets import group_by_value, parse_pattern, target_patterns
+from compress.errors import CompressError
+from compress.quantization import QuantScheme
+
+_MIXED = "mixed-precision"
+
+
+def quantization_section(records: Sequence[BlockRecord], blocks_path: str) -> dict[str, Any] | None:
+    """Return the section for the records of all blocks, or None where nothing is quantised.
+
+    One config group a scheme. Linears that are quantised in some blocks only are listed under
+    ``ignore`` for the others, for readers that want every linear accounted for.
+    """
+    groups = group_by_value([r.quantization for r in records])
+    if not groups:
+        return None
+    count = len(records)
+    config_groups: dict[str, Any] = {}
+    formats = []
+    for number, (scheme, members) in enumerate(groups):
+        formats.append(storage_format(scheme))
+        config_groups[f"group_{number}"] = {
+            "targets": target_patterns(members, count, blocks_path),
+            "format": formats[-1],
+            **_scheme_to_args(scheme),
+        }
+    paths = {path for record in records for path in record.quantization}
+    left_out = [
+        (index, path)
+        for index, record in enumerate(records)
+        for path in sorted(paths - set(record.quantization))
+    ]
+    return {
+        "quant_method": "compressed-tensors",
+        "format": formats[0] if len(set(formats)) == 1 else _MIXED,
+        "quantization_status": "compressed",
+        "config_groups": config_groups,
+        "ignore": ["lm_head", *target_patterns(left_out, count, blocks_path)],
+        "kv_cache_scheme": None,
+    }
+
+
+def read_quantization(section: dict[str, Any], num_blocks: int) -> list[dict[str, QuantScheme]]:
+    """Return {path: scheme} for every block: the inverse of :func:`quantization_section`.
+
+    Raises:
+        CompressError: the section was written by another tool, whose targets or number formats
+            this toolkit does not follow.
+    """
+    blocks: list[dict[str, QuantScheme]] = [{} for _ in range(num_blocks)]
+    if section.get("quant_method") != "compressed-tensors":
+        raise _foreign(f"quant_method {section.get('quant_method')!r}")
+    for group in section.get("config_groups", {}).values():
+        scheme = _args_to_scheme(group)
+        for target in group["targets"]:
+            members = parse_pattern(target, num_blocks)
+            if members is None or any(index >= num_blocks for index, _ in members):
+                raise _foreign(f"the target {target!r}")
+            for index, path in members:
+                blocks[index][path] = scheme
+    return blocks
+
+
+def _scheme_to_args(scheme: QuantScheme) -> dict[str, Any]:
+    weights = {
+        "num_bits": scheme.bits,
+        "type": "int",
+        "symmetric": scheme.symmetric,
+        "strategy": "channel" if scheme.group_size is None else "group",
+        "group_size": scheme.group_size,
+        "actorder": "weight" if scheme.actorder else None,
+        "dynamic": False,
+    }
+    activations = None
+    if scheme.activation_bits is not None:
+        activations = {
+            "num_bits": scheme.activation_bits,
+            "type": "int",
+            "symmetric": True,
+            "strategy": "token",
+            "dynamic": True,
+        }
+    return {"weights": weights, "input_activations": activations, "output_activations": None}
+
+
+def _args_to_scheme(group: dict[str, Any]) -> QuantScheme:
+    weights, activations = group.get("weights") or {}, group.get("input_activations")
+    known = (
+        weights.get("type") == "int"
+        and weights.get("strategy") in ("group", "channel")
+        and (activations is None or activations.get("strategy") == "token")
+    )
+    if not known:
+        raise _foreign(f"weights {weights} with activations {activations}")
+    return QuantScheme(
+        bits=weights["num_bits"],
+        group_size=weights.get("group_size") if weights["strategy"] == "group" else None,
+        symmetric=weights.get("symmetric", True),
+        actorder=weights.get("actorder") is not None,
+        activation_bits=activations["num_bits"] if activations else None,
+    )
+
+
+def _foreign(got: str) -> CompressError:
+    return CompressError(
+        "a quantised checkpoint that this toolkit wrote",
+        got,
+        "Start from the unquantised model",
+    )

@@ -1,0 +1,158 @@
+"""Tiny random models of each family, and the changes that methods make to blocks, by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from compress.checkpoint.hooks import install_hooks
+from compress.checkpoint.widths import linear_sizes, set_width_attributes
+from compress.models.anatomy import anatomy_of
+from compress.models.linears import features, slice_linear
+from compress.modules import LowRankLinear, QuantizedLinear, QuantScheme, as_linear
+
+install_hooks()
+torch.set_num_threads(1)
+
+VOCABULARY = 64
+_SMALL = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_LLAMA = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+_BERT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+
+# family -> (config class, its fields, Auto class)
+FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "llama": ("LlamaConfig", _LLAMA, "AutoModelForCausalLM"),
+    "qwen3": ("Qwen3Config", {**_LLAMA, "head_dim": 16}, "AutoModelForCausalLM"),
+    "gpt2": (
+        "GPT2Config",
+        {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64},
+        "AutoModelForCausalLM",
+    ),
+    "opt": (
+        "OPTConfig",
+        {
+            "hidden_size": 32,
+            "ffn_dim": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 64,
+            "word_embed_proj_dim": 32,
+        },
+        "AutoModelForCausalLM",
+    ),
+    "bert": ("BertConfig", _BERT, "AutoModelForMaskedLM"),
+    "modernbert": (
+        "ModernBertConfig",
+        {**_BERT, "cls_token_id": 1, "sep_token_id": 2},
+        "AutoModelForMaskedLM",
+    ),
+}
+
+
+def build(family: str, seed: int = 0, **fields: Any) -> PreTrainedModel:
+    config_name, base, auto = FAMILIES[family]
+    config = getattr(transformers, config_name)(**{**_SMALL, **base, **fields})
+    torch.manual_seed(seed)
+    model = getattr(transformers, auto).from_config(config).eval()
+    with torch.no_grad():
+        # Random initialisation leaves biases at zero and norms at one: mix-ups would not show.
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def inputs() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(3, VOCABULARY, (2, 9), generator=generator)
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(**inputs()).logits
+
+
+def narrow(model: PreTrainedModel, index: int, *, ffn: int = 0, kv_heads: int = 0) -> None:
+    """Cut the last FFN neurons and the last key/value groups of a block, down to the given."""
+    anatomy = anatomy_of(model).blocks[index]
+    block = model.get_submodule(anatomy.path)
+    before = anatomy.widths
+    after = dict(before)
+    if ffn:
+        after["ffn"] = ffn
+    if kv_heads:
+        after["kv_heads"] = kv_heads
+        after["heads"] = kv_heads * before["heads"] // before["kv_heads"]
+    hd = anatomy.head_dim
+    q, kv = (torch.arange(after[k] * hd) for k in ("heads", "kv_heads"))
+    q_all, kv_all = before["heads"] * hd, before["kv_heads"] * hd
+    for name, (rows, columns) in linear_sizes(anatomy, after).items():
+        module = block.get_submodule(name)
+        kind = next(site.kind for site in anatomy.sites if name in site.linears)
+        keep_rows = torch.arange(rows) if rows else None
+        if kind == "qkv" and anatomy.family.qkv_layout == "concatenated":
+            keep_rows = torch.cat([q, q_all + kv, q_all + kv_all + kv])
+        if kind == "up" and anatomy.family.up_layout == "concatenated":
+            half = torch.arange(after["ffn"])
+            keep_rows = torch.cat([half, before["ffn"] + half])
+        slice_linear(module, keep_rows, torch.arange(columns) if columns else None)
+    set_width_attributes(block, anatomy.family, after, hd)
+
+
+def linear_name(model: PreTrainedModel, index: int, kind: str) -> str:
+    anatomy = anatomy_of(model).blocks[index]
+    return f"{anatomy.path}.{anatomy.site(kind).linears[0]}"
+
+
+def low_rank(model: PreTrainedModel, name: str, rank: int) -> None:
+    linear = as_linear(model.get_submodule(name))
+    out_features, in_features = features(linear)
+    left, values, right = torch.linalg.svd(linear.weight.data, full_matrices=False)
+    pair = LowRankLinear(in_features, out_features, rank, linear.bias is not None)
+    pair.first.weight.data = right[:rank].contiguous()
+    pair.second.weight.data = left[:, :rank] * values[:rank]
+    if linear.bias is not None:
+        pair.second.bias = linear.bias
+    model.set_submodule(name, pair.eval())
+
+
+def quantize_blocks(model: PreTrainedModel, scheme: QuantScheme) -> None:
+    for anatomy in anatomy_of(model).blocks:
+        block = model.get_submodule(anatomy.path)
+        for path in anatomy.linears:
+            module = block.get_submodule(path)
+            leaves = [path]
+            if isinstance(module, LowRankLinear):
+                leaves = [f"{path}.first", f"{path}.second"]
+            for leaf in leaves:
+                linear = as_linear(block.get_submodule(leaf))
+                block.set_submodule(leaf, QuantizedLinear.from_linear(linear, scheme))
+
+
+@pytest.fixture(scope="session")
+def tiny() -> SimpleNamespace:
+    """The helpers of this file, for tests (which cannot import a conftest)."""
+    helpers: dict[str, Callable[..., Any]] = {
+        f.__name__: f
+        for f in (build, inputs, logits, narrow, linear_name, low_rank, quantize_blocks)
+    }
+    return SimpleNamespace(families=FAMILIES, **helpers)
