@@ -181,7 +181,7 @@ class Method(BaseModel):
         """Indices of the blocks that stay, in order; None where the depth does not change."""
         return None
 
-    def survey_work(self) -> float:
+    def survey_work(self, outline: Outline) -> float:
         """Forward passes over the calibration batches that precede the streaming pass."""
         return 1.0 if self.surveys else 0.0
 

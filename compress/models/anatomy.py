@@ -9,7 +9,7 @@ module tree cannot show.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import nn
@@ -43,11 +43,15 @@ class Site:
         linears: paths inside the block, in the order query, key, value or gate, up.
         core: for attention_out and down, the smallest module that holds the producers of this
             site's input (None where there is no such module).
+        bound: modules of the core, other than linears, whose size goes with the core's width: a
+            norm over all heads (OLMo-2, Cohere), a norm a head (StableLM). They tie the heads or
+            neurons together, so that none can go without changing what the others compute.
     """
 
     kind: str
     linears: tuple[str, ...]
     core: str | None = None
+    bound: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -181,6 +185,7 @@ def block_anatomy(
     )
     heads, kv_heads, head_dim = _heads(block, roles, config, family)
     ffn = _size(block, roles[DOWN][0])[1] if DOWN in roles else 0
+    sites = tuple(_with_bound(site, block, heads, kv_heads, head_dim, ffn) for site in sites)
     return BlockAnatomy(path, index, sites, heads, kv_heads, head_dim, ffn, family)
 
 
@@ -198,6 +203,29 @@ def _core(kind: str, roles: dict[str, list[str]]) -> str | None:
     for other in parts[1:]:
         common = [a for a, b in zip(common, other, strict=False) if a == b]
     return ".".join(common) or None
+
+
+def _with_bound(
+    site: Site, block: nn.Module, heads: int, kv_heads: int, head_dim: int, ffn: int
+) -> Site:
+    """Find the modules of a core, linears aside, that have a size or a member for each unit."""
+    if site.core is None:
+        return site
+    counts, widths = set(), {ffn}
+    if site.kind == ATTENTION_OUT:
+        counts = {heads, kv_heads} - {1}
+        widths = {heads * head_dim, kv_heads * head_dim} - {head_dim}
+    bound = []
+    for name, module in block.get_submodule(site.core).named_modules(prefix=site.core):
+        if is_linear(module):
+            continue
+        shapes = [p.shape for p in module.parameters(recurse=False)]
+        sizes = {size for shape in shapes for size in shape} | {shape.numel() for shape in shapes}
+        a_member_each = isinstance(module, nn.ModuleList) and len(module) in counts
+        # A norm inside each head (Qwen3) has the size of a head, which may be the number of heads.
+        if a_member_each or sizes & (widths | counts - {head_dim}):
+            bound.append(name)
+    return replace(site, bound=tuple(bound))
 
 
 def _size(block: nn.Module, name: str) -> tuple[int, int]:

@@ -30,7 +30,8 @@ class Family:
         qkv_layout, up_layout: how the producers of attention and FFN are fused.
         attributes: module path inside a block -> {attribute: expression}, sizes that the block's
             ``forward`` reads and that must follow the pruned widths. Expressions: ``heads``,
-            ``kv_heads``, ``attention_width`` (heads x head_dim), ``ffn``.
+            ``kv_heads``, ``attention_width`` (heads x head_dim), ``ffn``. A name ``config.X`` stands
+            for a field X of the module's config, for classes whose forward reads the config.
         shared_blocks: all layers are the same module (ALBERT), so no layer can differ or go.
     """
 
@@ -69,7 +70,9 @@ FAMILIES: dict[str, Family] = {
         head_dim="head_dim",
         qkv_layout=CONCATENATED,
         up_layout=CONCATENATED,
-        attributes={"self_attn": {"num_key_value_heads": "kv_heads"}},
+        attributes={
+            "self_attn": {"num_key_value_heads": "kv_heads", "config.num_attention_heads": "heads"}
+        },
     ),
     "gpt2": Family(
         layers="n_layer",
