@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 
 from compress.checkpoint.config import apply_records, keep_layers, read_records
 from compress.checkpoint.records import BlockRecord, load_block
+from compress.errors import CompressError
 from compress.models.anatomy import Anatomy, family_of
 from compress.models.stream import StreamedModel, build_meta, capture_inputs, tail_logits
 from compress.models.tensors import TensorIndex, check_finite
@@ -31,15 +32,19 @@ class SourceBlock:
 
 @dataclass(frozen=True)
 class ModelState:
-    """Attributes:
-    source: the checkpoint the run started from; outer tensors always come from it.
-    config: describes the model as it is.
-    records: one a block.
-    blocks: one a block: where its tensors are.
+    """A model as it is between two steps.
+
+    Attributes:
+        source: the checkpoint the run started from; outer tensors always come from it.
+        config: describes the model as it is.
+        blocks_path: path of the list of blocks inside the model.
+        records: one a block.
+        blocks: one a block: where its tensors are.
     """
 
-    source: TensorIndex
+    source: ModelTensors
     config: PreTrainedConfig
+    blocks_path: str
     records: tuple[BlockRecord, ...]
     blocks: tuple[SourceBlock | Path, ...]
     trust_remote_code: bool = False
@@ -48,22 +53,31 @@ class ModelState:
     def of_checkpoint(
         cls, index: TensorIndex, config: PreTrainedConfig, trust_remote_code: bool = False
     ) -> ModelState:
-        """The state before the first step (or a checkpoint that is to be looked at)."""
-        anatomy = StreamedModel(build_meta(config, trust_remote_code)).anatomy
+        """The state before the first step (or a checkpoint that is to be looked at).
+
+        Raises:
+            CompressError: the tensors are not those of the architecture.
+        """
+        model = build_meta(config, trust_remote_code)
+        anatomy = StreamedModel(model).anatomy
         records = read_records(config, anatomy.family, len(anatomy.blocks))
+        tensors = ModelTensors(index, model, packed=any(r.quantization for r in records))
         places = tuple(SourceBlock(b.path + ".") for b in anatomy.blocks)
-        return cls(index, config, tuple(records), places, trust_remote_code)
+        return cls(
+            tensors, config, anatomy.blocks_path, tuple(records), places, trust_remote_code
+        )
 
     def changed(self, records: list[BlockRecord], files: list[Path]) -> ModelState:
         """The state after a step that rewrote every block."""
-        config = apply_records(self.config, family_of(self.config), records)
+        config = apply_records(self.config, family_of(self.config), records, self.blocks_path)
         return replace(self, config=config, records=tuple(records), blocks=tuple(files))
 
     def kept(self, indices: list[int]) -> ModelState:
         """The state after a step that kept only some blocks."""
         family = family_of(self.config)
         records = [self.records[i] for i in indices]
-        config = apply_records(keep_layers(self.config, family, indices), family, records)
+        config = keep_layers(self.config, family, indices, self.blocks_path)
+        config = apply_records(config, family, records, self.blocks_path)
         blocks = tuple(self.blocks[i] for i in indices)
         return replace(self, config=config, records=tuple(records), blocks=blocks)
 
@@ -93,6 +107,60 @@ class ModelState:
             return {n.removeprefix(place.prefix): _widened(self.source.get(n)) for n in names}
         with safe_open(place, framework="pt", backend="pread") as file:
             return {n: _widened(file.get_tensor(n)) for n in file.keys()}  # noqa: SIM118
+
+
+class ModelTensors:
+    """A checkpoint's tensors under the names that the model's class gives them.
+
+    Older checkpoints leave out the base model's prefix (GPT-2) and carry buffers that classes now
+    compute (attention masks, rotary frequencies); transformers mends that while loading, and so
+    must anything that reads tensors one by one.
+
+    Raises:
+        CompressError: a parameter has no tensor.
+    """
+
+    def __init__(self, index: TensorIndex, model: nn.Module, packed: bool = False) -> None:
+        self.index = index
+        wanted = set(model.state_dict())
+        tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+        prefix = model.base_model_prefix + "."
+        self._stored = {}
+        for name in index.names():
+            if name not in wanted and prefix + name in wanted:
+                self._stored[prefix + name] = name
+            elif name in wanted or packed:
+                self._stored[name] = name
+        missing = sorted(wanted - self._stored.keys() - tied)
+        if missing and not packed:
+            raise CompressError(
+                f"a tensor for every parameter of {type(model).__name__}",
+                f"none for {len(missing)} of them, {missing[0]} first",
+                "The weights are of another architecture or in an older layout: load the model "
+                "with transformers, save_pretrained it to a new folder, and use that",
+            )
+
+    def names(self) -> list[str]:
+        return list(self._stored)
+
+    def get(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return self.index.get(self._stored[name], dtype)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.index.dtype(self._stored[name])
+
+    def nbytes(self, name: str) -> int:
+        return self.index.nbytes(self._stored[name])
+
+    @property
+    def storage_dtype(self) -> torch.dtype:
+        """The dtype that most floating bytes are stored in."""
+        sizes: dict[torch.dtype, int] = {}
+        for name in self._stored:
+            dtype = self.dtype(name)
+            if dtype.is_floating_point:
+                sizes[dtype] = sizes.get(dtype, 0) + self.nbytes(name)
+        return max(sizes, key=sizes.get) if sizes else torch.float32
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:

@@ -81,6 +81,8 @@ class StepContext:
         source: the model.
         batches: calibration batches (dicts of model inputs); may be empty for data-free methods.
         scratch: folder for activations.
+        labels: for masked language models, the tokens behind the masks (-100 elsewhere), a tensor a
+            batch; methods of model scope find them in their batches under ``labels``.
         storage_dtype: dtype of unquantised values in the checkpoint that will be written.
         report: called with (stage, block index, number of blocks, note) after each block.
         guard: called before each block; raises when a limit is exceeded.
@@ -89,6 +91,7 @@ class StepContext:
     source: StreamedModel
     batches: list[dict[str, torch.Tensor]]
     scratch: Path
+    labels: list[torch.Tensor] | None = None
     storage_dtype: torch.dtype = torch.float32
     sink: Sink = field(default_factory=MemorySink)
     report: Callable[[str, int, int, Any], None] = lambda *_: None
@@ -123,6 +126,8 @@ def _decide_on_whole_model(method: Method, context: StepContext) -> Any:
         context.sink.load(index, source.block(index))
     source.model.to(source.device)
     batches = [{k: v.to(source.device) for k, v in batch.items()} for batch in context.batches]
+    for batch, labels in zip(batches, context.labels or (), strict=False):
+        batch["labels"] = labels.to(source.device)
     decision = method.decide_on_model(source.model, source.anatomy, batches)
     context.sink.record(SURVEY, 0, decision, None)
     for index in range(len(source.anatomy.blocks)):

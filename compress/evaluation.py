@@ -1,0 +1,202 @@
+"""The evaluation of a run: the original once, the result at the end, both into one report."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress import memory
+from compress.calibrate.batches import Calibration
+from compress.data.text import load_text
+from compress.data.tokens import check_ids, check_tokenizer, token_digest, token_stream
+from compress.errors import CompressError
+from compress.models.source import load_model
+from compress.plan import Plan
+from compress.progress import Progress
+from compress.recipe import split_evaluation
+from compress.workspace import Workspace, write_atomically
+from eval import EvaluationResult, evaluate
+
+
+class Evaluator:
+    """Evaluates the models of one run.
+
+    Args:
+        plan: of the run, whose recipe has an evaluation section.
+        tokenizer: of the model.
+        workspace: the run's folder; the original's result is kept in it.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        tokenizer: Any,
+        workspace: Workspace,
+        device: torch.device,
+        data_root: str | Path | None,
+        progress: Progress,
+    ) -> None:
+        self.plan, self.tokenizer, self.workspace = plan, tokenizer, workspace
+        self.device, self.data_root, self.progress = device, data_root, progress
+        text_spec, self.spec = split_evaluation(plan.recipe.evaluation)
+        self.text, self.tokens, self.bytes = None, None, None
+        if text_spec is not None:
+            check_tokenizer(tokenizer, plan.state.config)
+            self.text = load_text(text_spec, data_root)
+            self.tokens = token_stream(self.text, tokenizer, self.spec.max_tokens)
+            check_ids(self.tokens, plan.state.config)
+            self._check_length()
+            # Special tokens and byte fallbacks make decoding the honest way to count the bytes.
+            self.bytes = len(tokenizer.decode(self.tokens.tolist()).encode())
+
+    @property
+    def digest(self) -> str | None:
+        return None if self.tokens is None else token_digest(self.tokens)
+
+    def before(self) -> EvaluationResult:
+        """Evaluate the original, or read what an earlier start of this run found."""
+        path = self.workspace.folder / "evaluation-before.json"
+        if path.exists():
+            with suppress(ValueError):
+                return EvaluationResult.model_validate_json(path.read_text())
+        self.progress.say("evaluating the original")
+        model = self._load(self.plan.source.folder)
+        result = self._evaluate(model, self.plan.source.folder, None)
+        del model
+        memory.give_back()
+        write_atomically(path, result.model_dump_json())
+        return result
+
+    def report(self, calibration: Calibration | None, command: str | None) -> Any:
+        """Evaluate the result, write the report, return it."""
+        from eval.report import Report, environment, with_findings, write_report
+
+        before = self.before() if self.plan.recipe.steps else None
+        if self.plan.recipe.steps:
+            self.progress.say("evaluating the compressed model")
+            model = self._load(self.workspace.model)
+            baseline = None
+            if self.spec.latency_spec() is not None:
+                baseline = self._load(self.plan.source.folder)
+            after = self._evaluate(model, self.workspace.model, baseline)
+            del model, baseline
+            memory.give_back()
+        else:
+            after = self.before()
+        report = with_findings(
+            Report(
+                title=self.plan.recipe.name,
+                run=self._run_info(command),
+                data=self._data(calibration),
+                steps=self._steps(),
+                before=before,
+                after=after,
+                environment=environment(),
+            )
+        )
+        write_report(report, self.workspace.folder)
+        return report
+
+    def _check_length(self) -> None:
+        window = self.spec.window or 2
+        if len(self.tokens) < window:
+            raise CompressError(
+                f"an evaluation text of at least one window ({window} tokens)",
+                f"{len(self.tokens)} tokens",
+                "Lower evaluation.window or choose a longer text",
+            )
+
+    def _load(self, folder: Path) -> Any:
+        return load_model(
+            folder,
+            dtype=torch.float32,
+            device=self.device,
+            trust_remote_code=self.plan.recipe.model.trust_remote_code,
+        )
+
+    def _evaluate(self, model: Any, folder: Path, baseline: Any) -> EvaluationResult:
+        return evaluate(
+            model,
+            self.tokenizer,
+            self.spec,
+            tokens=self.tokens,
+            bytes_count=self.bytes,
+            folder=folder,
+            baseline=baseline,
+            data_root=self.data_root,
+            trust_remote_code=self.plan.recipe.model.trust_remote_code,
+            progress=self.progress.update,
+        )
+
+    def _run_info(self, command: str | None) -> Any:
+        from eval.report import RunInfo
+
+        started = self.workspace.find(event="started")[0]["at"]
+        begun = datetime.fromisoformat(started)
+        lock = json.loads((self.workspace.folder / "lock.json").read_text())
+        return RunInfo(
+            model=self.plan.source.origin,
+            model_sha256=lock["must"]["model"],
+            recipe_name=self.plan.recipe.name,
+            recipe=self.plan.recipe.dump(),
+            command=command,
+            seed=self.plan.recipe.seed,
+            started=started,
+            seconds=(datetime.now(UTC) - begun).total_seconds(),
+            trust_remote_code=self.plan.recipe.model.trust_remote_code,
+        )
+
+    def _data(self, calibration: Calibration | None) -> tuple[Any, ...]:
+        from eval.report import DataEntry
+
+        entries = []
+        if calibration is not None:
+            entries.append(
+                DataEntry(
+                    role="calibration",
+                    name=self.plan.recipe.calibration.text.source,
+                    sha256=calibration.digest,
+                    bytes=calibration.text.bytes,
+                    tokens=calibration.tokens,
+                    detail=calibration.text.description,
+                )
+            )
+        if self.text is not None:
+            entries.append(
+                DataEntry(
+                    role="evaluation",
+                    name=self.plan.recipe.evaluation["text"]["source"],
+                    sha256=self.digest,
+                    bytes=self.text.bytes,
+                    tokens=len(self.tokens),
+                    detail=self.text.description,
+                )
+            )
+        return tuple(entries)
+
+    def _steps(self) -> tuple[Any, ...]:
+        from eval.report import StepEntry
+
+        entries = []
+        for number, method in enumerate(self.plan.recipe.steps):
+            event = self.workspace.find(event="step", step=number)[0]
+            kept = event["kept"]
+            notes = () if kept is None else (f"kept blocks {', '.join(map(str, kept))}",)
+            entries.append(
+                StepEntry(
+                    method=method.name,
+                    summary=method.summary,
+                    options=method.model_dump(mode="json"),
+                    writes=tuple(sorted(method.writes)),
+                    seconds=event["seconds"],
+                    peak_rss_bytes=event["peak_bytes"],
+                    resumed=event["resumed"],
+                    notes=notes,
+                )
+            )
+        return tuple(entries)

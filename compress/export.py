@@ -1,0 +1,136 @@
+"""From a model state to a checkpoint folder, and the proof that the folder is that model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from compress.checkpoint.save import verify, verify_shapes, write_config
+from compress.checkpoint.shards import ShardWriter, TensorSpec
+from compress.errors import CompressError
+from compress.models.source import Source, load_config
+from compress.models.source_load import auto_class
+from compress.models.tensors import TensorIndex
+from compress.state import ModelState, SourceBlock, streamed_logits
+
+# What else belongs to a model besides config and weights: copied as it is.
+_COMPANIONS = (
+    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+    "spiece.model", "sentencepiece*", "chat_template*", "generation_config.json",
+    "preprocessor_config.json", "processor_config.json", "LICENSE*",
+)  # fmt: skip
+
+
+def export(
+    state: ModelState, source: Source, folder: Path, dtype: torch.dtype, max_shard_bytes: int
+) -> None:
+    """Write the checkpoint under a temporary name and rename it when it is whole.
+
+    Memory holds one tensor at a time.
+
+    Raises:
+        CompressError: the disk is full; nothing is left behind.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        specs = {name: spec for name, spec, _ in _tensors(state, dtype, shapes_only=True)}
+        with ShardWriter(partial, specs, max_shard_bytes) as writer:
+            for name, _, tensor in _tensors(state, dtype):
+                writer.write(name, tensor)
+        config = state.config
+        config.dtype = dtype
+        write_config(config, partial)
+        for pattern in _COMPANIONS:
+            for path in source.folder.glob(pattern):
+                if path.is_file():
+                    shutil.copyfile(path, partial / path.name)
+        if state.trust_remote_code:
+            for path in source.folder.glob("*.py"):
+                shutil.copyfile(path, partial / path.name)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    except OSError as error:
+        raise CompressError(
+            f"to write the checkpoint to {folder}", error.strerror or str(error),
+            "Make room and run the same command again; finished steps are kept",
+        ) from error  # fmt: skip
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _tensors(
+    state: ModelState, dtype: torch.dtype, shapes_only: bool = False
+) -> Iterator[tuple[str, TensorSpec | None, torch.Tensor | None]]:
+    """All tensors under their final names, one in memory at a time."""
+    prefix = state.blocks_path + "."
+
+    def item(name: str, tensor: torch.Tensor):
+        if tensor.is_floating_point():
+            tensor = tensor.to(dtype)
+        return name, TensorSpec.of(tensor), None if shapes_only else tensor
+
+    for name in state.source.names():
+        if not name.startswith(prefix):
+            yield item(name, state.source.get(name))
+    for index, place in enumerate(state.blocks):
+        target = f"{prefix}{index}."
+        if isinstance(place, SourceBlock):
+            for name in state.source.names():
+                if name.startswith(place.prefix):
+                    yield item(target + name.removeprefix(place.prefix), state.source.get(name))
+            continue
+        with safe_open(place, framework="pt", backend="pread") as file:
+            for name in file.keys():  # noqa: SIM118
+                yield item(target + name, file.get_tensor(name))
+
+
+def check_export(
+    state: ModelState,
+    folder: Path,
+    dtype: torch.dtype,
+    scratch: Path,
+    device: torch.device | str,
+    budget: int,
+) -> dict[str, float | str]:
+    """Load what was written and compare its logits with those of the blocks in the run's folder.
+
+    Through plain ``from_pretrained`` where the model fits into ``budget`` bytes; else block by
+    block, after a comparison of all names and shapes with what the written config builds.
+
+    Returns:
+        How it was checked, and the largest difference of logits relative to the largest logit.
+
+    Raises:
+        CompressError: the checkpoint is not the model.
+    """
+    vocabulary = state.config.get_text_config().vocab_size
+    length = min(16, getattr(state.config, "max_position_embeddings", None) or 16)
+    ids = torch.randint(vocabulary, (1, length), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids}
+    expected = streamed_logits(state, batch, scratch, device)
+    index = TensorIndex.open(folder)
+    if 6 * sum(index.nbytes(n) for n in index.names()) < budget:
+        written = load_config(folder, trust_remote_code=state.trust_remote_code)
+        error = verify(folder, expected, batch, auto_class(written))
+        return {"through": "from_pretrained", "relative_error": error}
+    verify_shapes(folder)
+    again = ModelState.of_checkpoint(
+        index,
+        load_config(folder, trust_remote_code=state.trust_remote_code),
+        state.trust_remote_code,
+    )
+    difference = (streamed_logits(again, batch, scratch, device) - expected).abs().max()
+    error = float(difference / expected.abs().max())
+    if not error <= 1e-4:
+        raise CompressError(
+            f"the checkpoint in {folder} to give the logits of the compressed model",
+            f"a relative difference of {error:.2e}",
+            "This is a defect of the toolkit: please report it with the recipe",
+        )
+    return {"through": "streaming", "relative_error": error}

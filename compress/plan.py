@@ -1,0 +1,307 @@
+"""Recipe + headers of a checkpoint -> plan: what will happen, what it costs, or why it cannot work.
+
+No weight is read. Sizes follow from shapes, times from the work and a quarter-second measurement of
+this machine, peak memory from what the engine holds at once.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.calibrate.statistics import GRAM
+from compress.errors import CompressError
+from compress.memory import resident
+from compress.methods.base import DEPTH, MODULES, PRECISION, VALUES, WIDTH, ZEROS, Method
+from compress.models.anatomy import Anatomy
+from compress.models.source import Source, load_config, resolve
+from compress.models.tensors import TensorIndex
+from compress.outline import BlockOutline, Outline, outline_of
+from compress.recipe import CalibrationSpec, Recipe, split_evaluation
+from compress.state import ModelState
+
+# What an earlier step made, a later one would destroy: (earlier writes, later writes, why).
+_CONFLICTS = (
+    (PRECISION, VALUES, "would change weights that are rounded already"),
+    (PRECISION, WIDTH, "would cut the groups of weights that are rounded already"),
+    (PRECISION, MODULES, "would replace weights that are rounded already"),
+    (ZEROS, MODULES, "would fill the zeros again"),
+)
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One step: the model before and after it, and what it takes.
+
+    Attributes:
+        macs: multiply-accumulates of all forward passes and statistics.
+        peak_bytes: highest resident memory, this process's base included.
+        seconds: predicted on this machine.
+    """
+
+    method: Method
+    before: Outline
+    after: Outline
+    macs: float
+    peak_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. ``steps`` are in order; ``warnings`` are sentences."""
+
+    recipe: Recipe
+    source: Source
+    state: ModelState
+    anatomy: Anatomy
+    steps: tuple[PlannedStep, ...]
+    original: Outline
+    evaluation_bytes: int
+    warnings: tuple[str, ...]
+
+    @property
+    def result(self) -> Outline:
+        return self.steps[-1].after if self.steps else self.original
+
+    @property
+    def peak_bytes(self) -> int:
+        return max([self.evaluation_bytes, *(s.peak_bytes for s in self.steps)])
+
+    @property
+    def seconds(self) -> float:
+        return sum(s.seconds for s in self.steps)
+
+
+def plan(
+    recipe: Recipe,
+    *,
+    max_memory: int | None = None,
+    cache_dir: str | Path | None = None,
+) -> Plan:
+    """Check a recipe against a model's headers and predict what it will do.
+
+    Args:
+        recipe: parsed.
+        max_memory: bytes of resident memory that the run may use.
+        cache_dir: where fetched models are kept.
+
+    Raises:
+        CompressError: wrong order, a step that this family or these widths do not support, missing
+            calibration text, or more memory than allowed.
+    """
+    source = resolve(
+        recipe.model.source,
+        revision=recipe.model.revision,
+        cache_dir=cache_dir,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    config = load_config(source.folder, trust_remote_code=recipe.model.trust_remote_code)
+    state = ModelState.of_checkpoint(
+        TensorIndex.open(source.folder), config, recipe.model.trust_remote_code
+    )
+    streamed = state.streamed()
+    bits = 8 * (getattr(torch, recipe.output.dtype) if recipe.output.dtype else
+                state.source.storage_dtype).itemsize  # fmt: skip
+    outline = _mark_quantized(outline_of(streamed.model, streamed.anatomy, bits), state)
+    original = outline
+    _check_needs(recipe)
+    _check_order(recipe.steps)
+    steps = []
+    for number, method in enumerate(recipe.steps):
+        where = f"steps.{number} ({method.name})"
+        try:
+            method.check(streamed.anatomy, outline)
+            after = method.predict(outline)
+        except CompressError as error:
+            raise error.within(where) from None
+        macs = _work(method, outline, recipe.calibration)
+        peak = resident() + _peak(method, outline, recipe.calibration)
+        steps.append(PlannedStep(method, outline, after, macs, peak, _seconds(macs, outline)))
+        outline = after
+    made = Plan(
+        recipe, source, state, streamed.anatomy, tuple(steps), original,
+        _evaluation_bytes(recipe, original, outline), _warnings(recipe, original, outline),
+    )  # fmt: skip
+    if max_memory is not None and made.peak_bytes > max_memory:
+        raise _too_large(made, max_memory)
+    return made
+
+
+def _mark_quantized(outline: Outline, state: ModelState) -> Outline:
+    """A source that is quantised already must not be quantised twice."""
+    from dataclasses import replace
+
+    blocks = []
+    for block, record in zip(outline.blocks, state.records, strict=True):
+        changed = {
+            name: replace(linear, quantized=True, bits=float(record.quantization[name].bits))
+            for name, linear in block.linears.items()
+            if name in record.quantization
+        }
+        blocks.append(block.with_linears(changed))
+    return replace(outline, blocks=tuple(blocks))
+
+
+def _check_needs(recipe: Recipe) -> None:
+    for number, method in enumerate(recipe.steps):
+        if method.needs == "calibration" and recipe.calibration is None:
+            raise CompressError(
+                "a `calibration` section with a text",
+                f"none, and steps.{number} ({method.name}) observes the model's inputs",
+                "Add `calibration: {text: {source: FILE or data set}, samples: 128, length: 512}`, "
+                "or use a method that needs no data (magnitude, rtn)",
+            )
+
+
+def _check_order(steps: tuple[Method, ...]) -> None:
+    """Refuse orders in which a step destroys what an earlier one made."""
+    for late, method in enumerate(steps):
+        for early in range(late):
+            earlier = steps[early]
+            for made, touched, why in _CONFLICTS:
+                if made not in earlier.writes or touched not in method.writes:
+                    continue
+                if PRECISION in method.writes and made == PRECISION:
+                    continue  # two quantisers may share out the layers; each layer is checked
+                raise CompressError(
+                    "steps in an order in which none undoes another",
+                    f"steps.{early} ({earlier.name}) before steps.{late} ({method.name}), which "
+                    f"{why}",
+                    f"Put {method.name} before {earlier.name}; the order that works is depth, "
+                    "width, low rank, zeros, precision",
+                )
+
+
+def _work(method: Method, outline: Outline, calibration: CalibrationSpec | None) -> float:
+    """Multiply-accumulates of a step."""
+    if method.needs == "nothing" or calibration is None:
+        return 0.0
+    tokens = calibration.samples * calibration.length
+    forward = sum(x.weights for b in outline.blocks for x in b.linears.values())
+    attention = sum(
+        b.anatomy.heads * b.anatomy.head_dim * calibration.length for b in outline.blocks
+    )
+    passes = method.survey_work()
+    grams = 0.0
+    if method.kept_blocks is not None and DEPTH not in method.writes:
+        passes += 1
+        for block in outline.blocks:
+            for site in block.anatomy.sites:
+                if method.targets(block.anatomy, site) and method.statistic(site) == GRAM:
+                    # Only the upper triangle is computed.
+                    grams += 0.55 * block.linears[site.linears[0]].in_features ** 2
+    return tokens * (passes * (forward + attention) + grams)
+
+
+def _peak(method: Method, outline: Outline, calibration: CalibrationSpec | None) -> int:
+    """Bytes held at once by a step beyond what the process holds anyway, float32 throughout."""
+    outer = 4 * outline.outer_parameters
+    block = 4 * max(_block_parameters(b) for b in outline.blocks)
+    if method.scope != "block":
+        return round(1.2 * (outer + 4 * outline.parameters)) + _batch_bytes(outline, calibration)
+    largest = 4 * max(x.weights for b in outline.blocks for x in b.linears.values())
+    if method.needs == "nothing":
+        # A block, one tensor as it is read, and a method's copies of one matrix.
+        return max(block + 4 * largest, outer + block)
+    site_bytes = 0
+    for b in outline.blocks:
+        for site in b.anatomy.sites:
+            if not method.targets(b.anatomy, site):
+                continue
+            width = max(b.linears[n].in_features for n in site.linears)
+            rows = sum(b.linears[n].out_features for n in site.linears)
+            gram = 5 * width * width if method.statistic(site) == GRAM else 0
+            site_bytes = max(site_bytes, 4 * (gram + 3 * rows * width))
+    return max(outer + _batch_bytes(outline, calibration),
+               block + site_bytes + _batch_bytes(outline, calibration))  # fmt: skip
+
+
+def _block_parameters(block: BlockOutline) -> int:
+    return block.other_parameters + sum(x.weights for x in block.linears.values())
+
+
+def _batch_bytes(outline: Outline, calibration: CalibrationSpec | None) -> int:
+    """Activations of one batch inside a block."""
+    if calibration is None:
+        return 0
+    tokens = calibration.batch * calibration.length
+    widths = [max(b.anatomy.ffn, outline.hidden_size) for b in outline.blocks]
+    return 4 * tokens * (6 * outline.hidden_size + 4 * max(widths))
+
+
+def _evaluation_bytes(recipe: Recipe, original: Outline, result: Outline) -> int:
+    """Resident memory of the evaluation, 0 without one."""
+    if recipe.evaluation is None:
+        return 0
+    _, spec = split_evaluation(recipe.evaluation)
+    models = 4 * original.parameters
+    if spec.latency_spec() is not None and recipe.steps:
+        models += 4 * result.parameters
+    return resident() + models + 4 * 1024 * (8 * original.hidden_size + 8192)
+
+
+def _warnings(recipe: Recipe, original: Outline, result: Outline) -> tuple[str, ...]:
+    found = list(result.notes)
+    if recipe.model.trust_remote_code:
+        found.append("code that comes with the checkpoint will be run (trust_remote_code)")
+    if recipe.evaluation is None and recipe.steps:
+        found.append("no evaluation section: the report will not say what the result is worth")
+    if recipe.steps and result.bytes >= original.bytes and result.nonzero == original.nonzero:
+        found.append("the steps change neither size nor number of weights")
+    return tuple(found)
+
+
+def _too_large(made: Plan, limit: int) -> CompressError:
+    parts = [f"{s.method.name} {s.peak_bytes / 1e9:.2f} GB" for s in made.steps]
+    if made.evaluation_bytes:
+        parts.append(f"evaluation {made.evaluation_bytes / 1e9:.2f} GB")
+    return CompressError(
+        f"a run within {limit / 1e9:.2f} GB of resident memory (--max-memory)",
+        f"predicted peaks of {', '.join(parts)}",
+        "Lower calibration.length or calibration.batch, turn evaluation.latency off or leave the "
+        "evaluation out, choose a method of block scope, or raise the limit",
+    )
+
+
+@lru_cache
+def machine_speed() -> float:
+    """Multiply-accumulates a second of float32 matrix products on this machine."""
+    size = 768
+    a, b = torch.rand(size, size), torch.rand(size, size)
+    a @ b
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < 0.25:
+        a @ b
+        count += 1
+    return count * size**3 / (time.perf_counter() - start)
+
+
+def _seconds(macs: float, outline: Outline) -> float:
+    """Time of a step: the products, half as much again for everything between them, and the files."""
+    return 1.5 * macs / machine_speed() + outline.bytes / 2e8
+
+
+def describe(made: Plan) -> list[dict[str, Any]]:
+    """The plan as rows: step, parameters, non-zero, bytes, effective bits, peak memory, seconds."""
+    rows = [_row("original", made.original, None)]
+    rows += [_row(s.method.name, s.after, s) for s in made.steps]
+    return rows
+
+
+def _row(name: str, outline: Outline, step: PlannedStep | None) -> dict[str, Any]:
+    return {
+        "step": name,
+        "parameters": outline.parameters,
+        "nonzero": outline.nonzero,
+        "bytes": outline.bytes,
+        "effective_bits": outline.effective_bits,
+        "macs_per_token": outline.macs_per_token,
+        "peak_bytes": step.peak_bytes if step else None,
+        "seconds": step.seconds if step else None,
+    }

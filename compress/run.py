@@ -1,0 +1,274 @@
+"""Carry out a plan in a folder: resumable, locked, verified, reported."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from compress import memory
+from compress.calibrate.batches import Calibration, calibration_batches
+from compress.errors import CompressError
+from compress.evaluation import Evaluator
+from compress.export import check_export, export
+from compress.models.source import load_tokenizer
+from compress.plan import Plan, plan
+from compress.progress import Progress
+from compress.recipe import Recipe, parse_size
+from compress.sink import JournalSink
+from compress.state import ModelState
+from compress.steps import StepContext, run_step
+from compress.workspace import Workspace
+
+_VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "compressed-tensors", "lm-eval")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left.
+
+    Attributes:
+        folder: the run's folder. model: the checkpoint in it.
+        report: the eval.Report, None where the recipe has no evaluation.
+        seconds: of all steps. peak_bytes: highest resident memory of any step.
+    """
+
+    folder: Path
+    model: Path
+    report: Any
+    seconds: float
+    peak_bytes: int
+
+
+def run(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    data_root: str | Path | None = None,
+    max_memory: int | None = None,
+    cache_dir: str | Path | None = None,
+    progress: Progress | None = None,
+    command: str | None = None,
+) -> RunResult:
+    """Compress, verify, evaluate and report. Run it again after any interruption: it goes on.
+
+    Args:
+        recipe: parsed.
+        out: the run's folder: new, empty, or of the same recipe.
+        data_root: folder with local copies of data sets.
+        max_memory: bytes of resident memory that may be used; refused beforehand where the plan
+            predicts more, stopped where the run takes more.
+        cache_dir: where fetched models are kept.
+        progress: where to tell how far it is.
+        command: the command line, for the report.
+
+    Raises:
+        CompressError: anything that makes the run impossible; finished blocks are kept.
+    """
+    progress = progress or Progress(quiet=True)
+    with Workspace(Path(out)) as workspace:
+        workspace.claim(recipe.to_yaml())
+        if workspace.find(event="done"):
+            progress.say(f"{out} is complete; nothing to do")
+            return _finished(workspace)
+        made = plan(recipe, max_memory=max_memory, cache_dir=cache_dir)
+        job = _Job(made, workspace, data_root, max_memory, progress, command)
+        job.prepare()
+        job.evaluate_before()
+        job.compress()
+        job.write()
+        report = job.report()
+        workspace.append({"event": "done"})
+        workspace.clean()
+        return _finished(workspace, report)
+
+
+def _finished(workspace: Workspace, report: Any = None) -> RunResult:
+    if report is None and (workspace.folder / "report.json").exists():
+        from eval.report import load_report
+
+        report = load_report(workspace.folder / "report.json")
+    steps = workspace.find(event="step")
+    return RunResult(
+        workspace.folder,
+        workspace.model,
+        report,
+        sum(s["seconds"] for s in steps),
+        max([s["peak_bytes"] for s in steps], default=0),
+    )
+
+
+class _Job:
+    """One run's stages; each looks in the journal first and does what is left."""
+
+    def __init__(
+        self,
+        made: Plan,
+        workspace: Workspace,
+        data_root: str | Path | None,
+        max_memory: int | None,
+        progress: Progress,
+        command: str | None,
+    ) -> None:
+        self.plan, self.recipe, self.workspace = made, made.recipe, workspace
+        self.limit, self.progress, self.command = max_memory, progress, command
+        self.device = _device(self.recipe.device)
+        self.data_root = data_root
+        if self.recipe.output.dtype is not None:
+            self.dtype = getattr(torch, self.recipe.output.dtype)
+        else:
+            self.dtype = made.state.source.storage_dtype
+        self.state: ModelState = made.state
+        self.calibration: Calibration | None = None
+        self.evaluator: Evaluator | None = None
+        self.scratch = workspace.work / "activations"
+
+    def prepare(self) -> None:
+        """Read the texts and pin everything the result depends on."""
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        must = {"model": self.plan.source.digest or self.plan.state.source.index.digest()}
+        if self.recipe.calibration is not None or self.recipe.evaluation is not None:
+            tokenizer = self._tokenizer()
+            if self.recipe.calibration is not None:
+                self.calibration = calibration_batches(
+                    self.recipe.calibration,
+                    tokenizer,
+                    self.plan.state.config,
+                    seed=self.recipe.seed,
+                    data_root=self.data_root,
+                )
+                must["calibration tokens"] = self.calibration.digest
+            if self.recipe.evaluation is not None:
+                self.evaluator = Evaluator(
+                    self.plan, tokenizer, self.workspace, self.device, self.data_root, self.progress
+                )
+                must["evaluation tokens"] = self.evaluator.digest
+        may = {"python": platform.python_version(), "compress": _version("compress")}
+        may |= {name: _version(name) for name in _VERSIONED}
+        may["threads"] = torch.get_num_threads()
+        changed = self.workspace.pin({"must": must, "may": may, "seed": self.recipe.seed})
+        for name, (then, now) in changed.items():
+            self.progress.say(f"note: {name} was {then} when this run was started and is {now} now")
+        if not self.workspace.find(event="started"):
+            self.workspace.append({"event": "started", "at": datetime.now(UTC).isoformat()})
+
+    def _tokenizer(self) -> Any:
+        tokenizer, reason = load_tokenizer(
+            self.plan.source.folder, trust_remote_code=self.recipe.model.trust_remote_code
+        )
+        if tokenizer is None:
+            raise CompressError(
+                "a tokenizer beside the weights, to read texts with", reason,
+                "Put the model's tokenizer files into its folder",
+            )  # fmt: skip
+        return tokenizer
+
+    def evaluate_before(self) -> None:
+        if self.evaluator is not None:
+            self.evaluator.before()
+
+    def compress(self) -> None:
+        for number, method in enumerate(self.recipe.steps):
+            self._step(number, method)
+
+    def _step(self, number: int, method: Any) -> None:
+        name = f"step {number + 1}/{len(self.recipe.steps)} {method.name}"
+        source = self.state.streamed(self.device)
+        sink = JournalSink(
+            self.workspace, number, method.name, self.state, source.anatomy, self.dtype
+        )
+        finished = self.workspace.find(event="step", step=number)
+        if not finished:
+            memory.give_back()
+            memory.reset_peak()
+            started, resumed = time.perf_counter(), bool(self.workspace.find(step=number))
+            torch.manual_seed(self.recipe.seed)
+            context = StepContext(
+                source,
+                self.calibration.batches if self.calibration else [],
+                self.scratch,
+                labels=self.calibration.labels if self.calibration else None,
+                storage_dtype=self.dtype,
+                sink=sink,
+                report=lambda stage, index, count, _note: self.progress.update(
+                    f"{name} ({stage})", index + 1, count
+                ),
+                guard=lambda: memory.check_limit(self.limit),
+            )
+            decision = run_step(method, context)
+            kept = method.kept_blocks(decision, source.anatomy)
+            event = {
+                "event": "step",
+                "step": number,
+                "method": method.name,
+                "seconds": time.perf_counter() - started,
+                "peak_bytes": memory.peak(),
+                "resumed": resumed,
+                "kept": kept,
+                "decision": decision,
+            }
+            self.workspace.append(event)
+            finished = [event]
+        self.state = sink.result(finished[0]["kept"])
+
+    def write(self) -> None:
+        """Assemble the checkpoint and prove that it is the model."""
+        if not self.recipe.steps:
+            return
+        if not self.workspace.find(event="written"):
+            export(
+                self.state,
+                self.plan.source,
+                self.workspace.model,
+                self.dtype,
+                parse_size(self.recipe.output.max_shard_size),
+            )
+            self.workspace.append({"event": "written"})
+        if not self.workspace.find(event="verified"):
+            memory.give_back()
+            budget = self.limit or psutil.virtual_memory().available
+            proof = check_export(
+                self.state,
+                self.workspace.model,
+                self.dtype,
+                self.scratch,
+                self.device,
+                budget - memory.resident(),
+            )
+            self.workspace.append({"event": "verified", **proof})
+
+    def report(self) -> Any:
+        """Evaluate what was written and put everything into the report."""
+        if self.evaluator is None:
+            return None
+        return self.evaluator.report(self.calibration, self.command)
+
+
+def _device(name: str) -> torch.device:
+    """The device that a recipe names; auto takes CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CompressError(
+            "a device that torch can use here (auto, cpu, cuda:N)", f"{name!r}: {error}",
+            "Set device: auto",
+        ) from None  # fmt: skip
+    return device
+
+
+def _version(package: str) -> str | None:
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
+

@@ -1,0 +1,97 @@
+"""Finished blocks of a run, made durable: a file a block, a journal line that says it counts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
+from compress.checkpoint.records import BlockRecord, dump_block
+from compress.models.anatomy import Anatomy, BlockAnatomy
+from compress.state import ModelState
+from compress.steps import SOLVE
+from compress.workspace import Workspace, disk_error
+
+
+class JournalSink:
+    """The :class:`compress.steps.Sink` of a run on disk.
+
+    Args:
+        workspace: the run's folder.
+        step: index of the step in the recipe.
+        state: the model that enters the step.
+        dtype: of unquantised values in the files.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        step: int,
+        name: str,
+        state: ModelState,
+        anatomy: Anatomy,
+        dtype: torch.dtype,
+    ) -> None:
+        self.workspace, self.step, self.state = workspace, step, state
+        self.anatomy, self.dtype = anatomy, dtype
+        self.folder = workspace.work / f"{step:02d}-{name}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._record: BlockRecord | None = None
+
+    def finished(self, stage: str) -> int:
+        return len(self._events(stage))
+
+    def notes(self, stage: str) -> list[Any]:
+        return [e["note"] for e in self._events(stage)]
+
+    def activations(self, stage: str) -> dict[str, Any] | None:
+        events = self._events(stage)
+        return events[-1]["activations"] if events else None
+
+    def load(self, index: int, block: nn.Module) -> None:
+        self.state.load(index, block, self.anatomy)
+
+    def store(self, index: int, block: nn.Module, anatomy: BlockAnatomy) -> None:
+        tensors, self._record = dump_block(block, anatomy, self.dtype)
+        path = self.file(index)
+        temporary = path.with_suffix(".partial")
+        try:
+            save_file({k: v.cpu() for k, v in tensors.items()}, temporary, {"format": "pt"})
+            os.replace(temporary, path)
+        except (OSError, SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                error = OSError(0, str(error))
+            raise disk_error(self.folder, error) from error
+
+    def record(self, stage: str, index: int, note: Any, activations: dict[str, Any] | None) -> None:
+        event = {
+            "event": "block",
+            "step": self.step,
+            "stage": stage,
+            "block": index,
+            "note": note,
+            "activations": activations,
+        }
+        if stage == SOLVE:
+            event["record"] = self._record.model_dump(mode="json")
+        self.workspace.append(event)
+
+    def file(self, index: int) -> Path:
+        return self.folder / f"block-{index:05d}.safetensors"
+
+    def result(self, kept: list[int] | None) -> ModelState:
+        """The model that leaves the step."""
+        if kept is not None:
+            return self.state.kept(kept)
+        events = self._events(SOLVE)
+        records = [BlockRecord.model_validate(e["record"]) for e in events]
+        return self.state.changed(records, [self.file(e["block"]) for e in events])
+
+    def _events(self, stage: str) -> list[dict[str, Any]]:
+        return self.workspace.find(event="block", step=self.step, stage=stage)
