@@ -93,10 +93,11 @@ def fetch(
         return _from_cache(repo_id, revision, cache_dir, error)
     names = [sibling.rfilename for sibling in info.siblings or []]
     wanted = wanted_files(names, origin=repo_id, trust_remote_code=trust_remote_code)
-    folder = _download(repo_id, info.sha, wanted, cache_dir, endpoint)
+    folder = _download(repo_id, revision, wanted, cache_dir, endpoint)
     _check_complete(folder, wanted)
     card = info.card_data
-    return Snapshot(folder, info.sha, card.get("license") if card else None)
+    # The cache names a snapshot's folder by its commit.
+    return Snapshot(folder, folder.name, card.get("license") if card else None)
 
 
 def wanted_files(names: list[str], *, origin: str, trust_remote_code: bool) -> list[str]:
@@ -126,7 +127,11 @@ def wanted_files(names: list[str], *, origin: str, trust_remote_code: bool) -> l
 
 
 def _download(
-    repo_id: str, commit: str, wanted: list[str], cache_dir: Path | None, endpoint: str | None
+    repo_id: str,
+    revision: str | None,
+    wanted: list[str],
+    cache_dir: Path | None,
+    endpoint: str | None,
 ) -> Path:
     import huggingface_hub
 
@@ -134,7 +139,8 @@ def _download(
     patterns = [name.replace("[", "[[]") for name in wanted]
     try:
         folder = huggingface_hub.snapshot_download(
-            repo_id, revision=commit, cache_dir=cache_dir, endpoint=endpoint,
+            # By the user's name for it, so that the cache can find it by that name offline.
+            repo_id, revision=revision, cache_dir=cache_dir, endpoint=endpoint,
             allow_patterns=patterns, etag_timeout=TIMEOUT,
         )  # fmt: skip
     except OSError as error:

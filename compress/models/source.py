@@ -82,7 +82,7 @@ def resolve(
     if text.startswith("pypi:"):
         return _from_pypi(text, cache)
     path = Path(text).expanduser()
-    if path.is_dir():
+    if text and path.is_dir():  # Path("") is the current folder
         return _from_folder(path, cache)
     if path.is_file():
         return _from_file(path, cache)

@@ -148,23 +148,24 @@ def load_model(
         model, report = cls.from_pretrained(
             folder, config=config, dtype=dtype, trust_remote_code=trust_remote_code,
             use_safetensors=True, local_files_only=True, output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they come back in the report, by name, and are refused
         )  # fmt: skip
     except (RuntimeError, ValueError, OSError, AttributeError, ImportError) as error:
         raise CompressError(
             f"a checkpoint that loads from {folder}", f"{type(error).__name__}: {error}",
             "The config and the weights may be of two different models",
         ) from error  # fmt: skip
-    if getattr(config, "quantization_config", None) is None:
-        # A quantised checkpoint holds its weights under other names, checked by its own loader.
-        _check_loaded(folder, report)
+    # A quantised checkpoint holds its weights under other names, checked by its own loader.
+    quantised = getattr(config, "quantization_config", None) is not None
+    _check_loaded(folder, [] if quantised else sorted(report["missing_keys"]), report)
+    if not quantised:
         for name, parameter in model.named_parameters():
             check_finite(name, parameter.detach(), where=str(folder))
     return model.to(device).eval()
 
 
-def _check_loaded(folder: Path, report: dict[str, Any]) -> None:
-    missing = sorted(report.get("missing_keys") or ())
-    mismatched = sorted(str(item[0]) for item in report.get("mismatched_keys") or ())
+def _check_loaded(folder: Path, missing: list[str], report: dict[str, Any]) -> None:
+    mismatched = sorted(str(item[0]) for item in report["mismatched_keys"])
     if missing or mismatched:
         names = missing or mismatched
         raise CompressError(

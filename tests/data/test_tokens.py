@@ -12,9 +12,8 @@ from compress.data.tokens import check_ids, check_tokenizer, token_digest, token
 from compress.data.tokens import token_windows as windows
 from compress.errors import CompressError
 
-WORDS = (
-    "the quick brown fox jumps over a lazy dog and then under it again while nobody sees"
-).split()  # noqa: SIM905
+SENTENCE = "the quick brown fox jumps over a lazy dog and then under it again while nobody sees"
+WORDS = SENTENCE.split()
 
 
 def prose(words: int) -> str:
