@@ -73,3 +73,94 @@ def inverse_cholesky(
 
 def _eye(matrix: torch.Tensor) -> torch.Tensor:
     return torch.eye(matrix.shape[0], device=matrix.device, dtype=matrix.dtype)
+
+
+def absorb_columns(
+    weight: torch.Tensor, gram: torch.Tensor, kept: torch.Tensor, damping: float, what: str
+) -> torch.Tensor:
+    """Weight on fewer inputs that does the work of the lost ones, as far as it can be done.
+
+    With S the kept and R the lost features, x_R is predicted from x_S by ridge regression, and what
+    the lost columns did is done by the kept ones: W_S + W_R G_RS (G_SS + ridge)^-1. Without damping
+    this is W G_:S G_SS^-1, the least squares solution; with it, features that were never active
+    keep their weights, and losing nothing changes nothing.
+
+    Args:
+        weight: W [out, n]. gram: G [n, n]. kept: indices of S, ascending.
+        damping: ridge as a share of the mean of the diagonal of G_SS.
+
+    Returns:
+        [out, len(kept)].
+    """
+    lost = _complement(kept, weight.shape[1])
+    inner = gram[kept][:, kept].double()
+    mean = inner.diagonal().mean()
+    inner.diagonal().add_(damping * (mean if mean > 0 else 1.0))
+    factor = cholesky(inner, what)
+    predictor = torch.cholesky_solve(gram[kept][:, lost].double(), factor).t()
+    return weight[:, kept] + weight[:, lost] @ predictor.to(weight.dtype)
+
+
+def absorb_columns_in_mask(
+    weight: torch.Tensor,
+    gram: torch.Tensor,
+    kept: torch.Tensor,
+    damping: float,
+    iterations: int = 64,
+) -> torch.Tensor:
+    """As :func:`absorb_columns`, but zeros of the kept columns stay zero.
+
+    Each row is a least squares problem on its own set of columns. All rows are solved together by
+    conjugate gradients on the masked normal equations, preconditioned by the diagonal and started
+    from the kept columns as they are, so that no iteration leaves the error larger than it was.
+
+    Returns:
+        [out, len(kept)].
+    """
+    lost = _complement(kept, weight.shape[1])
+    inner = gram[kept][:, kept].clone()
+    mean = inner.diagonal().mean()
+    inner.diagonal().add_(damping * (mean if mean > 0 else 1.0))
+    scale = 1 / inner.diagonal()
+    solution = weight[:, kept].clone()
+    mask = solution != 0
+    # Residual of the normal equations at the start: what the lost columns contributed.
+    residual = (weight[:, lost] @ gram[lost][:, kept]) * mask
+    direction = residual * scale
+    product = (residual * direction).sum(1, keepdim=True)
+    floor = product * 1e-10
+    for _ in range(iterations):
+        image = (direction @ inner) * mask
+        curvature = (direction * image).sum(1, keepdim=True)
+        # Rows that have converged stand still; their curvature may be zero.
+        step = torch.where(product > floor, product / curvature.clamp_min(1e-30), 0.0)
+        solution += step * direction
+        residual -= step * image
+        conditioned = residual * scale
+        following = (residual * conditioned).sum(1, keepdim=True)
+        ratio = torch.where(product > floor, following / product.clamp_min(1e-30), 0.0)
+        direction = conditioned + ratio * direction
+        product = following
+        if not bool((product > floor).any()):
+            break
+    return solution
+
+
+def relative_error(
+    weight: torch.Tensor, narrow: torch.Tensor, gram: torch.Tensor, kept: torch.Tensor
+) -> float:
+    """Share of a linear's output energy that a weight on fewer inputs gets wrong.
+
+    ||W X - W' X_S||^2 / ||W X||^2 from G = X X^T; 0 where the output is zero.
+    """
+    difference = weight.clone()
+    difference[:, kept] -= narrow
+    wrong = ((difference @ gram) * difference).sum(dtype=torch.float64)
+    energy = ((weight @ gram) * weight).sum(dtype=torch.float64)
+    return float(wrong / energy) if energy > 0 else 0.0
+
+
+def _complement(kept: torch.Tensor, size: int) -> torch.Tensor:
+    mask = torch.ones(size, dtype=torch.bool, device=kept.device)
+    mask[kept] = False
+    return mask.nonzero().flatten()

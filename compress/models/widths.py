@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from compress.models.anatomy import ATTENTION_OUT, DOWN, QKV, UP, BlockAnatomy
+from compress.models.anatomy import DOWN, QKV, UP, BlockAnatomy
 from compress.models.families import CONCATENATED, INTERLEAVED, SEPARATE
 from compress.models.linears import is_linear, matrix, slice_linear
 
@@ -43,41 +43,47 @@ def unit_columns(anatomy: BlockAnatomy, kind: str) -> torch.Tensor:
     return torch.arange(anatomy.heads * anatomy.head_dim).reshape(anatomy.kv_heads, -1)
 
 
-def producer_rows(
-    anatomy: BlockAnatomy, kind: str, units: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Rows of the producers (query, key, value; gate, up) that belong to some units.
+def units_of_rows(anatomy: BlockAnatomy, kind: str) -> dict[str, torch.Tensor]:
+    """To which unit each output row of the producers (query, key, value; gate, up) belongs.
 
     Args:
-        kind: site of the output projection, ``attention_out`` or ``down``.
-        units: indices of units, ascending.
+        kind: site of the output projection that the units feed, ``attention_out`` or ``down``.
 
     Returns:
-        Path in the block -> row indices, in the order in which the linear lays its rows out.
+        Path in the block -> unit index of each row.
     """
     if kind == DOWN:
-        return _ffn_rows(anatomy, units)
-    site, layout = anatomy.site(QKV), anatomy.family.qkv_layout
-    query = unit_columns(anatomy, ATTENTION_OUT)[units].reshape(-1)
-    head_dim = anatomy.head_dim
-    key = (units[:, None] * head_dim + torch.arange(head_dim)).reshape(-1)
+        neurons = torch.arange(anatomy.ffn)
+        fused = anatomy.family.up_layout == CONCATENATED
+        rows = torch.cat([neurons, neurons]) if fused else neurons
+        return dict.fromkeys(anatomy.site(UP).linears, rows)
+    names, layout = anatomy.site(QKV).linears, anatomy.family.qkv_layout
+    groups = torch.arange(anatomy.kv_heads)
+    key = groups.repeat_interleave(anatomy.head_dim)
+    query = groups.repeat_interleave(anatomy.heads // anatomy.kv_heads * anatomy.head_dim)
     if layout == SEPARATE:
-        return {n: query if i == 0 else key for i, n in enumerate(site.linears)}
-    (name,) = site.linears
+        return {name: query if i == 0 else key for i, name in enumerate(names)}
     if layout == INTERLEAVED:
         # [head, (q, k, v), head_dim]; such families have a key/value head for each query head.
-        span = torch.arange(3 * head_dim)
-        return {name: (units[:, None] * 3 * head_dim + span).reshape(-1)}
-    queries, keys = anatomy.heads * head_dim, anatomy.kv_heads * head_dim
-    return {name: torch.cat([query, queries + key, queries + keys + key])}
-
-
-def _ffn_rows(anatomy: BlockAnatomy, units: torch.Tensor) -> dict[str, torch.Tensor]:
-    fused = anatomy.family.up_layout == CONCATENATED
-    rows = torch.cat([units, anatomy.ffn + units]) if fused else units
-    return dict.fromkeys(anatomy.site(UP).linears, rows)
+        return {names[0]: groups.repeat_interleave(3 * anatomy.head_dim)}
+    return {names[0]: torch.cat([query, key, key])}
 
 
 def narrow_rows(module: nn.Module, rows: torch.Tensor) -> None:
     """Keep only some outputs of a linear or a pair."""
     slice_linear(writing(module), rows=rows.to(writing(module).weight.device))
+
+
+def narrow_columns(
+    module: nn.Module, columns: torch.Tensor, weight: torch.Tensor | None = None
+) -> None:
+    """Keep only some inputs of a linear or a pair.
+
+    Args:
+        columns: indices of the inputs that stay, ascending.
+        weight: the matrix [out, len(columns)] that the reading linear gets; default: its own.
+    """
+    target = reading(module)
+    slice_linear(target, columns=columns.to(target.weight.device))
+    if weight is not None:
+        matrix(target).copy_(weight)

@@ -1,0 +1,63 @@
+"""What the removal of units does to a pattern of zeros and to an outline."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+
+from compress.checkpoint.widths import linear_sizes
+from compress.errors import CompressError
+from compress.methods.base import SiteWork
+from compress.models.widths import reading, units_of_rows, writing
+from compress.modules import QuantizedLinear
+from compress.outline import BlockOutline
+
+
+def pattern_chunk(work: SiteWork, name: str, kept: int, columns: torch.Tensor) -> int:
+    """Units that must go together so that a pattern of zeros in the output projection survives.
+
+    Raises:
+        CompressError: the pattern does not fit the width.
+    """
+    module = work.linear(name)
+    linears = [work.linear(n) for n in units_of_rows(work.anatomy, work.site.kind)]
+    if any(isinstance(m, QuantizedLinear) for m in (reading(module), *map(writing, linears))):
+        raise CompressError(
+            "layers in floating point",
+            f"{work.anatomy.path}, whose layers an earlier step has quantised",
+            "Put the width step before the quantisation",
+        )
+    pattern = getattr(reading(module), "zeros", None) or ""
+    group = int(pattern.partition(":")[2] or 1)
+    units, size = columns.shape
+    chunk = group // math.gcd(group, size)
+    if units % chunk or kept % chunk:
+        raise CompressError(
+            f"widths that are multiples of {chunk}, so that the {pattern} zeros of "
+            f"{work.label(name)} keep their pattern",
+            f"{kept} of {units}",
+            f"Set round_to to a multiple of {chunk}, or put the width before the sparsity step",
+        )
+    return chunk
+
+
+def narrow_outline(block: BlockOutline, widths: dict[str, int]) -> BlockOutline:
+    """The outline of a block once it has other widths."""
+    changed, biases = {}, 0
+    for name, (rows, columns) in linear_sizes(block.anatomy, widths).items():
+        old = block.linears[name]
+        new = replace(
+            old,
+            out_features=rows or old.out_features,
+            in_features=columns or old.in_features,
+        )
+        biases += (old.out_features - new.out_features) * old.bias
+        changed[name] = new
+    anatomy = replace(block.anatomy, **widths)
+    return replace(
+        block.with_linears(changed),
+        other_parameters=block.other_parameters - biases,
+        anatomy=anatomy,
+    )
