@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from compress.errors import CompressError
+from eval.cost.latency import PairedTimes
 from eval.cost.size import human_bytes
 from eval.report import write_text
 from eval.report.html import plot_caption
 from eval.report.markdown import grid
-from eval.report.page import figure, page, section, table, text
+from eval.report.page import Cell, figure, page, section, table, text
 from eval.report.plot import scatter
 from eval.report.points import (
     CostAxis,
@@ -49,29 +50,26 @@ class Comparison(NamedTuple):
     costs: tuple[CostAxis, ...]
     frontier: dict[str, frozenset[str]]
 
-    def rows(self) -> list[tuple[str, ...]]:
-        """The table's cells: name, quality, interval, costs, speed-up against its original."""
-        return [self._row(entry) for entry in self.entries]
-
     def head(self) -> tuple[str, ...]:
         """The table's head."""
         label = self.quality.label.partition(" (")[0]
-        return ("", label, "95 % interval", "on disk", "bits/weight", "MACs/token", "prefill",
-                "best trade")  # fmt: skip
+        return ("", label, "on disk", "MACs/token", "prefill speed", "unbeaten in")
 
-    def _row(self, entry: Entry) -> tuple[str, ...]:
+    def rows(self) -> list[tuple[Cell, ...]]:
+        """The table's cells; a pair is a value and what stands below it."""
+        return [self._row(entry) for entry in self.entries]
+
+    def _row(self, entry: Entry) -> tuple[Cell, ...]:
         value, low, high = self.quality.of(entry.result)
         size, timing = entry.result.cost.size, entry.result.latency
-        best = [cost for cost, names in self.frontier.items() if entry.name in names]
+        bits = f"{number(size.bits_per_weight)} bits/weight" if size.bits_per_weight else ""
         return (
             entry.name,
-            number(value),
-            f"{number(low)} to {number(high)}" if low is not None else "",
-            human_bytes(size.checkpoint_bytes) if size.checkpoint_bytes else "",
-            number(size.bits_per_weight),
+            (number(value), f"{number(low)} to {number(high)}" if low is not None else ""),
+            (human_bytes(size.checkpoint_bytes) if size.checkpoint_bytes else "", bits),
             count(entry.result.cost.macs.per_token),
-            f"{timing.prefill.speedup:.2f}x as fast" if timing else "",
-            ", ".join(best),
+            _speed(timing.prefill) if timing else "",
+            ", ".join(c.short for c in self.costs if entry.name in self.frontier[c.label]),
         )
 
     def html(self) -> str:
@@ -88,13 +86,14 @@ class Comparison(NamedTuple):
                     '<p class="small">Filled in colour and joined: the models that no other one '
                     "beats in both.</p>",
                 ),
-                section("Table", table(self.head(), self.rows())),
+                section("Table", table(self.head(), self.rows(), left=(5,))),
             ],
         )
 
     def markdown(self) -> str:
         """The table as Markdown."""
-        return grid(self.head(), self.rows()) + "\n"
+        flat = ([c if isinstance(c, str) else _flat(*c) for c in row] for row in self.rows())
+        return grid(self.head(), flat, left=(0, 5)) + "\n"
 
     def write(self, path: str | Path) -> Path:
         """Write the page to ``path``."""
@@ -113,6 +112,15 @@ class Comparison(NamedTuple):
         return scatter(
             points, cost.label, self.quality.label, cost.format, format_quality, frontier=True
         )
+
+
+def _speed(timed: PairedTimes) -> Cell:
+    low, high = timed.interval
+    return f"{timed.speedup:.2f}x", f"{low:.2f} to {high:.2f}"
+
+
+def _flat(value: str, below: str) -> str:
+    return f"{value} ({below})" if below else value
 
 
 def compare(results: Sequence[Report | Entry]) -> Comparison:

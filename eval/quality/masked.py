@@ -146,9 +146,8 @@ def _score(
     inputs = torch.cat([before, text.masked_fill(mask, mask_token_id), after], dim=1).to(device)
     hidden = split.hidden(input_ids=inputs, attention_mask=torch.ones_like(inputs))
     hidden = hidden[:, len(edges[0]) : len(edges[0]) + text.shape[1]]
-    scored = list(split.scored(hidden[mask.to(device)], text[mask].to(device)))
-    nll = torch.cat([n for n, _ in scored]).double().cpu()
-    hit = torch.cat([h for _, h in scored]).double().cpu()
+    nll, hit = split.nll_and_hits(hidden[mask.to(device)], text[mask].to(device))
+    nll, hit = nll.double().cpu(), hit.double().cpu()
     counts = mask.sum(1).tolist()
     return [
         (n.sum().item(), h.sum().item(), c)

@@ -56,8 +56,8 @@ def perplexity(
     The text is cut into windows of ``window`` tokens that start every ``stride`` tokens (default:
     ``window``, no overlap); what is left after the last whole window is not used. The first token
     of each window is context, not predicted. With ``stride < window`` only the last ``stride``
-    tokens of a window score (the first window scores all it predicts), so that each token is
-    predicted once, from at least ``window - stride`` tokens. lm-eval's ``loglikelihood_rolling`` with a
+    tokens of a window score (the first window scores all it predicts), so each token is predicted
+    once, from at least ``window - stride`` tokens. lm-eval's ``loglikelihood_rolling`` with a
     maximum length L is ``window=L+1, stride=L`` on the prefix token followed by the text.
 
     Args:

@@ -12,6 +12,7 @@ trunk's ``forward`` replaced on the instance by one that returns the cached hidd
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -116,10 +117,18 @@ class SplitForward:
         Raises:
             CompressError: the logits hold NaN or infinity.
         """
-        return torch.cat([nll for nll, _ in self.scored(hidden, targets)])
+        return torch.cat([nll for nll, _, _ in self._chunks(hidden, targets)])
 
-    def scored(self, hidden: Tensor, targets: Tensor) -> Any:
-        """Yield (nll, hit) per chunk of positions: nats, and whether the target ranks first."""
+    def nll_and_hits(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return :meth:`nll`, and whether each target is the likeliest token, [positions] both."""
+        nll, hits = [], []
+        for loss, logits, target in self._chunks(hidden, targets):
+            nll.append(loss)
+            hits.append(logits.argmax(-1) == target)
+        return torch.cat(nll), torch.cat(hits)
+
+    def _chunks(self, hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield nll, logits and targets of as many positions at a time as CHUNK_BYTES allow."""
         rows = 16
         start = 0
         while start < len(hidden):
@@ -133,7 +142,7 @@ class SplitForward:
                     "The model is broken: check its weights for NaN and its dtype for overflow",
                     where=f"head of {type(self.model).__name__}",
                 )
-            yield nll, logits.argmax(-1) == target
+            yield nll, logits, target
             start += len(target)
             # The width of the logits is known after the first small chunk only (padded heads).
             rows = max(1, CHUNK_BYTES // (4 * logits.shape[-1]))

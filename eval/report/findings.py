@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from eval.report.rows import number, quality_ratio, quality_rows
+from eval.report.rows import quality_ratio, quality_rows, times
 from eval.report.schema import Finding, Report
 
 _PATTERN = re.compile(r"\d+:\d+")
@@ -55,7 +55,7 @@ def _quality(report: Report) -> Iterator[Finding]:
 
 
 def _likelihood_finding(name: str, ratio: float, bounds: tuple[float, float] | None) -> Finding:
-    shown = f"{number(ratio)}x" + (f" [{number(bounds[0])}, {number(bounds[1])}]" if bounds else "")
+    shown = times(ratio, 1) + (f" [{bounds[0]:.3g}, {bounds[1]:.3g}]" if bounds else "")
     if bounds and bounds[0] <= 1 <= bounds[1]:
         return Finding(
             level="good", text=f"{name} did not change measurably: {shown} the original."
@@ -140,7 +140,7 @@ def _disk(report: Report) -> Iterator[Finding]:
     if not before or not after:
         return
     if after < 0.99 * before:
-        yield Finding(level="good", text=f"The checkpoint is {number(before / after)}x smaller.")
+        yield Finding(level="good", text=f"The checkpoint is {times(before, after)} smaller.")
     elif any("zeros" in step.writes for step in report.steps):
         yield Finding(
             level="note",

@@ -8,7 +8,7 @@ from eval.cost.size import human_bytes
 from eval.report.page import definitions, figure, page, rows_table, section, table, text
 from eval.report.plot import scatter
 from eval.report.points import QualityAxis, cost_axes, format_quality, point, quality_axis
-from eval.report.rows import cost_rows, latency_rows, number, quality_rows, seconds, times
+from eval.report.rows import cost_rows, count, latency_rows, quality_rows, seconds, times
 from eval.report.schema import Report
 
 _MARKS = {"good": "✓", "note": "·", "warning": "!"}
@@ -38,7 +38,7 @@ def _header(report: Report) -> str:
     if run.recipe_name:
         parts.append(f"recipe {run.recipe_name}")
     if run.started:
-        parts.append(run.started)
+        parts.append(run.started.replace("T", " "))
     tiles = "".join(
         f'<li><span class="name">{text(name)}</span><span class="value">{text(value)}</span>'
         f'<span class="from">{text(origin)}</span></li>'
@@ -119,14 +119,14 @@ def _quality_note(report: Report) -> str:
         overlap = "without overlap" if found.stride == found.window else f"stride {found.stride}"
         notes.append(
             f"{found.tokens:,} predicted tokens in windows of {found.window:,} {overlap}; the "
-            "first token of a window is context. Intervals (95 %) take windows as units; that of the "
-            "ratio compares the same windows in both models, so it is the narrower one."
+            "first token of a window is context. Intervals (95 %) take windows as units; that of "
+            "the ratio compares the same windows in both models, so it is the narrower one."
         )
     if found := report.after.masked:
         notes.append(
             f"{found.masked_positions:,} masked tokens ({found.mask_fraction:.0%} of windows of "
-            f"{found.window}, seed {found.seed}); {found.pll_positions:,} positions masked one at "
-            "a time for the pseudo-perplexity (Salazar et al. 2020)."
+            f"{found.window}, seed {found.seed}); {found.pll_positions:,} positions masked one "
+            "at a time for the pseudo-perplexity (Salazar et al. 2020)."
         )
     if found := report.after.tasks:
         limit = f", at most {found.limit} documents a task" if found.limit else ""
@@ -135,10 +135,12 @@ def _quality_note(report: Report) -> str:
 
 
 def _cost_note(report: Report) -> str:
+    macs = report.after.cost.macs
     note = (
         "Tied weights count once, packed weights at their unpacked size. Multiply-accumulates "
-        f"include the output projection ({number(report.after.cost.macs.head / 1e6)} M) and count "
-        "zeros as work."
+        f"(MACs) of a token that attends to {macs.context:,} positions include the output "
+        f"projection ({count(macs.head)}) and count zeros as work. Peak memory is of a fresh "
+        "process that loads the checkpoint and runs one forward, libraries included."
     )
     if latency_rows(report.after):
         timing = report.after.latency

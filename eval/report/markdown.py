@@ -61,9 +61,10 @@ def rows_markdown(rows: Sequence[Row]) -> str:
     return grid(("", "value"), ((r.name, _with(r.after, r.error_after)) for r in rows))
 
 
-def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table with its first column left and the others right."""
-    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+def grid(head: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> str:
+    """A Markdown table; the columns in ``left`` are prose, the others numbers."""
+    rules = ["---" if i in left else "---:" for i in range(len(head))]
+    lines = ["| " + " | ".join(line) + " |" for line in (head, rules)]
     lines += ["| " + " | ".join(plain(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines)
 
@@ -85,6 +86,7 @@ def _steps(report: Report) -> str:
             )
             for step in report.steps
         ),
+        left=(0, 1, 2),
     )
 
 
@@ -101,6 +103,7 @@ def _data(report: Report) -> str:
             )
             for entry in report.data
         ),
+        left=(0, 1, 3, 4),
     )
 
 

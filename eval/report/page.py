@@ -55,10 +55,10 @@ th, td { padding: .55rem .9rem; text-align: right; vertical-align: top; white-sp
 thead th { border-top: 0; font-size: .8rem; font-weight: 600; color: var(--soft); }
 tbody th { font-weight: 500; }
 th:first-child, td:first-child, .left { text-align: left; }
-th:first-child { white-space: normal; min-width: 8.5rem; }
+th:first-child, td:first-child { white-space: normal; min-width: 8.5rem; }
 .wrap { white-space: normal; min-width: 13rem; }
 .digest { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .8em; }
-td small { display: block; color: var(--soft); font-size: .78rem; }
+td small { display: block; color: var(--soft); font-size: .78rem; font-weight: 400; }
 .ratio { font-weight: 600; } .better { color: var(--good); } .worse { color: var(--bad); }
 pre { margin: 0; padding: .9rem 1rem; overflow-x: auto; font: .82rem/1.5 ui-monospace,
   SFMono-Regular, Menlo, Consolas, monospace; background: var(--card);
@@ -71,8 +71,9 @@ figure { margin: 0; background: var(--card); border: 1px solid var(--line); bord
   padding: .9rem .9rem .7rem; }
 .plot { display: block; width: 100%; max-width: 40rem; height: auto; margin: 0 auto;
   font-family: inherit; }
-.plot text { fill: var(--soft); font-size: 11px; } .plot .title { font-size: 11.5px; }
-.plot .label { fill: var(--ink); font-weight: 600; font-size: 11.5px; }
+.plot text { fill: var(--soft); font-size: 11.5px; } .plot .title { font-size: 12px; }
+.plot .label { fill: var(--ink); font-weight: 600; font-size: 12px; paint-order: stroke;
+  stroke: var(--card); stroke-width: 4px; stroke-linejoin: round; }
 .plot .label.other { font-weight: 400; }
 .plot .grid { stroke: var(--line); } .plot .axis { stroke: var(--soft); }
 .plot .dot { fill: var(--soft); stroke: var(--card); stroke-width: 1.5; }
@@ -82,7 +83,10 @@ figure { margin: 0; background: var(--card); border: 1px solid var(--line); bord
 .plot .link, .plot .front { fill: none; stroke: var(--accent); stroke-width: 1.5; opacity: .6; }
 .plot .link { stroke-dasharray: 4 4; }
 @media (max-width: 34rem) { main { padding: 1.5rem 1rem 3rem; } h1 { font-size: 1.4rem; }
-  th, td { padding: .5rem .6rem; font-size: .9rem; } .tiles { grid-template-columns: 1fr 1fr; }
+  th, td { padding: .5rem .45rem; font-size: .875rem; }
+  td small { white-space: normal; }
+  th:first-child, td:first-child { padding-left: .7rem; min-width: 6.5rem; }
+  .tiles { grid-template-columns: 1fr 1fr; }
   .tiles .value { font-size: 1.35rem; } dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .5rem; } }
 @media print { body { background: #fff; } .scroll, pre { overflow: visible; } }
@@ -113,12 +117,20 @@ def section(heading: str, *parts: str) -> str:
     return f"<section>\n<h2>{text(heading)}</h2>\n{inside}\n</section>" if inside else ""
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = ()) -> str:
-    """A table that scrolls by itself; cells are escaped here, columns in ``left`` are prose."""
+Cell = str | tuple[str, str]
 
-    def cells(row: Sequence[str], tag: str) -> str:
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Cell]], left: Sequence[int] = ()) -> str:
+    """A table that scrolls by itself; cells are escaped here, columns in ``left`` are prose.
+
+    A cell of two strings is a value with a smaller line below it.
+    """
+
+    def cells(row: Sequence[Cell], tag: str) -> str:
         return "".join(
-            f"<{tag}{_prose(i, left, tag)}>{text(cell)}</{tag}>" for i, cell in enumerate(row)
+            f"<{tag}{_prose(i, left, tag)}>"
+            f"{text(cell) if isinstance(cell, str) else _value(*cell)}</{tag}>"
+            for i, cell in enumerate(row)
         )
 
     body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)

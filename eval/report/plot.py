@@ -1,7 +1,7 @@
 """A scatter plot of quality against cost as inline SVG: no script, no font, no library.
 
 Colours are CSS classes of the page, so the plot follows its light and dark themes. Every label is
-escaped. The drawing is 460 x 300 units and scales with the page; at the width of a phone its text
+escaped. The drawing is 400 x 280 units and scales with the page; at the width of a phone its text
 is still about 10 pixels high.
 """
 
@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 460, 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 16, 18, 44
+WIDTH, HEIGHT = 400, 280
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 20, 44
 
 
 class Point(NamedTuple):
@@ -160,14 +160,19 @@ def _labels(points: Sequence[Point], x_axis: Axis, y_axis: Axis) -> list[str]:
     parts: list[str] = []
     taken: list[tuple[float, float, float]] = []
     for point in sorted(points, key=lambda p: y_axis.at(p.y)):
-        x, y = x_axis.at(point.x), y_axis.at(point.y) - 8
+        x, y = x_axis.at(point.x), y_axis.at(point.y) - 10
         label = point.label if len(point.label) <= 34 else point.label[:33] + "…"
-        width = 6.2 * len(label)
-        left = x + 9 if x + 9 + width < WIDTH - 2 else max(2.0, x - 9 - width)
+        width = 7.8 * len(label)  # of a wide font; which one the reader has is unknown
+        right_side = x + 9 + width < WIDTH
+        left = x + 9 if right_side else x - 9 - width
         while any(_overlap(left, left + width, y, other) for other in taken):
             y += 13
         taken.append((left, left + width, y))
-        parts.append(_text(left, y, label, f"label {point.style}", "start"))
+        style = f"label {point.style}"
+        if right_side:
+            parts.append(_text(x + 9, y, label, style, "start"))
+        else:
+            parts.append(_text(max(x - 9, 0.9 * width), y, label, style, "end"))
     return parts
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from eval.cost.size import human_bytes
 from eval.report.plot import Point
-from eval.report.rows import count, number
+from eval.report.rows import count
 from eval.spec import EvaluationResult
 
 
@@ -15,6 +15,7 @@ class CostAxis(NamedTuple):
     """A cost that a plot can have on its horizontal axis."""
 
     label: str
+    short: str
     of: Callable[[EvaluationResult], float | None]
     format: Callable[[float], str]
 
@@ -28,9 +29,9 @@ class QualityAxis(NamedTuple):
 
 
 COSTS = (
-    CostAxis("checkpoint on disk", lambda r: r.cost.size.checkpoint_bytes, human_bytes),
-    CostAxis("MACs per token", lambda r: r.cost.macs.per_token, count),
-    CostAxis("parameters", lambda r: r.cost.size.parameters, count),
+    CostAxis("checkpoint on disk", "size", lambda r: r.cost.size.checkpoint_bytes, human_bytes),
+    CostAxis("MACs per token", "MACs", lambda r: r.cost.macs.per_token, count),
+    CostAxis("parameters", "parameters", lambda r: r.cost.size.parameters, count),
 )
 
 
@@ -93,4 +94,6 @@ def _task_metrics(result: EvaluationResult) -> list[tuple[str, str]]:
     return [(task, metric) for task, found in tasks.items() for metric in found.metrics]
 
 
-format_quality = number
+def format_quality(value: float) -> str:
+    """Tick labels: 60, 0.25."""
+    return f"{value:,.6g}"

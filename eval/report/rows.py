@@ -114,9 +114,9 @@ def _likelihood_ratio(before: EvaluationResult | None, after: EvaluationResult) 
     paired = quality_ratio(before, after) if before else None
     if paired is None:
         return {}
-    ratio, bounds = paired
+    factor, bounds = paired
     better = 0 if bounds is None else (bounds[1] < 1) - (bounds[0] > 1)
-    return {"ratio": f"{number(ratio)}x", "error_ratio": _span(bounds), "better": better}
+    return {"ratio": ratio(factor), "error_ratio": _ratios(bounds), "better": better}
 
 
 def _masked_rows(before: EvaluationResult | None, after: EvaluationResult) -> list[Row]:
@@ -185,22 +185,27 @@ def cost_rows(report: Report) -> list[Row]:
     def add(name: str, first: float | None, second: float | None, form) -> None:
         if second is None:
             return
-        ratio = times(second, first)
         better = 0 if not first else (second < 0.995 * first) - (second > 1.005 * first)
         rows.append(
-            Row(name, form(first) if first is not None else "", form(second), ratio, better=better)
+            Row(
+                name,
+                form(first) if first is not None else "",
+                form(second),
+                times(second, first),
+                better=better,
+            )
         )
 
     for label, field, form in (
         ("Parameters", "parameters", count),
-        ("Parameters that are not zero", "nonzero_parameters", count),
-        ("Parameters without embeddings", "parameters_without_embeddings", count),
-        ("Checkpoint on disk", "checkpoint_bytes", human_bytes),
-        ("Bits per weight in the blocks", "bits_per_weight", number),
+        ("Non-zero parameters", "nonzero_parameters", count),
+        ("Without embeddings", "parameters_without_embeddings", count),
+        ("Checkpoint", "checkpoint_bytes", human_bytes),
+        ("Bits per weight (blocks)", "bits_per_weight", number),
     ):
         add(label, old and getattr(old.size, field), getattr(new.size, field), form)
     add(
-        f"MACs per token (context {new.macs.context:,})",
+        "MACs per token",
         old.macs.per_token if old and old.macs.context == new.macs.context else None,
         new.macs.per_token,
         count,
@@ -209,7 +214,7 @@ def cost_rows(report: Report) -> list[Row]:
         first = old.memory if old else None
         add("Peak memory, load", first and first.load, new.memory.load, human_bytes)
         add(
-            f"Peak memory, load and {new.memory.tokens} tokens",
+            f"Peak memory, {new.memory.tokens} tokens",
             first.prefill if first and first.tokens == new.memory.tokens else None,
             new.memory.prefill,
             human_bytes,
@@ -234,8 +239,8 @@ def _time_row(name: str, timed: PairedTimes) -> Row:
         name,
         seconds(timed.before),
         seconds(timed.after),
-        f"{number(1 / timed.speedup)}x",
-        error_ratio=_span((1 / high, 1 / low)),
+        ratio(1 / timed.speedup),
+        error_ratio=_ratios((1 / high, 1 / low)),
         better=(low > 1) - (high < 1),
     )
 
@@ -267,12 +272,22 @@ def seconds(value: float) -> str:
 
 def times(after: float, before: float | None) -> str:
     """after / before as "0.52x", or "" where there is nothing to divide by."""
-    return f"{number(after / before)}x" if before else ""
+    return ratio(after / before) if before else ""
+
+
+def ratio(value: float) -> str:
+    """Three significant digits: 0.523x."""
+    digits = 2 - math.floor(math.log10(value)) if value > 0 else 2
+    return f"{value:,.{max(0, min(digits, 4))}f}x"
 
 
 def _span(bounds: Interval | None) -> str:
     return f"{number(bounds[0])} to {number(bounds[1])}" if bounds else ""
 
 
+def _ratios(bounds: Interval | None) -> str:
+    return f"{ratio(bounds[0])[:-1]} to {ratio(bounds[1])[:-1]}" if bounds else ""
+
+
 def _error(stderr: float | None) -> str:
-    return f"± {number(1.96 * stderr)}" if stderr is not None else ""
+    return f"±\u00a0{number(1.96 * stderr)}" if stderr is not None else ""

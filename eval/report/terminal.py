@@ -41,7 +41,7 @@ def _cells(row: Row, paired: bool) -> list:
     from rich.text import Text
 
     def value(shown: str, error: str, style: str = "") -> Text:
-        return Text(shown, style=style) + Text(f"  {error}" if error else "", style="dim")
+        return Text(shown, style=style) + Text(f"\n{error}" if error else "", style="dim")
 
     if not paired:
         return [Text(row.name), value(row.after, row.error_after)]
