@@ -29,9 +29,10 @@ _LONGEST_HEADER = 100_000_000  # the limit of the safetensors library itself
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor as its header states it; ``nbytes`` is its size in the file."""
+    """One tensor as its header states it: ``nbytes`` bytes from ``offset`` of ``file``."""
 
     file: Path
+    offset: int
     shape: tuple[int, ...]
     dtype: str
     nbytes: int
@@ -63,7 +64,7 @@ def read_header(path: Path) -> dict[str, Entry]:
         raise _corrupt(path, f"a header that does not parse ({error})") from error
     _check_spans(path, spans, size - 8 - length)
     return {
-        name: Entry(path, shape, dtype, end - begin)
+        name: Entry(path, 8 + length + begin, shape, dtype, end - begin)
         for name, (dtype, shape, begin, end) in spans.items()
     }
 
