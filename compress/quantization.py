@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.errors import CompressError
 
@@ -33,6 +33,12 @@ class QuantScheme(BaseModel):
     activation_bits: Literal[8] | None = Field(
         default=None, description="8: inputs are rounded to int8, symmetric, one scale a token"
     )
+
+    @model_validator(mode="after")
+    def _activations_need_symmetric_weights(self) -> QuantScheme:
+        if self.activation_bits is not None and not self.symmetric:
+            raise ValueError("activation_bits needs symmetric weights: integer kernels assume them")
+        return self
 
     @property
     def code_range(self) -> tuple[int, int]:
@@ -144,7 +150,13 @@ def fake_quantize(
 
 
 def fake_quantize_tokens(inputs: torch.Tensor) -> torch.Tensor:
-    """Round activations [..., features] to symmetric int8, one scale a vector of features."""
-    scale = inputs.abs().amax(dim=-1, keepdim=True) / 127.5
+    """Round activations [batch, tokens, features] to symmetric int8, one scale a token.
+
+    A matrix [n, features] (OPT flattens its batches) gets one scale altogether, because that is
+    what compressed-tensors does with it, and with it stock transformers.
+    """
+    largest = inputs.abs()
+    largest = largest.amax() if inputs.dim() == 2 else largest.amax(dim=-1, keepdim=True)
+    scale = largest / 127.5
     scale = scale.masked_fill(scale == 0, torch.finfo(scale.dtype).eps)
     return (inputs / scale).clamp_(-128, 127).round_() * scale

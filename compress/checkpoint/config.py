@@ -16,7 +16,11 @@ from transformers import PreTrainedConfig
 
 from compress.checkpoint.records import BlockRecord, LowRank, ModuleSpec, Replaced
 from compress.checkpoint.targets import group_by_value, parse_pattern, target_patterns
-from compress.checkpoint.tensors_config import quantization_section, read_quantization
+from compress.checkpoint.tensors_config import (
+    quantization_section,
+    read_quantization,
+    unpacks_on_load,
+)
 from compress.errors import CompressError
 from compress.models.anatomy import stock_type
 from compress.models.families import Family
@@ -54,7 +58,8 @@ def apply_records(
         for index, record in enumerate(records)
         for path, spec in record.modules.items()
     }
-    if modules:
+    unpack = unpacks_on_load(records, new.model_type)
+    if modules or unpack is None:
         new = _own_config(new)
         new.compressed_modules = modules
     section: dict[str, Any] = {"version": SECTION_VERSION}
@@ -64,7 +69,7 @@ def apply_records(
             str(pattern): target_patterns(members, len(records), blocks_path)
             for pattern, members in zeros
         }
-    quantization = quantization_section(records, blocks_path)
+    quantization = quantization_section(records, blocks_path, bool(unpack))
     if quantization is not None:
         new.quantization_config = quantization
     if per_layer or modules or zeros:

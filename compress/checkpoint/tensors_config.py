@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from compress.checkpoint.packing import storage_format
+from compress.checkpoint.packing import PACKED, storage_format
 from compress.checkpoint.records import BlockRecord
 from compress.checkpoint.targets import group_by_value, parse_pattern, target_patterns
 from compress.errors import CompressError
@@ -13,12 +13,22 @@ from compress.quantization import QuantScheme
 
 _MIXED = "mixed-precision"
 
+# Model types whose stock class, when it loads, touches ``weight`` of linears that hold packed ones.
+_INITIALISES_CHILDREN = frozenset({"modernbert"})
 
-def quantization_section(records: Sequence[BlockRecord], blocks_path: str) -> dict[str, Any] | None:
+
+def quantization_section(
+    records: Sequence[BlockRecord], blocks_path: str, dense_on_load: bool = False
+) -> dict[str, Any] | None:
     """Return the section for the records of all blocks, or None where nothing is quantised.
 
     One config group a scheme. Linears that are quantised in some blocks only are listed under
     ``ignore`` for the others, for readers that want every linear accounted for.
+
+    Args:
+        blocks_path: path of the block list in the model.
+        dense_on_load: let transformers unpack the weights while it loads (see
+            :func:`unpacks_on_load`).
     """
     groups = group_by_value([r.quantization for r in records])
     if not groups:
@@ -39,7 +49,7 @@ def quantization_section(records: Sequence[BlockRecord], blocks_path: str) -> di
         for index, record in enumerate(records)
         for path in sorted(paths - set(record.quantization))
     ]
-    return {
+    section = {
         "quant_method": "compressed-tensors",
         "format": formats[0] if len(set(formats)) == 1 else _MIXED,
         "quantization_status": "compressed",
@@ -47,6 +57,40 @@ def quantization_section(records: Sequence[BlockRecord], blocks_path: str) -> di
         "ignore": ["lm_head", *target_patterns(left_out, count, blocks_path)],
         "kv_cache_scheme": None,
     }
+    if dense_on_load:
+        section["dequantize"] = True
+    return section
+
+
+def unpacks_on_load(records: Sequence[BlockRecord], model_type: str) -> bool | None:
+    """Say whether stock transformers must unpack the weights while it loads them.
+
+    By default it loads packed weights as they are and unpacks at the first forward, which fails
+    where zero points are packed (compressed-tensors 0.20 expects them unpacked in the empty model)
+    and in classes that initialise weights which packed linears lack. Its other way, ``dequantize``,
+    reads one scheme a checkpoint, weights only.
+
+    Returns:
+        False: the default way works. True: the other way is needed, and works. None: neither works
+        in the stock class, and only in a class of our own does the default way.
+
+    Raises:
+        CompressError: no way works (asymmetric weights among several schemes).
+    """
+    schemes = {s for record in records for s in record.quantization.values()}
+    packed = {s for s in schemes if storage_format(s) == PACKED}
+    asymmetric = any(not s.symmetric for s in packed)
+    if not asymmetric and (not packed or model_type not in _INITIALISES_CHILDREN):
+        return False
+    if len(schemes) == 1 and packed.pop().activation_bits is None:
+        return True
+    if asymmetric:
+        raise CompressError(
+            "one scheme for all quantised linears where weights have zero points",
+            f"{len(schemes)} schemes",
+            "Use symmetric weights, which any mixture of schemes may have",
+        )
+    return None
 
 
 def read_quantization(section: dict[str, Any], num_blocks: int) -> list[dict[str, QuantScheme]]:
