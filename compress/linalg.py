@@ -164,3 +164,53 @@ def _complement(kept: torch.Tensor, size: int) -> torch.Tensor:
     mask = torch.ones(size, dtype=torch.bool, device=kept.device)
     mask[kept] = False
     return mask.nonzero().flatten()
+
+
+def principal_outputs(
+    weight: torch.Tensor,
+    rank: int,
+    scale: torch.Tensor | None = None,
+    gram: torch.Tensor | None = None,
+    what: str = "a linear layer",
+) -> tuple[torch.Tensor, float]:
+    """Leading left singular vectors of W S, S S^T the metric in which inputs are measured.
+
+    Got as eigenvectors of (W S)(W S)^T or, where that is the larger of the two, through those of
+    (W S)^T (W S): several times faster than an SVD, and in float64 as accurate as one in float32.
+
+    Args:
+        weight: W [out, in].
+        scale: diagonal of S [in]; gram: the metric G = S S^T [in, in]; neither: S = 1.
+        what: name of the layer for messages.
+
+    Returns:
+        Orthonormal columns [out, rank], float64, and the share of ||W S||^2 outside their span.
+
+    Raises:
+        CompressError: the metric holds NaN or infinity.
+    """
+    outs, ins = weight.shape
+    wide = weight.double()
+    if scale is not None:
+        wide = wide * scale
+    if gram is not None and not torch.isfinite(gram).all():
+        cholesky(gram, what)  # raises with the explanation
+    if outs <= ins:
+        square = wide @ wide.t() if gram is None else wide @ gram.double() @ wide.t()
+        values, vectors = torch.linalg.eigh((square + square.t()) / 2)
+    else:
+        if gram is not None:
+            wide = wide @ _square_root(gram.double())
+        values, right = torch.linalg.eigh(wide.t() @ wide)
+        # Q of a QR rather than division by singular values, some of which may be zero.
+        vectors = torch.linalg.qr((wide @ right).flip(1))[0].flip(1)
+    values = values.clamp_min(0)
+    total = values.sum()
+    lost = values[: len(values) - rank].sum()
+    return vectors[:, -rank:].flip(1), float(lost / total) if total > 0 else 0.0
+
+
+def _square_root(gram: torch.Tensor) -> torch.Tensor:
+    """The symmetric square root of a positive semi-definite matrix."""
+    values, vectors = torch.linalg.eigh(gram)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.t()

@@ -1,0 +1,31 @@
+"""SVD-LLM: SVD of a weight with whitened inputs."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from compress.calibrate.statistics import GRAM, InputStatistics
+from compress.linalg import principal_outputs
+from compress.methods.factorize.options import FactorizeMethod
+from compress.models.anatomy import Site
+
+
+class SVDLLM(FactorizeMethod):
+    """Truncate the SVD of W L, with L L^T = X X^T: the least error of the outputs at a given rank.
+
+    What is lost, ||W X - W' X||, is the root of the sum of squares of the singular values dropped.
+    """
+
+    name: ClassVar[str] = "svd_llm"
+    summary: ClassVar[str] = "low-rank factors with the least output error on calibration inputs"
+    source: ClassVar[str] = "Wang et al. 2024, arXiv 2403.07378 (whitening, without the update)"
+
+    def statistic(self, site: Site) -> str:
+        return GRAM
+
+    def directions(
+        self, weight: torch.Tensor, rank: int, statistics: InputStatistics | None, label: str
+    ) -> tuple[torch.Tensor, float]:
+        return principal_outputs(weight, rank, gram=statistics.gram, what=label)
