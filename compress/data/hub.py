@@ -44,7 +44,8 @@ def read_hub_dataset(
 
     try:
         rows = datasets.load_dataset(dataset, subset, split=split, streaming=True)
-        texts = list(_limited(_texts(rows, field, dataset), limit))
+        lines = dataset in LINES
+        texts = list(_limited(_texts(rows, field, dataset, lines), None if lines else limit))
     except CompressError:
         raise
     except ValueError as error:  # an unknown subset or split, with the known ones in the text
@@ -57,8 +58,7 @@ def read_hub_dataset(
             f"the rows of {dataset}", f"{type(error).__name__}: {error}",
             _advice(data_root, have, dataset),
         ) from error  # fmt: skip
-    blank = LINES.get(dataset)
-    return texts if blank is None else ["".join(text or blank for text in texts)]
+    return ["".join(text or LINES[dataset] for text in texts)] if lines else texts
 
 
 def _ask_hub(
@@ -97,14 +97,15 @@ def _advice(data_root: str | Path | None, have: Sequence[str], dataset: str) -> 
     return f"The data root {data_root} {held}; put the split at {dataset}/<split>.jsonl below it"
 
 
-def _texts(rows, field: str, dataset: str) -> Iterator[str]:
+def _texts(rows, field: str, dataset: str, keep_blank: bool) -> Iterator[str]:
     for row in rows:
         if field not in row:
             raise CompressError(
                 f"the field {field!r} in {dataset}", f"fields {', '.join(row)}",
                 f"Set field. {did_you_mean(field, list(row))}",
             )  # fmt: skip
-        yield str(row[field])
+        if keep_blank or str(row[field] or "").strip():
+            yield str(row[field])
 
 
 def _limited(texts: Iterator[str], limit: int | None) -> Iterator[str]:

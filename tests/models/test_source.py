@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -236,3 +239,28 @@ def test_cached_folder_is_whole_or_absent(tmp_path):
     left.mkdir()
     assert cached_folder(target, build) == {"n": 2}
     assert not left.exists()
+
+
+def _save_with_little_room(target: Path, queue) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    def build(temporary: Path) -> dict:
+        save_file({"w": torch.ones(100_000)}, temporary / "model.safetensors")
+        return {}
+
+    try:
+        cached_folder(target, build)
+    except CompressError as error:
+        queue.put(str(error))
+
+
+def test_no_room_while_writing(tmp_path):
+    # A limit on the size of files fails a write midway, as a full disk does.
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    worker = context.Process(target=_save_with_little_room, args=(tmp_path / "thing", queue))
+    worker.start()
+    assert "Make room" in queue.get(timeout=60)
+    worker.join(60)
+    assert list(tmp_path.iterdir()) == []

