@@ -77,7 +77,9 @@ class _Transparent(type(nn.Module)):
 def _per_layer_class(stock: type[nn.Module], family: Family) -> type[nn.Module]:
     """Return a stand-in for a block class; what it makes are blocks of the stock class itself."""
 
-    def build(_cls: type, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> nn.Module:
+    def build(cls: type, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> nn.Module:
+        if cls.__dict__.get("stock") is not stock:
+            return object.__new__(cls)  # somebody's subclass, made while the patch was active
         index = kwargs.get("layer_idx", args[0] if args else None)
         ours = config.is_heterogeneous and getattr(config, "compress", None) is not None
         if index is None or not ours:

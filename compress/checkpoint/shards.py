@@ -22,7 +22,7 @@ from typing import BinaryIO
 import torch
 
 from compress.errors import CompressError
-from compress.models.tensors_header import INDEX, SINGLE, read_header
+from compress.models.tensors_header import read_header
 
 MAX_SHARD_BYTES = 5 * 10**9
 COPY_BYTES = 16 * 2**20
@@ -63,10 +63,10 @@ class _Shard:
     header: bytes = b""
     size: int = 0
 
-    def lay_out(self) -> None:
+    def lay_out(self, metadata: Mapping[str, str]) -> None:
         """Place wide dtypes first: readers view the bytes in place, which needs alignment."""
         order = sorted(self.specs, key=lambda n: -self.specs[n].bytes_per_value)
-        entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        entries: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
         position = 0
         for name in order:
             spec = self.specs[name]
@@ -94,6 +94,8 @@ class ShardWriter:
         folder: exists or is made; files of ours by the same names are replaced.
         specs: every tensor of the checkpoint, in the order in which shards are filled.
         max_shard_bytes: a new shard starts where the next tensor would exceed it.
+        stem: of the file names.
+        metadata: strings for the header beside {"format": "pt"}.
 
     Raises:
         CompressError: on entering, if the disk has too little room; on writing, if it filled up
@@ -105,9 +107,14 @@ class ShardWriter:
         folder: str | os.PathLike[str],
         specs: Mapping[str, TensorSpec],
         max_shard_bytes: int = MAX_SHARD_BYTES,
+        stem: str = "model",
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = Path(folder)
+        self.stem = stem
         self._shards = self._plan(specs, max_shard_bytes)
+        for shard in self._shards:
+            shard.lay_out(metadata or {})
         self._of = {name: shard for shard in self._shards for name in shard.specs}
         self._written: set[str] = set()
         self._open: dict[str, BinaryIO] = {}
@@ -129,11 +136,9 @@ class ShardWriter:
             used += spec.nbytes
         shards = []
         for number, group in enumerate(groups, 1):
-            name = SINGLE
-            if len(groups) > 1:
-                name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+            part = f"-{number:05d}-of-{len(groups):05d}" if len(groups) > 1 else ""
+            name = f"{self.stem}{part}.safetensors"
             shards.append(_Shard(name, group, self.folder / f".{name}.tmp"))
-            shards[-1].lay_out()
         return shards
 
     def __enter__(self) -> ShardWriter:
@@ -225,7 +230,7 @@ class ShardWriter:
             "metadata": {"total_size": total},
             "weight_map": {name: shard.name for name, shard in sorted(self._of.items())},
         }
-        write_json(self.folder / INDEX, index)
+        write_json(self.folder / f"{self.stem}.safetensors.index.json", index)
 
     def _abort(self) -> None:
         # A file whose buffer cannot be flushed (the disk is full) raises as it is closed.

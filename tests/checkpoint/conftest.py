@@ -38,14 +38,14 @@ _BERT = {
     "max_position_embeddings": 64,
 }
 
-# family -> (config class, its fields, Auto class)
+# family -> (config class, its fields, model class)
 FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
-    "llama": ("LlamaConfig", _LLAMA, "AutoModelForCausalLM"),
-    "qwen3": ("Qwen3Config", {**_LLAMA, "head_dim": 16}, "AutoModelForCausalLM"),
+    "llama": ("LlamaConfig", _LLAMA, "LlamaForCausalLM"),
+    "qwen3": ("Qwen3Config", {**_LLAMA, "head_dim": 16}, "Qwen3ForCausalLM"),
     "gpt2": (
         "GPT2Config",
         {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64},
-        "AutoModelForCausalLM",
+        "GPT2LMHeadModel",
     ),
     "opt": (
         "OPTConfig",
@@ -57,27 +57,33 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
             "max_position_embeddings": 64,
             "word_embed_proj_dim": 32,
         },
-        "AutoModelForCausalLM",
+        "OPTForCausalLM",
     ),
-    "bert": ("BertConfig", _BERT, "AutoModelForMaskedLM"),
+    "bert": ("BertConfig", _BERT, "BertForMaskedLM"),
     "modernbert": (
         "ModernBertConfig",
         {**_BERT, "cls_token_id": 1, "sep_token_id": 2},
-        "AutoModelForMaskedLM",
+        "ModernBertForMaskedLM",
     ),
 }
 
 
 def build(family: str, seed: int = 0, **fields: Any) -> PreTrainedModel:
-    config_name, base, auto = FAMILIES[family]
+    config_name, base, class_name = FAMILIES[family]
     config = getattr(transformers, config_name)(**{**_SMALL, **base, **fields})
     torch.manual_seed(seed)
-    model = getattr(transformers, auto).from_config(config).eval()
+    model = getattr(transformers, class_name)(config).eval()
     with torch.no_grad():
         # Random initialisation leaves biases at zero and norms at one: mix-ups would not show.
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
+
+
+def auto_class(family: str) -> Any:
+    """Return the Auto class that users open the family's checkpoints with."""
+    masked = FAMILIES[family][2].endswith("MaskedLM")
+    return transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
 
 
 def inputs() -> dict[str, torch.Tensor]:
@@ -148,11 +154,66 @@ def quantize_blocks(model: PreTrainedModel, scheme: QuantScheme) -> None:
                 block.set_submodule(leaf, QuantizedLinear.from_linear(linear, scheme))
 
 
+CHANGES = (
+    "nothing",
+    "ffn in one layer",
+    "heads in one layer",
+    "ffn everywhere",
+    "ffn and heads everywhere",
+    "low rank",
+    "W4",
+    "W4 asymmetric",
+    "W8A8",
+    "narrower, low rank, W4",
+)
+
+
+def change(model: PreTrainedModel, what: str) -> PreTrainedModel:
+    """Change a model in place the way steps do."""
+    layers = range(len(anatomy_of(model).blocks))
+    fewer = anatomy_of(model).blocks[0].kv_heads // 2
+    if what == "ffn in one layer":
+        narrow(model, 1, ffn=40)
+    elif what == "heads in one layer":
+        narrow(model, 1, kv_heads=fewer)
+    elif what == "ffn everywhere":
+        for index in layers:
+            narrow(model, index, ffn=40)
+    elif what == "ffn and heads everywhere":
+        for index in layers:
+            narrow(model, index, ffn=40, kv_heads=fewer)
+    elif what == "low rank":
+        low_rank(model, linear_name(model, 0, "down"), 5)
+    elif what == "W4":
+        quantize_blocks(model, QuantScheme(bits=4, group_size=8))
+    elif what == "W4 asymmetric":
+        quantize_blocks(model, QuantScheme(bits=4, group_size=16, symmetric=False))
+    elif what == "W8A8":
+        quantize_blocks(model, QuantScheme(bits=8, activation_bits=8))
+    elif what == "narrower, low rank, W4":
+        narrow(model, 1, ffn=40)
+        low_rank(model, linear_name(model, 0, "down"), 8)
+        quantize_blocks(model, QuantScheme(bits=4, group_size=8))
+    else:
+        assert what == "nothing"
+    return model
+
+
 @pytest.fixture(scope="session")
 def tiny() -> SimpleNamespace:
     """The helpers of this file, for tests (which cannot import a conftest)."""
     helpers: dict[str, Callable[..., Any]] = {
         f.__name__: f
-        for f in (build, inputs, logits, narrow, linear_name, low_rank, quantize_blocks)
+        for f in (
+            build,
+            auto_class,
+            change,
+            inputs,
+            logits,
+            narrow,
+            linear_name,
+            low_rank,
+            quantize_blocks,
+        )
     }
-    return SimpleNamespace(families=FAMILIES, **helpers)
+    return SimpleNamespace(families=tuple(FAMILIES), changes=CHANGES, **helpers)

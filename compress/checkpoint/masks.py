@@ -1,0 +1,222 @@
+"""N:M masks in a file of their own, at close to the entropy of the pattern.
+
+A group of M weights that keeps N has one of S = C(M, N) patterns, so a mask is a row of digits in
+base S, and as many digits as fit share a word: three in a byte for 2:4 (S = 6, 6^3 = 216), which
+is 8 bits for 12 weights, 0.667 bit a weight. Groups run along the input dimension.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from compress.checkpoint.shards import ShardWriter, TensorSpec
+from compress.errors import CompressError
+
+STEM = "masks"
+ORDER = "lexicographic"  # of the kept positions: for 2:4, 01 02 03 12 13 23
+
+_WORDS = ((torch.uint8, 8), (torch.uint16, 16), (torch.uint32, 32), (torch.int64, 63))
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """N of every M weights are kept."""
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.n < self.m <= 62 or self.candidates > 2**16:
+            raise CompressError(
+                "a pattern N:M with 0 < N < M < 63 and at most 65,536 ways to choose",
+                f"{self.n}:{self.m}",
+                "Store the mask as zeros of the weights instead",
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern:
+        """Read "2:4".
+
+        Raises:
+            CompressError: it is not two numbers N:M with 0 < N < M.
+        """
+        n, _, m = text.partition(":")
+        if not (n.isdigit() and m.isdigit()):
+            raise CompressError("a pattern like 2:4", repr(text))
+        return cls(int(n), int(m))
+
+    @property
+    def candidates(self) -> int:
+        return math.comb(self.m, self.n)
+
+    @functools.cached_property
+    def word(self) -> tuple[torch.dtype, int]:
+        """The word type and how many digits share it: the densest, and of those the narrowest."""
+        fits = [(dtype, bits, _digits(self.candidates, bits)) for dtype, bits in _WORDS]
+        fits = [(dtype, bits, digits) for dtype, bits, digits in fits if digits]
+        dtype, _, digits = min(fits, key=lambda f: (-(-f[1] // 8) * 8 / f[2], f[1]))
+        return dtype, digits
+
+    @property
+    def bits_per_weight(self) -> float:
+        dtype, digits = self.word
+        return dtype.itemsize * 8 / digits / self.m
+
+    def words(self, shape: tuple[int, ...]) -> int:
+        """Return how many words a mask of this shape takes.
+
+        Raises:
+            CompressError: M does not divide the last dimension.
+        """
+        if shape[-1] % self.m:
+            raise CompressError(f"a number of input columns that {self.m} divides", str(shape[-1]))
+        return -(-math.prod(shape) // self.m // self.word[1])
+
+
+def nonzero_mask(weight: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """Return the mask [out, in] of a weight that is N:M sparse, with exactly N kept in each group.
+
+    Where a group has fewer than N nonzero values, zeros count as kept, first ones first.
+
+    Raises:
+        CompressError: a group has more than N nonzero values.
+    """
+    pattern.words(tuple(weight.shape))
+    kept = (weight != 0).unflatten(-1, (-1, pattern.m))
+    counts = kept.sum(-1, keepdim=True)
+    if int(counts.max()) > pattern.n:
+        raise CompressError(
+            f"at most {pattern.n} nonzero weights of every {pattern.m}", str(int(counts.max()))
+        )
+    zeros_before = (~kept).cumsum(-1)
+    filled = kept | (~kept & (zeros_before <= pattern.n - counts))
+    return filled.flatten(-2)
+
+
+def pack_mask(mask: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """Return a mask as words, one-dimensional.
+
+    Args:
+        mask: bool [out, in], True where a weight is kept, N in every M along the last dimension.
+
+    Raises:
+        CompressError: a group does not keep exactly N, or M does not divide the last dimension.
+    """
+    count = pattern.words(tuple(mask.shape))
+    groups = mask.reshape(-1, pattern.m)
+    if not bool((groups.sum(1) == pattern.n).all()):
+        raise CompressError(
+            f"masks that keep {pattern.n} of every {pattern.m} weights",
+            "a group that keeps another number",
+        )
+    code = (groups.long() << torch.arange(pattern.m, device=mask.device)).sum(1)
+    codes, digit_of = _codes(pattern).to(mask.device).sort()
+    dtype, digits = pattern.word
+    padded = torch.zeros(count * digits, dtype=torch.int64, device=mask.device)
+    padded[: len(code)] = digit_of[torch.searchsorted(codes, code)]
+    return (padded.view(count, digits) * _places(pattern).to(mask.device)).sum(1).to(dtype)
+
+
+def unpack_mask(words: torch.Tensor, pattern: Pattern, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return the mask, bool of the given shape: the inverse of :func:`pack_mask`.
+
+    Raises:
+        CompressError: another number of words than the shape needs, or a word out of range.
+    """
+    count = pattern.words(shape)
+    dtype, digits = pattern.word
+    values = words.to(torch.int64)
+    if words.dtype != dtype or values.shape != (count,):
+        raise CompressError(
+            f"{count} words of {dtype} for a {pattern.n}:{pattern.m} mask of {list(shape)}",
+            f"{list(words.shape)} of {words.dtype}",
+        )
+    if count and int(values.max()) >= pattern.candidates**digits or bool((values < 0).any()):
+        raise CompressError("digits of the pattern's base", "a word out of range")
+    places = _places(pattern).to(words.device)
+    indices = values.unsqueeze(1).div(places, rounding_mode="floor") % pattern.candidates
+    code = _codes(pattern).to(words.device)[indices.flatten()[: math.prod(shape) // pattern.m]]
+    bits = (code.unsqueeze(1) >> torch.arange(pattern.m, device=words.device)) & 1
+    return bits.bool().reshape(shape)
+
+
+def save_masks(
+    folder: str | os.PathLike[str],
+    layout: Mapping[str, tuple[Pattern, tuple[int, ...]]],
+    masks: Iterable[tuple[str, torch.Tensor]],
+    base_digest: str = "",
+) -> Path:
+    """Write ``masks.safetensors``, one mask in memory at a time.
+
+    Args:
+        layout: name of the weight -> its pattern and the mask's shape.
+        masks: (name, mask) for every name of the layout, in any order.
+        base_digest: what the masks were chosen for (a digest of the original checkpoint).
+
+    Raises:
+        CompressError: a mask is missing, of another shape, or not N:M; a full disk.
+    """
+    about = {
+        name: {"n": pattern.n, "m": pattern.m, "shape": list(shape)}
+        for name, (pattern, shape) in layout.items()
+    }
+    metadata = {"masks": json.dumps(about), "order": ORDER, "base_digest": base_digest}
+    specs = {
+        name: TensorSpec.of(torch.empty(p.words(shape), dtype=p.word[0], device="meta"))
+        for name, (p, shape) in layout.items()
+    }
+    # One file, whatever its size: it is a thirtieth of the weights.
+    total = sum(spec.nbytes for spec in specs.values())
+    with ShardWriter(folder, specs, max(total, 1), STEM, metadata) as writer:
+        for name, mask in masks:
+            writer.write(name, pack_mask(mask, layout[name][0]))
+    return Path(folder) / f"{STEM}.safetensors"
+
+
+def load_masks(path: str | os.PathLike[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (name, mask) of a file that :func:`save_masks` wrote, one at a time.
+
+    Raises:
+        CompressError: the file is damaged or was written in another order of patterns.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("order") != ORDER:
+                raise CompressError(
+                    f"a mask file in {ORDER} order", repr(metadata.get("order")), where=str(path)
+                )
+            for name, about in json.loads(metadata["masks"]).items():
+                pattern = Pattern(about["n"], about["m"])
+                yield name, unpack_mask(file.get_tensor(name), pattern, tuple(about["shape"]))
+    except (SafetensorError, OSError) as error:
+        raise CompressError("a readable mask file", str(error), where=str(path)) from error
+
+
+def _digits(base: int, bits: int) -> int:
+    digits = 0
+    while base ** (digits + 1) <= 2**bits:
+        digits += 1
+    return digits
+
+
+def _places(pattern: Pattern) -> torch.Tensor:
+    return torch.tensor([pattern.candidates**i for i in range(pattern.word[1])])
+
+
+@functools.cache
+def _codes(pattern: Pattern) -> torch.Tensor:
+    """Return the bit set of every candidate, in their order."""
+    kept = itertools.combinations(range(pattern.m), pattern.n)
+    return torch.tensor([sum(1 << position for position in chosen) for chosen in kept])

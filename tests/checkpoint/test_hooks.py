@@ -1,0 +1,38 @@
+"""Importing the package costs nothing and touches nothing until a checkpoint of ours is opened."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_hooks_import_nothing_heavy():
+    code = (
+        "import sys; from compress.checkpoint.hooks import install_hooks; install_hooks(); "
+        "print([m for m in ('torch', 'transformers', 'pydantic') if m in sys.modules])"
+    )
+    assert run(code) == "[]"
+
+
+def test_own_types_are_known_in_either_order_and_nothing_is_patched():
+    check = (
+        "from transformers import AutoConfig, BertConfig; "
+        "from transformers.monkey_patching import get_patch_mapping; "
+        "own = AutoConfig.for_model('compress_bert', hidden_size=48); "
+        "assert isinstance(own, BertConfig) and own.hidden_size == 48; "
+        "BertConfig(per_layer_config={0: {'intermediate_size': 8}}); "
+        "print(own.model_type, get_patch_mapping())"
+    )
+    install = "from compress.checkpoint.hooks import install_hooks; install_hooks(); "
+    assert run(install + check) == "compress_bert {}"
+    assert run("import transformers; " + install + check) == "compress_bert {}"
