@@ -16,7 +16,7 @@ from compress.data.text import load_text
 from compress.data.tokens import check_ids, check_tokenizer, token_digest, token_stream
 from compress.errors import CompressError
 from compress.models.source import load_model
-from compress.plan import Plan
+from compress.planner import Plan
 from compress.progress import Progress
 from compress.recipe import split_evaluation
 from compress.workspace import Workspace, write_atomically

@@ -118,7 +118,7 @@ class Outline:
 
 def outline_of(model: PreTrainedModel, anatomy: Anatomy, value_bits: int) -> Outline:
     """Read the outline of a (meta) model."""
-    from compress.modules import LowRankLinear
+    from compress.modules import LowRankLinear, QuantizedLinear
 
     blocks = []
     for block_anatomy in anatomy.blocks:
@@ -129,9 +129,14 @@ def outline_of(model: PreTrainedModel, anatomy: Anatomy, value_bits: int) -> Out
             module = block.get_submodule(name)
             rank = module.rank if isinstance(module, LowRankLinear) else 0
             out_features, in_features = _features(module)
-            bias = _bias(module)
+            quantized = any(isinstance(m, QuantizedLinear) for m in module.modules())
             linears[name] = LinearOutline(
-                out_features, in_features, bias, float(value_bits), rank=rank
+                out_features,
+                in_features,
+                _bias(module),
+                float(value_bits),
+                rank=rank,
+                quantized=quantized,
             )
             counted += linears[name].weights
         total = sum(p.numel() for p in block.parameters())

@@ -18,7 +18,8 @@ class Progress(AbstractContextManager):
 
     def __init__(self, quiet: bool = False, interval: float = 15.0) -> None:
         self.quiet, self.interval = quiet, interval
-        self._last, self._started = 0.0, {}
+        self._last = 0.0
+        self._started: dict[str, tuple[float, int, int]] = {}  # first time and count, last count
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
         if not quiet and sys.stderr.isatty():
@@ -65,7 +66,10 @@ class Progress(AbstractContextManager):
             self._bar.update(self._tasks[name], completed=done, total=total)
             return
         now = time.monotonic()
-        start, first = self._started.setdefault(name, (now, done - 1))
+        if done <= self._started.get(name, (now, 0, done))[2]:
+            self._started.pop(name, None)  # the same task once more: its clock starts anew
+        start, first, _ = self._started.get(name, (now, done, done))
+        self._started[name] = (start, first, done)
         if done >= total or now - self._last >= self.interval:
             self._last = now
             left = ""

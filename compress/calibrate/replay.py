@@ -126,11 +126,12 @@ class BlockReplay:
             raise _Reached
 
         with ExitStack() as stack:
+            if site.kind in (UP, DOWN):
+                # Before the hooks below: it may have to run the block once to the end.
+                stack.enter_context(self._recorded_attention())
             for name in site.linears:
                 hook = self.block.get_submodule(name).register_forward_pre_hook(reached)
                 stack.callback(hook.remove)
-            if site.kind in (UP, DOWN):
-                stack.enter_context(self._recorded_attention())
             for _ in self._run():
                 pass
         if cut is not None:

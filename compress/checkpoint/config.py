@@ -164,7 +164,7 @@ def stock_config(config: PreTrainedConfig) -> PreTrainedConfig:
         new.__dict__.pop(key, None)
     if not config.model_type.startswith(PREFIX):
         return new
-    stock = CONFIG_MAPPING[stock_type(config)].from_dict(new.to_dict())
+    stock = _as_class(CONFIG_MAPPING[stock_type(config)], new)
     stock.architectures = [_strip(name) for name in config.architectures or []]
     stock._attn_implementation = config._attn_implementation
     return stock
@@ -265,11 +265,16 @@ def _set_heads(
 def _own_config(config: PreTrainedConfig) -> PreTrainedConfig:
     from compress.checkpoint.architectures import OWN, own_config_class
 
-    values = config.to_dict()
-    new = own_config_class(config.model_type).from_dict(values)
+    new = _as_class(own_config_class(config.model_type), config)
     new.architectures = [OWN + name for name in config.architectures or []]
     new._attn_implementation = config._attn_implementation
     return new
+
+
+def _as_class(config_class: type[PreTrainedConfig], config: PreTrainedConfig) -> PreTrainedConfig:
+    values = config.to_dict()
+    del values["model_type"]  # else it would hide the class's own
+    return config_class.from_dict(values)
 
 
 def _strip(architecture: str) -> str:

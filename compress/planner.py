@@ -20,6 +20,7 @@ from compress.memory import resident
 from compress.methods.base import DEPTH, MODULES, PRECISION, VALUES, WIDTH, ZEROS, Method
 from compress.models.anatomy import Anatomy
 from compress.models.source import Source, load_config, resolve
+from compress.models.stream import StreamedModel
 from compress.models.tensors import TensorIndex
 from compress.outline import BlockOutline, Outline, outline_of
 from compress.recipe import CalibrationSpec, Recipe, split_evaluation
@@ -110,7 +111,7 @@ def plan(
                 state.source.storage_dtype).itemsize  # fmt: skip
     outline = _mark_quantized(outline_of(streamed.model, streamed.anatomy, bits), state)
     original = outline
-    _check_needs(recipe)
+    _check_needs(recipe.steps, recipe.calibration is not None)
     _check_order(recipe.steps)
     steps = []
     for number, method in enumerate(recipe.steps):
@@ -148,13 +149,33 @@ def _mark_quantized(outline: Outline, state: ModelState) -> Outline:
     return replace(outline, blocks=tuple(blocks))
 
 
-def _check_needs(recipe: Recipe) -> None:
-    for number, method in enumerate(recipe.steps):
-        if method.needs == "calibration" and recipe.calibration is None:
+def check_steps(
+    steps: tuple[Method, ...], streamed: StreamedModel, has_calibration: bool
+) -> None:
+    """Refuse steps that cannot work on a live model, before any of them starts.
+
+    Raises:
+        CompressError: as :func:`plan`.
+    """
+    _check_needs(steps, has_calibration)
+    _check_order(steps)
+    outline = outline_of(streamed.model, streamed.anatomy, 32)
+    for number, method in enumerate(steps):
+        try:
+            method.check(streamed.anatomy, outline)
+            outline = method.predict(outline)
+        except CompressError as error:
+            raise error.within(f"steps.{number} ({method.name})") from None
+
+
+def _check_needs(steps: tuple[Method, ...], has_calibration: bool) -> None:
+    for number, method in enumerate(steps):
+        if method.needs == "calibration" and not has_calibration:
             raise CompressError(
-                "a `calibration` section with a text",
+                "calibration inputs",
                 f"none, and steps.{number} ({method.name}) observes the model's inputs",
-                "Add `calibration: {text: {source: FILE or data set}, samples: 128, length: 512}`, "
+                "In a recipe, add `calibration: {text: {source: FILE or data set}, samples: 128, "
+                "length: 512}`; in Python, give compress.apply token ids as `calibration`; "
                 "or use a method that needs no data (magnitude, rtn)",
             )
 
@@ -187,7 +208,7 @@ def _work(method: Method, outline: Outline, calibration: CalibrationSpec | None)
     attention = sum(
         b.anatomy.heads * b.anatomy.head_dim * calibration.length for b in outline.blocks
     )
-    passes = method.survey_work()
+    passes = method.survey_work(outline)
     grams = 0.0
     if method.kept_blocks is not None and DEPTH not in method.writes:
         passes += 1

@@ -20,7 +20,7 @@ from compress.errors import CompressError
 from compress.evaluation import Evaluator
 from compress.export import check_export, export
 from compress.models.source import load_tokenizer
-from compress.plan import Plan, plan
+from compress.planner import Plan, plan
 from compress.progress import Progress
 from compress.recipe import Recipe, parse_size
 from compress.sink import JournalSink

@@ -1,0 +1,5 @@
+"""``python -m compress``, also under ``accelerate launch -m``."""
+
+from compress.cli import main
+
+main()

@@ -1,0 +1,92 @@
+"""`compress inspect`: what a model is made of and what each method could do with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from transformers import PreTrainedModel
+
+from compress.errors import CompressError
+from compress.methods.catalog import METHODS
+from compress.models.families import FAMILIES
+from compress.models.source import load_config, resolve
+from compress.models.stream import StreamedModel
+from compress.models.tensors import TensorIndex
+from compress.outline import Outline, outline_of
+from compress.state import ModelState
+
+
+def inspect_model(
+    source: str | Path | PreTrainedModel,
+    *,
+    cache_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Describe a model without reading its weights.
+
+    Returns:
+        Plain data: origin, family, blocks (widths, sites with shapes), parameters, bytes, methods
+        (name -> "yes" or why not).
+
+    Raises:
+        CompressError: no transformer blocks, or a source that cannot be used.
+    """
+    if isinstance(source, PreTrainedModel):
+        streamed, origin = StreamedModel(source), type(source).__name__
+        bits = 8 * source.dtype.itemsize
+    else:
+        found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+        config = load_config(found.folder, trust_remote_code=trust_remote_code)
+        state = ModelState.of_checkpoint(TensorIndex.open(found.folder), config, trust_remote_code)
+        streamed, origin = state.streamed(), found.origin
+        bits = 8 * state.source.storage_dtype.itemsize
+    outline = outline_of(streamed.model, streamed.anatomy, bits)
+    anatomy = streamed.anatomy
+    return {
+        "origin": origin,
+        "class": type(streamed.model).__name__,
+        "model_type": anatomy.model_type,
+        "family": "table" if anatomy.model_type in FAMILIES else "inferred",
+        "blocks_path": anatomy.blocks_path,
+        "blocks": [_block(b) for b in outline.blocks],
+        "hidden_size": outline.hidden_size,
+        "vocabulary": outline.vocab_size,
+        "parameters": outline.parameters,
+        "outer_parameters": outline.outer_parameters,
+        "bytes": outline.bytes,
+        "macs_per_token": outline.macs_per_token,
+        "methods": {name: _verdict(name, streamed, outline) for name in METHODS},
+    }
+
+
+def _block(block: Any) -> dict[str, Any]:
+    return {
+        "path": block.anatomy.path,
+        **block.anatomy.widths,
+        "head_dim": block.anatomy.head_dim,
+        "sites": {
+            site.kind: {
+                n: [block.linears[n].out_features, block.linears[n].in_features]
+                for n in site.linears
+            }
+            for site in block.anatomy.sites
+        },
+        "other_parameters": block.other_parameters,
+    }
+
+
+def _verdict(name: str, streamed: StreamedModel, outline: Outline) -> str:
+    """Whether a method with its default options takes this model."""
+    cls = METHODS.get(name)
+    try:
+        method = cls()
+    except ValidationError:
+        required = [n for n, f in cls.model_fields.items() if f.is_required()]
+        return f"yes, given {', '.join(required)}" if required else "yes, with options"
+    try:
+        method.check(streamed.anatomy, outline)
+    except CompressError as error:
+        return f"not with default options: {error}"
+    return "yes"

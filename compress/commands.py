@@ -1,0 +1,200 @@
+"""What the commands of the command line do beyond calling the API: gather, print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from compress.errors import CompressError
+from compress.tables import print_table
+
+
+def evaluate_model(
+    source: str,
+    *,
+    text: str | None,
+    split: str,
+    subset: str | None,
+    window: int | None,
+    max_tokens: int,
+    tasks: tuple[str, ...],
+    limit: int | None,
+    against: str | None,
+    out: Path | None,
+    data_root: Path | None,
+    cache_dir: Path | None,
+    trust_remote_code: bool,
+) -> Any:
+    """Evaluate one model and return a report of it (written to ``out`` if given).
+
+    Raises:
+        CompressError: nothing to measure quality with, or what the parts raise.
+    """
+    from compress.data.text import TextSpec, load_text
+    from compress.data.tokens import check_ids, check_tokenizer, token_digest, token_stream
+    from compress.models.source import load_model, load_tokenizer, resolve
+    from eval import EvaluationSpec, evaluate
+    from eval.report import DataEntry, Report, RunInfo, environment, with_findings, write_report
+
+    found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+    tokenizer, reason = load_tokenizer(found.folder, trust_remote_code=trust_remote_code)
+    described, stream, size, data = None, None, None, ()
+    if text is not None:
+        if tokenizer is None:
+            raise CompressError("a tokenizer beside the weights", reason)
+        spec = TextSpec(source=text, split=split, subset=subset)
+        read = load_text(spec, data_root)
+        stream = token_stream(read, tokenizer, max_tokens)
+        size = len(tokenizer.decode(stream.tolist()).encode())
+        described = spec.model_dump()
+        data = (
+            DataEntry(
+                role="evaluation",
+                name=text,
+                sha256=token_digest(stream),
+                bytes=read.bytes,
+                tokens=len(stream),
+                detail=read.description,
+            ),
+        )
+    spec = EvaluationSpec(
+        perplexity=described, window=window, max_tokens=max_tokens, tasks=tasks, limit=limit,
+        latency=against is not None,
+    )  # fmt: skip
+    model = load_model(found, trust_remote_code=trust_remote_code)
+    if stream is not None:
+        check_tokenizer(tokenizer, model.config)
+        check_ids(stream, model.config)
+    baseline = None
+    if against is not None:
+        baseline = load_model(resolve(against, cache_dir=cache_dir))
+    result = evaluate(
+        model, tokenizer, spec, tokens=stream, bytes_count=size, folder=found.folder,
+        baseline=baseline, data_root=data_root, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    report = with_findings(
+        Report(
+            title=Path(source).name,
+            run=RunInfo(
+                model=found.origin, model_sha256=found.digest, trust_remote_code=trust_remote_code
+            ),
+            data=data,
+            after=result,
+            environment=environment(),
+        )
+    )
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_report(report, out)
+    return report
+
+
+def compare_runs(paths: list[Path], out: Path) -> None:
+    """Print a table of several reports and write the page with the frontier plot."""
+    from eval.compare import compare
+    from eval.report import load_report
+
+    reports = []
+    for path in paths:
+        file = path / "report.json" if path.is_dir() else path
+        if not file.exists():
+            raise CompressError(
+                "run folders with a report.json, or such files", str(path),
+                "Run `compress run` or `compress evaluate --out` first",
+            )  # fmt: skip
+        reports.append(load_report(file))
+    comparison = compare(reports)
+    print(comparison.markdown())
+    print(f"page  {comparison.write(out)}")
+
+
+def print_anatomy(
+    source: str, cache_dir: Path | None, trust_remote_code: bool, as_json: bool
+) -> None:
+    """Print what `compress inspect` found."""
+    from compress.anatomy_report import inspect_model
+
+    found = inspect_model(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+    if as_json:
+        print(json.dumps(found))
+        return
+    print(f"{found['origin']}: {found['class']} ({found['model_type']}, {found['family']})")
+    print(
+        f"{found['parameters']:,} parameters, {found['outer_parameters']:,} outside blocks; "
+        f"{found['bytes'] / 1e6:,.1f} MB; {found['macs_per_token'] / 1e6:,.1f} M MACs a token"
+    )
+    rows = []
+    for group in _alike(found["blocks"]):
+        first = group[0]
+        place = first["path"] if len(group) == 1 else f"{first['path']} … ({len(group)} alike)"
+        shapes = ", ".join(
+            f"{name.rpartition('.')[2]} {shape[0]}x{shape[1]}"
+            for site in first["sites"].values()
+            for name, shape in site.items()
+        )
+        heads = f"{first['heads']}/{first['kv_heads']} x {first['head_dim']}"
+        rows.append([place, heads, str(first["ffn"]), shapes])
+    print_table("blocks", ["path", "heads/kv x dim", "ffn", "linears (out x in)"], rows)
+    print_table("methods", ["method", "with default options"],
+                [[n, v] for n, v in found["methods"].items()])  # fmt: skip
+
+
+def _alike(blocks: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Group consecutive blocks of one build."""
+    groups: list[list[dict[str, Any]]] = []
+    for block in blocks:
+        shape = {k: v for k, v in block.items() if k != "path"}
+        if groups and {k: v for k, v in groups[-1][-1].items() if k != "path"} == shape:
+            groups[-1].append(block)
+        else:
+            groups.append([block])
+    return groups
+
+
+def print_methods() -> None:
+    """Print the names of all methods."""
+    from compress.methods.catalog import METHODS
+
+    print_table("methods (options: compress methods NAME)", ["name", "what it does"],
+                [[name, METHODS.summary(name)] for name in METHODS])  # fmt: skip
+
+
+def print_method(name: str) -> None:
+    """Print one method's options from its schema."""
+    from compress.methods.catalog import METHODS
+
+    cls = METHODS.get(name)
+    print(f"{cls.name}: {cls.summary}")
+    print(f"source   {cls.source}")
+    print(f"scope    {cls.scope}; needs {cls.needs}")
+    print(f"reads    {', '.join(sorted(cls.reads))}; writes {', '.join(sorted(cls.writes))}")
+    rows = []
+    for option, field in cls.model_fields.items():
+        kind = getattr(field.annotation, "__name__", None) or str(field.annotation)
+        default = "required" if field.is_required() else json.dumps(field.default)
+        rows.append([option, kind.replace("typing.", ""), default, field.description or ""])
+    print_table("options", ["option", "type", "default", "meaning"], rows)
+
+
+def print_families() -> None:
+    """Print the model families that have an entry; others are inferred."""
+    from compress.models.families import FAMILIES
+
+    print(", ".join(sorted(FAMILIES)))
+    print("Other types work where their blocks can be inferred: try `compress inspect MODEL`.")
+
+
+def print_recipes() -> None:
+    """Print the shipped recipes."""
+    import yaml
+
+    from compress.recipe import shipped_recipes
+
+    rows = []
+    for name, path in shipped_recipes().items():
+        data = yaml.safe_load(path.read_text())
+        steps = ", ".join(s["method"] for s in data.get("steps", []))
+        model = data["model"] if isinstance(data["model"], str) else data["model"]["source"]
+        rows.append([name, model, steps])
+    print_table("recipes (compress run NAME)", ["name", "model", "steps"], rows)
