@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import resource
-import signal
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -241,26 +241,34 @@ def test_cached_folder_is_whole_or_absent(tmp_path):
     assert not left.exists()
 
 
-def _save_with_little_room(target: Path, queue) -> None:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+LITTLE_ROOM = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from compress.errors import CompressError
+from compress.models.source_cache import cached_folder
 
-    def build(temporary: Path) -> dict:
-        save_file({"w": torch.ones(100_000)}, temporary / "model.safetensors")
-        return {}
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 
-    try:
-        cached_folder(target, build)
-    except CompressError as error:
-        queue.put(str(error))
+def build(temporary):
+    save_file({"w": torch.ones(100_000)}, temporary / "model.safetensors")
+    return {}
+
+try:
+    cached_folder(Path(sys.argv[1]), build)
+except CompressError as error:
+    print(error)
+"""
 
 
 def test_no_room_while_writing(tmp_path):
     # A limit on the size of files fails a write midway, as a full disk does.
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    worker = context.Process(target=_save_with_little_room, args=(tmp_path / "thing", queue))
-    worker.start()
-    assert "Make room" in queue.get(timeout=60)
-    worker.join(60)
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE_ROOM, str(tmp_path / "thing")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert "Make room" in done.stdout, done.stderr
     assert list(tmp_path.iterdir()) == []

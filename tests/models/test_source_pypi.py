@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
+import os
 import stat
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -234,24 +236,24 @@ def test_pickle_that_runs_code_is_never_run(index, tmp_path):
     assert not list((tmp_path / "cache").glob("models/*"))
 
 
-def _resolve_in_process(cache: Path, queue) -> None:
-    queue.put(str(resolve("pypi:tiny-model==1.0", cache_dir=cache).folder))
+RESOLVE = (
+    "import sys; from compress.models.source import resolve; "
+    "print(resolve('pypi:tiny-model==1.0', cache_dir=sys.argv[1]).folder)"
+)
 
 
 def test_processes_share_one_cache(index, tmp_path):
     make_wheel(index, folder_files(llama(), tmp_path, "a"))
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
     workers = [
-        context.Process(target=_resolve_in_process, args=(tmp_path / "cache", queue))
-        for _ in range(3)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
-    assert len({queue.get(timeout=5) for _ in workers}) == 1
+        subprocess.Popen(
+            [sys.executable, "-c", RESOLVE, str(tmp_path / "cache")],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    answers = {worker.communicate(timeout=120)[0] for worker in workers}
+    assert [worker.returncode for worker in workers] == [0, 0] and len(answers) == 1
     assert len(list((tmp_path / "cache" / "models").iterdir())) == 1
 
 
