@@ -229,7 +229,7 @@ def _advance(
     """Run the block as it is now; its outputs are the next block's inputs."""
     if replay is None:
         return None
-    outputs = Activations(_file(context, stage, index + 1))
+    outputs = Activations(_file(context, stage, index + 1), checked=True)
     replay.finish(outputs.write)
     return outputs
 
@@ -294,7 +294,7 @@ def _survey_block(
             statistics |= _collect(
                 kind, block, site, site.linears, replay, context.source.device
             )
-    outputs = Activations(_file(context, SURVEY, index + 1))
+    outputs = Activations(_file(context, SURVEY, index + 1), checked=True)
     similarity, rows = 0.0, 0
 
     def consume(batch: int, output: torch.Tensor) -> None:

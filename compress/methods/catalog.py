@@ -13,5 +13,12 @@ for _name, _target, _summary in (
     ("rtn", "quantize.rtn:RoundToNearest", "round weights to 2-8 bits; no data needed"),
     ("gptq", "quantize.gptq:GPTQ", "round weights to 2-8 bits with error feedback"),
     ("w8a8", "quantize.rtn:W8A8", "int8 weights, dynamic per-token int8 activations"),
+    ("shortgpt", "depth.shortgpt:ShortGPT", "remove the blocks that change their input least"),
+    ("sleb", "depth.sleb:SLEB", "remove blocks one at a time by the loss without them"),
+    ("ffn_width", "width.ffn:FFNWidth", "remove FFN neurons, refit the down projection"),
+    ("head_width", "width.heads:HeadWidth", "remove whole KV groups, refit the output projection"),
+    ("svd", "factorize.svd:SVD", "low-rank factors of each weight; no data needed"),
+    ("asvd", "factorize.asvd:ASVD", "low-rank factors that favour large inputs"),
+    ("svd_llm", "factorize.svd_llm:SVDLLM", "low-rank factors with the least output error"),
 ):
     METHODS.register(_name, f"compress.methods.{_target}", _summary)
