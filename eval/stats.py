@@ -7,8 +7,8 @@ import random
 import statistics
 from collections.abc import Sequence
 
-# Student's t, 97.5 % quantile, for 1 to 4 degrees of freedom, where the expansion is too coarse.
-_T_SMALL = (12.7062, 4.3027, 3.1824, 2.7764)
+# Student's t, 97.5 % quantile, for 1 to 8 degrees of freedom, where the expansion is too coarse.
+_T_SMALL = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060)
 
 
 def t_quantile(degrees: int) -> float:

@@ -1,0 +1,191 @@
+"""Local lm-eval tasks: lm-eval's own prompts, data from a data root, clear refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
+
+from compress.errors import CompressError
+
+pytest.importorskip("lm_eval")
+
+from eval.quality import tasks as tasks_module  # noqa: E402
+from eval.quality.local_tasks import READERS, local_tasks, resolve  # noqa: E402
+from eval.quality.tasks import run_tasks  # noqa: E402
+
+DOCUMENTS = {
+    "piqa/validation.jsonl": [
+        {"goal": "open a jar", "sol1": "twist the lid", "sol2": "eat the lid", "label": 0},
+        {"goal": "dry a cup", "sol1": "add water", "sol2": "use a towel", "label": 1},
+    ],
+    "winogrande/winogrande_xl.validation.jsonl": [
+        {
+            "sentence": "Ann thanked Eve because _ had helped.",
+            "option1": "Ann",
+            "option2": "Eve",
+            "answer": "2",
+        }
+    ],
+    "boolq/validation.jsonl": [
+        {"passage": "Ice floats.", "question": "does ice sink", "answer": False}
+    ],
+    "lambada/lambada_test.jsonl": [{"text": "the cat sat on the mat"}],
+}
+PAGES = (
+    " \n = One = \n \n First text . \n \n = = Part = = \n \n More . \n \n = Two = \n \n End . \n"
+)
+
+
+@pytest.fixture
+def data_root(tmp_path: Path) -> Path:
+    for name, documents in DOCUMENTS.items():
+        path = tmp_path / name
+        path.parent.mkdir()
+        path.write_text("".join(json.dumps(d) + "\n" for d in documents))
+    (tmp_path / "wikitext-2-raw").mkdir()
+    (tmp_path / "wikitext-2-raw/wiki.test.raw").write_text(PAGES)
+    return tmp_path
+
+
+@pytest.fixture
+def llama() -> nn.Module:
+    torch.manual_seed(0)
+    shape = dict(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    return LlamaForCausalLM(LlamaConfig(**shape, intermediate_size=64, max_position_embeddings=256))
+
+
+@pytest.fixture
+def tokenizer():
+    """One token per byte: small, and complete."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {c: i for i, c in enumerate(["<eos>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
+
+
+def task(name: str, data_root: Path):
+    from lm_eval.tasks import TaskManager
+
+    config, _ = resolve(local_tasks()[name], data_root, name)
+    return TaskManager(include_defaults=False).load([config])["tasks"][config["task"]]
+
+
+def requests(name: str, data_root: Path) -> list[tuple]:
+    found = task(name, data_root)
+    found.build_all_requests(rank=0, world_size=1)
+    return [request.args for request in found.instances]
+
+
+def test_prompts_are_those_of_lm_eval(data_root: Path) -> None:
+    assert requests("piqa", data_root)[:2] == [
+        ("Question: open a jar\nAnswer:", " twist the lid"),
+        ("Question: open a jar\nAnswer:", " eat the lid"),
+    ]
+    assert requests("boolq", data_root) == [
+        ("Ice floats.\nQuestion: does ice sink?\nAnswer:", " no"),
+        ("Ice floats.\nQuestion: does ice sink?\nAnswer:", " yes"),
+    ]
+    assert requests("winogrande", data_root) == [
+        ("Ann thanked Eve because Ann", " had helped."),
+        ("Ann thanked Eve because Eve", " had helped."),
+    ]
+    assert requests("lambada", data_root) == [("the cat sat on the", " mat")]
+
+
+@pytest.mark.parametrize("name", sorted(set(local_tasks().values())), ids=lambda p: p.stem)
+def test_templates_match_the_installed_lm_eval(name: Path) -> None:
+    """Where the fields are those of the hub, the YAML says what lm-eval's own YAML says."""
+    import lm_eval.tasks
+    import yaml
+
+    theirs = {
+        "piqa": "piqa/piqa.yaml",
+        "lambada_openai": "lambada/lambada_openai.yaml",
+        "boolq": "super_glue/boolq/default.yaml",
+    }.get(name.stem)
+    ours = yaml.safe_load(name.read_text())
+    assert ours["task"] == name.stem
+    if theirs is None:
+        return
+    reference = yaml.safe_load((Path(lm_eval.tasks.__file__).parent / theirs).read_text())
+    same = ["task", "output_type", "doc_to_text", "metadata"]
+    for key in same + (["doc_to_choice"] if "doc_to_choice" in reference else []):
+        assert ours[key] == reference[key], key
+    assert [m["metric"] for m in ours["metric_list"]] == [
+        m["metric"] for m in reference["metric_list"]
+    ]
+
+
+def test_wikitext_is_cut_into_articles(data_root: Path) -> None:
+    pages = READERS["wikitext_pages"](data_root / "wikitext-2-raw/wiki.test.raw")
+    assert [page["page"].split("\n")[0] for page in pages] == [" = One = ", " = Two = "]
+    assert " = = Part = = " in pages[0]["page"]
+    assert [text.split("\n")[0].strip() for (text,) in requests("wikitext", data_root)] == [
+        "= One =",
+        "= Two =",
+    ]
+
+
+def test_runs_in_memory_and_says_what_it_ran(llama, tokenizer, data_root: Path) -> None:
+    llama.train()
+    found = run_tasks(
+        llama, tokenizer, ["piqa", "lambada", "wikitext"], batch_size=2, data_root=data_root
+    )
+    assert llama.training
+    assert set(found.tasks) == {"piqa", "lambada_openai", "wikitext"}
+    piqa = found.tasks["piqa"]
+    assert piqa.metrics["acc"].value in (0.0, 0.5, 1.0) and piqa.metrics["acc"].higher_is_better
+    assert piqa.metrics["acc"].stderr is not None
+    assert (piqa.samples, piqa.num_fewshot, piqa.source) == (2, 0, "data root")
+    assert len(piqa.files["piqa/validation.jsonl"]) == 64
+    assert found.tasks["wikitext"].metrics["bits_per_byte"].value > 1
+    assert not found.tasks["wikitext"].metrics["word_perplexity"].higher_is_better
+    assert type(found).model_validate_json(found.model_dump_json()) == found
+
+
+def test_limit(llama, tokenizer, data_root: Path) -> None:
+    found = run_tasks(llama, tokenizer, ["piqa"], limit=1, data_root=data_root)
+    assert found.tasks["piqa"].samples == 1 and found.limit == 1
+
+
+def test_missing_data_names_the_option(llama, tokenizer, data_root: Path) -> None:
+    with pytest.raises(CompressError, match=r"hellaswag/.*jsonl.*--data-root"):
+        run_tasks(llama, tokenizer, ["hellaswag"], data_root=data_root)
+    with pytest.raises(CompressError, match="--data-root"):
+        run_tasks(llama, tokenizer, ["piqa"], data_root=data_root / "nowhere")
+
+
+def test_a_hub_out_of_reach_fails_fast_and_names_the_option(
+    llama, tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(tasks_module, "_manager", lambda *_: pytest.fail("built the index"))
+    with pytest.raises(CompressError, match=r"127\.0\.0\.1:9.*--data-root"):
+        run_tasks(llama, tokenizer, ["piqa"])
+
+
+def test_unknown_task(llama, tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks_module, "_require_hub", lambda *_: None)
+    small = type("Index", (), {"all_tasks": ["piqa", "mmlu"]})()
+    monkeypatch.setattr(tasks_module, "_manager", lambda *_: small)
+    with pytest.raises(CompressError, match="Did you mean 'piqa'"):
+        run_tasks(llama, tokenizer, ["pica"])
+
+
+def test_a_masked_model_is_refused(tokenizer, data_root: Path) -> None:
+    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    with pytest.raises(CompressError, match="masked language model"):
+        run_tasks(BertForMaskedLM(config), tokenizer, ["piqa"], data_root=data_root)
