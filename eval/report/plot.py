@@ -162,7 +162,7 @@ def _labels(points: Sequence[Point], x_axis: Axis, y_axis: Axis) -> list[str]:
     for point in sorted(points, key=lambda p: y_axis.at(p.y)):
         x, y = x_axis.at(point.x), y_axis.at(point.y) - 10
         label = point.label if len(point.label) <= 34 else point.label[:33] + "…"
-        width = 7.8 * len(label)  # of a wide font; which one the reader has is unknown
+        width = 8.4 * len(label)  # of a wide font; which one the reader has is unknown
         right_side = x + 9 + width < WIDTH
         left = x + 9 if right_side else x - 9 - width
         while any(_overlap(left, left + width, y, other) for other in taken):
