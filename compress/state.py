@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -113,8 +114,8 @@ class ModelTensors:
     """A checkpoint's tensors under the names that the model's class gives them.
 
     Older checkpoints leave out the base model's prefix (GPT-2) and carry buffers that classes now
-    compute (attention masks, rotary frequencies); transformers mends that while loading, and so
-    must anything that reads tensors one by one.
+    compute (attention masks, rotary frequencies), and some families are stored under other names;
+    transformers mends that while loading, and so must anything that reads tensors one by one.
 
     Raises:
         CompressError: a parameter has no tensor.
@@ -126,11 +127,15 @@ class ModelTensors:
         tied = set(getattr(model, "all_tied_weights_keys", None) or {})
         prefix = model.base_model_prefix + "."
         self._stored = {}
-        for name in index.names():
+        renamings = _renamings(model)
+        for stored in index.names():
+            name = stored
+            for renaming in renamings if name not in wanted else ():
+                name = renaming.rename_source_key(name)[0]
             if name not in wanted and prefix + name in wanted:
-                self._stored[prefix + name] = name
+                self._stored[prefix + name] = stored
             elif name in wanted or packed:
-                self._stored[name] = name
+                self._stored[name] = stored
         missing = sorted(wanted - self._stored.keys() - tied)
         if missing and not packed:
             raise CompressError(
@@ -161,6 +166,16 @@ class ModelTensors:
             if dtype.is_floating_point:
                 sizes[dtype] = sizes.get(dtype, 0) + self.nbytes(name)
         return max(sizes, key=sizes.get) if sizes else torch.float32
+
+
+def _renamings(model: nn.Module) -> list[Any]:
+    """How transformers renames tensors of this model as it loads them (BERT's ``gamma``,
+    GPT-NeoX's ``embed_out``)."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    mapping = get_model_conversion_mapping(model)
+    return [step for step in mapping if isinstance(step, WeightRenaming)]
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:

@@ -78,11 +78,16 @@ class StreamedModel:
     def _fill_buffers(self, prefix: str) -> None:
         """Non-persistent buffers (rotary frequencies, position ids) are not in any file: build the
         owning modules anew on the CPU and take theirs."""
+        whole = None
         for name, module in self.model.named_modules():
             owned = [n for n, b in module.named_buffers(recurse=False) if b.is_meta]
             if not owned or (name + ".").startswith(prefix):
                 continue
             fresh = rebuild(module, self.model.config)
+            if fresh is None:
+                # Gemma's embeddings carry a scale that only the code around them knows.
+                whole = whole or build_buffers(self.model)
+                fresh = whole.get_submodule(name)
             for buffer in owned:
                 module._buffers[buffer] = fresh._buffers[buffer].to(self.device)
             for key, value in vars(fresh).items():
@@ -91,17 +96,23 @@ class StreamedModel:
                     setattr(module, key, value.to(self.device))
 
 
-def rebuild(module: nn.Module, config: PreTrainedConfig) -> nn.Module:
-    """Construct a fresh CPU instance of a parameter-free module from the model's config."""
+def rebuild(module: nn.Module, config: PreTrainedConfig) -> nn.Module | None:
+    """Construct a fresh CPU instance of a parameter-free module from the model's config; None for a
+    class that is made from something else."""
     accepted = inspect.signature(type(module).__init__).parameters
     if "config" not in accepted:
-        raise CompressError(
-            "buffers that can be rebuilt from the config",
-            f"{type(module).__name__}, whose buffers are in no checkpoint",
-            "Load the model in memory and use compress.apply on it",
-        )
+        return None
     with torch.device("cpu"):
         return type(module)(getattr(module, "config", config))
+
+
+def build_buffers(model: PreTrainedModel) -> PreTrainedModel:
+    """Build the model once more with real buffers, its parameters on the meta device."""
+    from accelerate import init_empty_weights
+    from transformers.monkey_patching import apply_patches
+
+    with apply_patches(), init_empty_weights(include_buffers=False):
+        return type(model)(model.config)
 
 
 def release(module: nn.Module, recurse: bool = True) -> None:
