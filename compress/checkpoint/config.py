@@ -222,6 +222,12 @@ def _set_widths(
     heads = {(layer.get("heads", 0), layer.get("kv_heads", 0)) for layer in widths}
     if heads == {(before["heads"], before["kv_heads"])} or (0, 0) in heads:
         return per_layer
+    if family.shared_blocks:
+        raise CompressError(
+            "the number of heads that the config derives the head size from",
+            f"fewer in {config.model_type}, whose layers are one and the same",
+            "Compress its FFN width, rank or precision",
+        )
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // before["heads"]
     if len(heads) == 1 and family.head_dim and _set_heads(config, family, *heads, head_dim):
         return per_layer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -76,24 +77,23 @@ class _Transparent(type(nn.Module)):
 
 def _per_layer_class(stock: type[nn.Module], family: Family) -> type[nn.Module]:
     """Return a stand-in for a block class; what it makes are blocks of the stock class itself."""
+    built: dict[int, int] = {}  # id of a config -> blocks made from it, where blocks have no number
 
     def build(cls: type, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> nn.Module:
         if cls.__dict__.get("stock") is not stock:
             return object.__new__(cls)  # somebody's subclass, made while the patch was active
-        index = kwargs.get("layer_idx", args[0] if args else None)
-        ours = config.is_heterogeneous and getattr(config, "compress", None) is not None
-        if index is None or not ours:
+        if not config.is_heterogeneous or getattr(config, "compress", None) is None:
             return stock(config, *args, **kwargs)
-        plain = homogeneous(config)
-        block = stock(plain, *args, **kwargs)
-        anatomy = block_anatomy(block, str(index), index, plain, family)
-        resize_block(block, anatomy, layer_widths(config, family, index))
-        for module in block.modules():
-            # A later change of the model's attention implementation must reach its blocks.
-            if getattr(module, "config", None) is plain:
-                module.config = config
-        return block
+        if numbered:
+            index = kwargs["layer_idx"] if "layer_idx" in kwargs else args[0]
+        else:
+            # Models make their blocks in order, all of them; a count out of step would show as
+            # tensors of the wrong shape.
+            index = built.get(id(config), 0) % getattr(config, family.layers)
+            built[id(config)] = index + 1
+        return _build_block(stock, family, index, config, args, kwargs)
 
+    numbered = "layer_idx" in inspect.signature(stock.__init__).parameters
     return _Transparent(
         stock.__name__,
         (stock,),
@@ -104,3 +104,23 @@ def _per_layer_class(stock: type[nn.Module], family: Family) -> type[nn.Module]:
             "stock": stock,
         },
     )
+
+
+def _build_block(
+    stock: type[nn.Module],
+    family: Family,
+    index: int,
+    config: PreTrainedConfig,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> nn.Module:
+    """Build a block by the widths that all layers have, then give it those of its own."""
+    plain = homogeneous(config)
+    block = stock(plain, *args, **kwargs)
+    anatomy = block_anatomy(block, str(index), index, plain, family)
+    resize_block(block, anatomy, layer_widths(config, family, index))
+    for module in block.modules():
+        # A later change of the model's attention implementation must reach its blocks.
+        if getattr(module, "config", None) is plain:
+            module.config = config
+    return block

@@ -60,6 +60,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
         "OPTForCausalLM",
     ),
     "bert": ("BertConfig", _BERT, "BertForMaskedLM"),
+    "distilbert": (
+        "DistilBertConfig",
+        {"dim": 32, "hidden_dim": 64, "n_layers": 3, "n_heads": 4, "max_position_embeddings": 64},
+        "DistilBertForMaskedLM",
+    ),
     "modernbert": (
         "ModernBertConfig",
         {**_BERT, "cls_token_id": 1, "sep_token_id": 2},
