@@ -10,12 +10,16 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from compress.checkpoint.masks import PackedPattern, nonzero_mask, save_masks
+from compress.checkpoint.records import apply_record
 from compress.checkpoint.save import verify, verify_shapes, write_config
 from compress.checkpoint.shards import ShardWriter, TensorSpec
 from compress.errors import CompressError
+from compress.models.linears import matrix
 from compress.models.source import Source, load_config
 from compress.models.source_load import auto_class
 from compress.models.tensors import TensorIndex
+from compress.patterns import UNSTRUCTURED
 from compress.state import ModelState, SourceBlock, streamed_logits
 
 # What else belongs to a model besides config and weights: copied as it is.
@@ -88,6 +92,49 @@ def _tensors(
         with safe_open(place, framework="pt", backend="pread") as file:
             for name in file.keys():  # noqa: SIM118
                 yield item(target + name, file.get_tensor(name))
+
+
+def export_masks(state: ModelState, folder: Path, base_digest: str) -> Path | None:
+    """Write the packed sidecar ``masks.safetensors`` of all N:M sparse linears beside the weights.
+
+    A mask can then be put onto the original weights again, or start another run. None is written
+    where no linear is N:M sparse, or the pattern has too many candidates to pack.
+    """
+    streamed = state.streamed()
+    layout: dict[str, tuple[PackedPattern, tuple[int, int]]] = {}
+    for anatomy, record in zip(streamed.anatomy.blocks, state.records, strict=True):
+        block = streamed.model.get_submodule(anatomy.path)
+        apply_record(block, record)
+        for path, text in record.zeros.items():
+            if text == UNSTRUCTURED:
+                continue
+            try:
+                pattern = PackedPattern.parse(text)
+            except CompressError:
+                return None
+            shape = tuple(matrix(block.get_submodule(path)).shape)
+            layout[f"{anatomy.path}.{path}.weight"] = (pattern, shape)
+    if not layout:
+        return None
+    return save_masks(folder, layout, _masks(state, layout), base_digest)
+
+
+def _masks(
+    state: ModelState, layout: dict[str, tuple[PackedPattern, tuple[int, int]]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    streamed = state.streamed()
+    for index, (anatomy, record) in enumerate(
+        zip(streamed.anatomy.blocks, state.records, strict=True)
+    ):
+        names = {p: f"{anatomy.path}.{p}.weight" for p in record.zeros}
+        names = {p: n for p, n in names.items() if n in layout}
+        if not names:
+            continue
+        block = streamed.block(index)
+        state.load(index, block, streamed.anatomy)
+        for path, name in names.items():
+            yield name, nonzero_mask(matrix(block.get_submodule(path)), layout[name][0])
+        streamed.release_block(index)
 
 
 def check_export(

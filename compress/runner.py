@@ -18,7 +18,7 @@ from compress import memory
 from compress.calibrate.batches import Calibration, calibration_batches
 from compress.errors import CompressError
 from compress.evaluation import Evaluator
-from compress.export import check_export, export
+from compress.export import check_export, export, export_masks
 from compress.models.source import load_tokenizer
 from compress.planner import Plan, plan
 from compress.progress import Progress
@@ -130,11 +130,13 @@ class _Job:
         self.calibration: Calibration | None = None
         self.evaluator: Evaluator | None = None
         self.scratch = workspace.work / "activations"
+        self.digest = ""
 
     def prepare(self) -> None:
         """Read the texts and pin everything the result depends on."""
         self.scratch.mkdir(parents=True, exist_ok=True)
-        must = {"model": self.plan.source.digest or self.plan.state.source.index.digest()}
+        self.digest = self.plan.source.digest or self.plan.state.source.index.digest()
+        must = {"model": self.digest}
         if self.recipe.calibration is not None or self.recipe.evaluation is not None:
             tokenizer = self._tokenizer()
             if self.recipe.calibration is not None:
@@ -231,6 +233,7 @@ class _Job:
                 self.dtype,
                 parse_size(self.recipe.output.max_shard_size),
             )
+            export_masks(self.state, self.workspace.model, self.digest)
             self.workspace.append({"event": "written"})
         if not self.workspace.find(event="verified"):
             memory.give_back()

@@ -20,6 +20,7 @@ import torch
 
 from compress.checkpoint.shards import ShardWriter, TensorSpec
 from compress.errors import CompressError
+from compress.patterns import Pattern
 
 STEM = "masks"
 ORDER = "lexicographic"  # of the kept positions: for 2:4, 01 02 03 12 13 23
@@ -28,11 +29,8 @@ _WORDS = ((torch.uint8, 8), (torch.uint16, 16), (torch.uint32, 32), (torch.int64
 
 
 @dataclass(frozen=True)
-class Pattern:
-    """N of every M weights are kept."""
-
-    n: int
-    m: int
+class PackedPattern(Pattern):
+    """A pattern whose masks can be packed into words."""
 
     def __post_init__(self) -> None:
         if not 0 < self.n < self.m <= 62 or self.candidates > 2**16:
@@ -41,22 +39,6 @@ class Pattern:
                 f"{self.n}:{self.m}",
                 "Store the mask as zeros of the weights instead",
             )
-
-    @classmethod
-    def parse(cls, text: str) -> Pattern:
-        """Read "2:4".
-
-        Raises:
-            CompressError: it is not two numbers N:M with 0 < N < M.
-        """
-        n, _, m = text.partition(":")
-        if not (n.isdigit() and m.isdigit()):
-            raise CompressError("a pattern like 2:4", repr(text))
-        return cls(int(n), int(m))
-
-    @property
-    def candidates(self) -> int:
-        return math.comb(self.m, self.n)
 
     @functools.cached_property
     def word(self) -> tuple[torch.dtype, int]:
@@ -126,7 +108,7 @@ def pack_mask(mask: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     return (padded.view(count, digits) * _places(pattern).to(mask.device)).sum(1).to(dtype)
 
 
-def unpack_mask(words: torch.Tensor, pattern: Pattern, shape: tuple[int, ...]) -> torch.Tensor:
+def unpack_mask(words: torch.Tensor, pattern: PackedPattern, shape: tuple[int, ...]) -> torch.Tensor:
     """Return the mask, bool of the given shape: the inverse of :func:`pack_mask`.
 
     Raises:
@@ -151,7 +133,7 @@ def unpack_mask(words: torch.Tensor, pattern: Pattern, shape: tuple[int, ...]) -
 
 def save_masks(
     folder: str | os.PathLike[str],
-    layout: Mapping[str, tuple[Pattern, tuple[int, ...]]],
+    layout: Mapping[str, tuple[PackedPattern, tuple[int, ...]]],
     masks: Iterable[tuple[str, torch.Tensor]],
     base_digest: str = "",
 ) -> Path:
@@ -198,7 +180,7 @@ def load_masks(path: str | os.PathLike[str]) -> Iterator[tuple[str, torch.Tensor
                     f"a mask file in {ORDER} order", repr(metadata.get("order")), where=str(path)
                 )
             for name, about in json.loads(metadata["masks"]).items():
-                pattern = Pattern(about["n"], about["m"])
+                pattern = PackedPattern(about["n"], about["m"])
                 yield name, unpack_mask(file.get_tensor(name), pattern, tuple(about["shape"]))
     except (SafetensorError, OSError) as error:
         raise CompressError("a readable mask file", str(error), where=str(path)) from error

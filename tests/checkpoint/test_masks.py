@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compress.checkpoint.masks import (
-    Pattern,
+    PackedPattern,
     load_masks,
     nonzero_mask,
     pack_mask,
@@ -28,7 +28,7 @@ def random_mask(pattern, rows=5, groups=11):
 
 @pytest.mark.parametrize("text", PATTERNS)
 def test_round_trip(text):
-    pattern = Pattern.parse(text)
+    pattern = PackedPattern.parse(text)
     mask = random_mask(pattern)
     words = pack_mask(mask, pattern)
     assert torch.equal(unpack_mask(words, pattern, tuple(mask.shape)), mask)
@@ -38,19 +38,19 @@ def test_round_trip(text):
 
 
 def test_two_of_four_takes_two_thirds_of_a_bit():
-    mask = random_mask(Pattern(2, 4), rows=64, groups=48)
-    assert pack_mask(mask, Pattern(2, 4)).nbytes * 8 == mask.numel() * 2 / 3
+    mask = random_mask(PackedPattern(2, 4), rows=64, groups=48)
+    assert pack_mask(mask, PackedPattern(2, 4)).nbytes * 8 == mask.numel() * 2 / 3
 
 
 def test_every_digit_of_a_byte():
     mask = torch.tensor([[1, 1, 0, 0, 0, 0, 1, 1, 1, 0, 1, 0]]).bool()
     # 01 is candidate 0, 23 is candidate 5, 02 is candidate 1.
-    assert pack_mask(mask, Pattern(2, 4)).tolist() == [0 + 5 * 6 + 1 * 36]
+    assert pack_mask(mask, PackedPattern(2, 4)).tolist() == [0 + 5 * 6 + 1 * 36]
 
 
 def test_file_holds_masks_of_several_patterns(tmp_path):
-    masks = {text: random_mask(Pattern.parse(text)) for text in PATTERNS}
-    layout = {t: (Pattern.parse(t), tuple(mask.shape)) for t, mask in masks.items()}
+    masks = {text: random_mask(PackedPattern.parse(text)) for text in PATTERNS}
+    layout = {t: (PackedPattern.parse(t), tuple(mask.shape)) for t, mask in masks.items()}
     path = save_masks(tmp_path, layout, reversed(masks.items()), base_digest="abc")
     loaded = dict(load_masks(path))
     assert loaded.keys() == masks.keys()
@@ -59,15 +59,15 @@ def test_file_holds_masks_of_several_patterns(tmp_path):
 
 def test_mask_of_a_weight_with_zeros_of_its_own():
     weight = torch.tensor([[1.0, 0, 0, 2, 0, 0, 3, 0, 0, 0, 0, 0]])
-    mask = nonzero_mask(weight, Pattern(2, 4))
+    mask = nonzero_mask(weight, PackedPattern(2, 4))
     assert mask.view(-1, 4).sum(1).tolist() == [2, 2, 2]
     assert torch.equal(weight * mask, weight)
     with pytest.raises(CompressError, match="at most 2"):
-        nonzero_mask(torch.ones(1, 4), Pattern(2, 4))
+        nonzero_mask(torch.ones(1, 4), PackedPattern(2, 4))
 
 
 def test_what_is_no_mask_is_refused(tmp_path):
-    pattern = Pattern(2, 4)
+    pattern = PackedPattern(2, 4)
     with pytest.raises(CompressError, match="keep 2 of every 4"):
         pack_mask(torch.ones(1, 4).bool(), pattern)
     with pytest.raises(CompressError, match="4 divides"):
@@ -77,7 +77,7 @@ def test_what_is_no_mask_is_refused(tmp_path):
     with pytest.raises(CompressError, match="2 words"):
         unpack_mask(torch.tensor([1], dtype=torch.uint8), pattern, (1, 24))
     with pytest.raises(CompressError, match="0 < N < M"):
-        Pattern.parse("4:4")
+        PackedPattern.parse("4:4")
     (tmp_path / "masks.safetensors").write_bytes(b"nonsense")
     with pytest.raises(CompressError, match="readable mask file"):
         list(load_masks(tmp_path / "masks.safetensors"))

@@ -20,7 +20,7 @@ class Magnitude(SparsityMethod):
         for names, _ in work.groups():
             for name in names:
                 score = work.weight(name).abs()
-                if self.parsed.group:
+                if self.parsed is not None:
                     mask = self.mask(score)
                 else:
                     # One threshold a matrix, not a row: rows compete with each other.

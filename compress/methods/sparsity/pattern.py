@@ -1,9 +1,8 @@
-"""Sparsity patterns: unstructured or N:M, and the options that all one-shot pruners share."""
+"""The options and checks that all one-shot pruners of single weights share."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -13,44 +12,7 @@ from compress.errors import CompressError
 from compress.methods.base import VALUES, ZEROS, LinearMethod, SiteWork
 from compress.models.anatomy import Anatomy
 from compress.outline import LinearOutline, Outline
-
-UNSTRUCTURED = "unstructured"
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """N weights kept of every M consecutive ones along the input dimension (0:0 = anywhere)."""
-
-    kept: int = 0
-    group: int = 0
-
-    @classmethod
-    def parse(cls, text: str) -> Pattern:
-        if text == UNSTRUCTURED:
-            return cls()
-        match = re.fullmatch(r"(\d+):(\d+)", text)
-        if not match or not 0 < int(match[1]) <= int(match[2]):
-            raise ValueError("expected 'unstructured' or N:M with 0 < N <= M, as in '2:4'")
-        return cls(int(match[1]), int(match[2]))
-
-    def __str__(self) -> str:
-        return f"{self.kept}:{self.group}" if self.group else UNSTRUCTURED
-
-
-def n_of_m_mask(score: torch.Tensor, pattern: Pattern) -> torch.Tensor:
-    """Keep the ``kept`` highest scores in every run of ``group`` columns.
-
-    Args:
-        score: [rows, columns], columns a multiple of the group.
-
-    Returns:
-        Boolean mask, True = kept, exactly ``kept`` a group even among ties.
-    """
-    groups = score.reshape(score.shape[0], -1, pattern.group)
-    best = groups.topk(pattern.kept, dim=-1, sorted=False).indices
-    mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, best, True)
-    return mask.reshape(score.shape)
-
+from compress.patterns import UNSTRUCTURED, Pattern
 
 def lowest_mask(score: torch.Tensor, sparsity: float) -> torch.Tensor:
     """Drop the ``floor(sparsity * n)`` lowest scores of each row of ``score`` [rows, n]; True = kept."""
@@ -83,37 +45,42 @@ class SparsityMethod(LinearMethod):
     @field_validator("pattern")
     @classmethod
     def _pattern_parses(cls, value: str) -> str:
-        return str(Pattern.parse(value))
+        if value == UNSTRUCTURED:
+            return value
+        try:
+            return str(Pattern.parse(value))
+        except CompressError as error:
+            raise ValueError(f"'{UNSTRUCTURED}' or {error.expected}") from None
 
     @model_validator(mode="after")
     def _one_of_two(self):
-        if self.parsed.group and self.sparsity is not None:
+        if self.parsed is not None and self.sparsity is not None:
             raise ValueError(
                 f"pattern {self.pattern} fixes the sparsity at {self.share:g}; leave sparsity out"
             )
         return self
 
     @property
-    def parsed(self) -> Pattern:
-        return Pattern.parse(self.pattern)
+    def parsed(self) -> Pattern | None:
+        """The N:M pattern, None where the zeros may lie anywhere."""
+        return None if self.pattern == UNSTRUCTURED else Pattern.parse(self.pattern)
 
     @property
     def share(self) -> float:
         """Share of weights that become zero."""
-        pattern = self.parsed
-        if pattern.group:
-            return 1 - pattern.kept / pattern.group
+        if self.parsed is not None:
+            return self.parsed.sparsity
         return 0.5 if self.sparsity is None else self.sparsity
 
     def check(self, anatomy: Anatomy, outline: Outline) -> None:
         super().check(anatomy, outline)
-        group = self.parsed.group
+        group = self.parsed.m if self.parsed else 1
         for block in outline.blocks:
             for site in block.anatomy.sites:
                 for name in self.targets(block.anatomy, site):
                     width = block.linears[name].in_features
                     inner = block.linears[name].rank
-                    if group and (width % group or inner % group):
+                    if width % group or inner % group:
                         raise CompressError(
                             f"input widths divisible by {group} for the pattern {self.pattern}",
                             f"{inner if inner % group else width} at {block.anatomy.path}.{name}",
@@ -129,8 +96,8 @@ class SparsityMethod(LinearMethod):
 
     def mask(self, score: torch.Tensor) -> torch.Tensor:
         """Boolean mask [rows, columns] of what stays, by rows or N:M groups of ``score``."""
-        if self.parsed.group:
-            return n_of_m_mask(score, self.parsed)
+        if self.parsed is not None:
+            return self.parsed.mask(score)
         return lowest_mask(score, self.share)
 
     def apply_mask(self, work: SiteWork, name: str, mask: torch.Tensor) -> None:

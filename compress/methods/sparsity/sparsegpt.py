@@ -10,8 +10,9 @@ from pydantic import Field
 from compress.calibrate.statistics import GRAM
 from compress.linalg import inverse_cholesky
 from compress.methods.base import SiteWork
-from compress.methods.sparsity.pattern import Pattern, SparsityMethod, n_of_m_mask
+from compress.methods.sparsity.pattern import SparsityMethod
 from compress.models.anatomy import Site
+from compress.patterns import Pattern
 from compress.solvers import sweep
 
 
@@ -40,10 +41,10 @@ class SparseGPT(SparsityMethod):
             stacked = torch.cat(weights)
             stacked[:, dead] = 0
             rounding = _Pruning(self.parsed, self.share, [len(w) for w in weights])
-            group = self.parsed.group or 1
+            group = self.parsed.m if self.parsed else 1
             size = -(-self.block_size // group) * group
             solved = sweep(stacked, upper, rounding, size)
-            for name, weight, rows in zip(names, weights, solved.split([len(w) for w in weights])):
+            for name, weight, rows in zip(names, weights, solved.split([len(w) for w in weights]), strict=True):
                 weight.copy_(rows)
                 self.mark(work, name)
 
@@ -51,12 +52,12 @@ class SparseGPT(SparsityMethod):
 class _Pruning:
     """Zeroes columns of several stacked matrices; see :class:`compress.solvers.Rounding`."""
 
-    def __init__(self, pattern: Pattern, share: float, sizes: list[int]) -> None:
+    def __init__(self, pattern: Pattern | None, share: float, sizes: list[int]) -> None:
         self.pattern, self.share, self.sizes = pattern, share, sizes
 
     def enter(self, start: int, stop: int, block: torch.Tensor, diagonal: torch.Tensor) -> None:
         self.start, self.diagonal = start, diagonal
-        if self.pattern.group:
+        if self.pattern is not None:
             return
         # One threshold over all rows and columns of the block, for each matrix by itself.
         score = (block / diagonal[:, None]).square()
@@ -74,10 +75,11 @@ class _Pruning:
 
     def column(self, index: int, value: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
         i = index - self.start
-        group = self.pattern.group
-        if group and i % group == 0:
+        if self.pattern is None:
+            return value * self.mask[i]
+        group = self.pattern.m
+        if i % group == 0:
             # N:M masks are chosen when their group is reached, on the weights as updated so far.
             score = (block[i : i + group] / self.diagonal[i : i + group, None]).square()
-            self.mask = n_of_m_mask(score.t(), self.pattern).t()
-        row = i % group if group else i
-        return value * self.mask[row]
+            self.mask = self.pattern.mask(score.t()).t()
+        return value * self.mask[i % group]

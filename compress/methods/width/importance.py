@@ -39,17 +39,69 @@ def residual_scores(
 ) -> torch.Tensor:
     """Energy of the output that is lost with a unit after the best correction by all others.
 
-    The optimal-brain-surgeon score of a set of columns (Hassibi & Stork 1993; Kurtic et al. 2023,
-    arXiv 2302.04089): W_u ((G^-1)_uu)^-1 W_u^T, summed over the outputs.
+    The optimal-brain-surgeon score of a set of columns (Kurtic et al. 2023, arXiv 2302.04089):
+    W_u ((G^-1)_uu)^-1 W_u^T, summed over the outputs.
+
+    Args:
+        weight: W [out, n]. columns: [units, columns a unit].
+        damping: ridge as a share of the mean of the diagonal of G.
 
     Returns:
         [units].
     """
+    weight, inverse = _surgeon(weight, statistics, damping, what)
+    return _losses(weight, inverse, columns).float()
+
+
+def residual_selection(
+    weight: torch.Tensor,
+    statistics: InputStatistics,
+    columns: torch.Tensor,
+    kept: int,
+    damping: float,
+    what: str,
+    rounds: int = 16,
+) -> torch.Tensor:
+    """Choose units by their residual scores, which are taken anew after each round of removals.
+
+    Two units that can stand in for each other both look worthless until one of them is gone. Weight
+    and inverse Gram matrix are updated by block elimination, which costs one inversion in all.
+
+    Args:
+        kept: units that stay.
+        rounds: in how many steps the others go; as many as there are units makes it ZipLM.
+
+    Returns:
+        Indices of the units that stay, ascending.
+    """
+    weight, inverse = _surgeon(weight, statistics, damping, what)
+    left = torch.arange(len(columns), device=columns.device)
+    for remaining in range(rounds, 0, -1):
+        drop = -(-(len(left) - kept) // remaining)
+        if drop <= 0:
+            continue
+        order = _losses(weight, inverse, columns[left]).argsort(stable=True)
+        gone = columns[left[order[:drop]]].reshape(-1)
+        left = left[order[drop:].sort().values]
+        update = torch.linalg.solve(inverse[gone][:, gone], inverse[gone])
+        weight -= weight[:, gone] @ update
+        inverse -= inverse[:, gone] @ update
+    return left
+
+
+def _surgeon(
+    weight: torch.Tensor, statistics: InputStatistics, damping: float, what: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight without dead columns, and the inverse of the damped Gram matrix, both float64."""
     gram, dead = damped(statistics.gram.double(), damping)
-    inverse = torch.cholesky_inverse(cholesky(gram, what))
-    blocks = torch.linalg.inv(_blocks(inverse, columns))
-    alive = weight.double().masked_fill(dead, 0.0)
-    return _quadratic(alive, blocks, columns).float()
+    return weight.double().masked_fill(dead, 0.0), torch.cholesky_inverse(cholesky(gram, what))
+
+
+def _losses(weight: torch.Tensor, inverse: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    if columns.shape[1] == 1:
+        flat = columns[:, 0]
+        return weight.square().sum(0)[flat] / inverse.diagonal()[flat]
+    return _quadratic(weight, torch.linalg.inv(_blocks(inverse, columns)), columns)
 
 
 def _blocks(gram: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from compress.methods.width.importance import (
     RESIDUAL,
     activation_scores,
     residual_scores,
+    residual_selection,
 )
 from compress.methods.width.removal import narrow_outline, pattern_chunk
 from compress.models.anatomy import ATTENTION_OUT, Anatomy, BlockAnatomy, Site
@@ -40,6 +41,22 @@ class WidthMethod(Method):
     Which units go is decided when the block's turn comes, from inputs that have passed through the
     blocks narrowed before it. The output projection is then fitted, in closed form, to what it used
     to compute on those inputs. Zeros of an earlier step stay zero.
+
+    Measured on two trained llamas (0.26M and 0.94M parameters, 32k tokens for calibration, held-out
+    loss in nats a token, dense 2.204 and 1.020), a quarter / half of the neurons or heads removed:
+
+    ============================  =============  =============  =============  =============
+    importance, uniform           neurons 0.26M  neurons 0.94M  heads 0.26M    heads 0.94M
+    ============================  =============  =============  =============  =============
+    residual                      2.723 / 3.421  1.149 / 1.469  2.376 / 2.748  1.197 / 1.535
+    activation                    2.744 / 3.492  1.161 / 1.530  2.390 / 2.754  1.197 / 1.553
+    magnitude                     2.900 / 3.749  1.205 / 1.716  2.424 / 2.789  1.366 / 1.844
+    residual, no correction       3.092 / 4.203  1.495 / 3.050  2.490 / 3.072  1.455 / 2.320
+    activation, no correction     3.045 / 4.231  1.455 / 2.747  2.495 / 2.960  1.431 / 2.288
+    ============================  =============  =============  =============  =============
+
+    Hence the default. Without the correction ``activation`` is the better choice. Widths by layer
+    were better than uniform ones on the larger of the two models and mostly not on the smaller.
     """
 
     writes: ClassVar[frozenset[str]] = frozenset({VALUES, WIDTH})
@@ -54,9 +71,9 @@ class WidthMethod(Method):
     )
     round_to: int = Field(1, ge=1, description="Widths become multiples of this.")
     importance: Literal["activation", "residual", "magnitude"] = Field(
-        ACTIVATION,
-        description="`activation`: energy that a unit sends through the output projection; "
-        "`residual`: what remains lost of it after the other units have made up for it; "
+        RESIDUAL,
+        description="`residual`: energy of the output that stays lost after the other units have "
+        "made up for a unit; `activation`: energy that a unit sends through the output projection; "
         "`magnitude`: sum of squared weights.",
     )
     allocation: Literal["uniform", "per_layer"] = Field(
@@ -232,10 +249,9 @@ class WidthMethod(Method):
         chunk = pattern_chunk(work, name, kept, columns)
         columns = columns.reshape(units // chunk, -1)
         statistics = work.statistics.get(name)
-        scores = self._scores(work.block, anatomy, name, statistics, columns)
-        best = scores.argsort(descending=True, stable=True)[: kept // chunk].sort().values.cpu()
+        best = self._best(work, name, statistics, columns, kept // chunk)
         work.kept_columns = columns[best].reshape(-1)
-        self._narrow_output(work, name, work.kept_columns.to(scores.device))
+        self._narrow_output(work, name)
         staying = torch.arange(units).reshape(-1, chunk)[best].reshape(-1)
         for producer, owners in units_of_rows(anatomy, self.kind).items():
             rows = torch.isin(owners, staying).nonzero().flatten()
@@ -243,10 +259,27 @@ class WidthMethod(Method):
         widths = self.widths(anatomy, kept)
         set_width_attributes(work.block, anatomy.family, widths, anatomy.head_dim)
 
-    def _narrow_output(self, work: SiteWork, name: str, kept: torch.Tensor) -> None:
+    def _best(
+        self,
+        work: SiteWork,
+        name: str,
+        statistics: InputStatistics | None,
+        columns: torch.Tensor,
+        kept: int,
+    ) -> torch.Tensor:
+        """Indices (on the CPU, ascending) of the units that stay; ``columns`` as in _scores."""
+        if self.importance == RESIDUAL:
+            weight, label = product(work.linear(name)), work.label(name)
+            columns = columns.to(weight.device)
+            return residual_selection(weight, statistics, columns, kept, self.damping, label).cpu()
+        scores = self._scores(work.block, work.anatomy, name, statistics, columns)
+        return scores.argsort(descending=True, stable=True)[:kept].sort().values.cpu()
+
+    def _narrow_output(self, work: SiteWork, name: str) -> None:
         """Drop the columns of lost units and let the others make up for them."""
         module = work.linear(name)
         weight = matrix(reading(module)).clone()
+        kept = work.kept_columns.to(weight.device)
         narrow = weight[:, kept]
         if self.correction:
             gram = work.statistics[name].gram

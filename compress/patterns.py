@@ -1,0 +1,64 @@
+"""N:M sparsity patterns: N weights stay in every M consecutive ones along the input dimension."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+
+from compress.errors import CompressError
+
+UNSTRUCTURED = "unstructured"
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """N of every M weights are kept (in Wanda's code ``prune_n`` is the number zeroed)."""
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.n <= self.m:
+            raise CompressError("a pattern N:M with 0 < N <= M, as in 2:4", f"{self.n}:{self.m}")
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern:
+        """Read "2:4".
+
+        Raises:
+            CompressError: it is not two numbers N:M with 0 < N <= M.
+        """
+        match = re.fullmatch(r"(\d+):(\d+)", text)
+        if not match:
+            raise CompressError("a pattern N:M with 0 < N <= M, as in 2:4", repr(text))
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
+    @property
+    def candidates(self) -> int:
+        """Number of legal masks of one group."""
+        return math.comb(self.m, self.n)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of weights that become zero."""
+        return 1 - self.n / self.m
+
+    def mask(self, score: torch.Tensor) -> torch.Tensor:
+        """Keep the N highest scores of every group.
+
+        Args:
+            score: [rows, columns], columns a multiple of M.
+
+        Returns:
+            Boolean mask, True = kept; exactly N a group even among ties.
+        """
+        groups = score.reshape(score.shape[0], -1, self.m)
+        best = groups.topk(self.n, dim=-1, sorted=False).indices
+        mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, best, True)
+        return mask.reshape(score.shape)
