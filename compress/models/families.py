@@ -33,6 +33,8 @@ class Family:
             ``kv_heads``, ``attention_width`` (heads x head_dim), ``ffn``. A name ``config.X`` stands
             for a field X of the module's config, for classes whose forward reads the config.
         shared_blocks: all layers are the same module (ALBERT), so no layer can differ or go.
+        fixed_first: number of layers at the start that the class builds unlike all others
+            (ModernBERT's first has no norm before its attention), so none can take their place.
     """
 
     layers: str = "num_hidden_layers"
@@ -44,6 +46,7 @@ class Family:
     up_layout: str = SEPARATE
     attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     shared_blocks: bool = False
+    fixed_first: int = 0
 
 
 _LLAMA = Family(
@@ -97,6 +100,7 @@ FAMILIES: dict[str, Family] = {
         qkv_layout=CONCATENATED,
         up_layout=CONCATENATED,
         attributes={"attn": {"num_heads": "heads", "all_head_size": "attention_width"}},
+        fixed_first=1,
     ),
     **dict.fromkeys(
         ("vit", "deit"), Family(attributes={"attention": {"num_heads": "heads"}})

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from compress.errors import CompressError
 from compress.methods.base import DEPTH, Method
 from compress.models.anatomy import Anatomy
+from compress.models.families import Family
 from compress.outline import BlockOutline, Outline
 
 
@@ -37,9 +38,10 @@ class DepthMethod(Method):
         """Number of blocks to remove from a model of ``blocks``."""
         return self.remove if self.remove is not None else int(self.share * blocks + 0.5)
 
-    def candidates(self, blocks: int) -> list[int]:
+    def candidates(self, blocks: int, family: Family) -> list[int]:
         """Indices of the blocks that may go."""
-        return list(range(self.protect_first, blocks - self.protect_last))
+        first = max(self.protect_first, family.fixed_first)
+        return list(range(first, blocks - self.protect_last))
 
     def check(self, anatomy: Anatomy, outline: Outline) -> None:
         if anatomy.family.shared_blocks:
@@ -50,7 +52,7 @@ class DepthMethod(Method):
                 "factorisation step",
             )
         blocks = len(outline.blocks)
-        remove, free = self.count(blocks), len(self.candidates(blocks))
+        remove, free = self.count(blocks), len(self.candidates(blocks, anatomy.family))
         if self.share and not remove:
             raise CompressError(
                 f"a share that removes at least one of {blocks} blocks",
@@ -67,7 +69,8 @@ class DepthMethod(Method):
     def predict(self, outline: Outline) -> Outline:
         """Blocks of one model are mostly alike: count those at the front of what may go as gone."""
         blocks = len(outline.blocks)
-        removed = self.candidates(blocks)[: self.count(blocks)]
+        family = outline.blocks[0].anatomy.family
+        removed = self.candidates(blocks, family)[: self.count(blocks)]
         stay = [block for i, block in enumerate(outline.blocks) if i not in removed]
         note = (
             f"{self.name}: which blocks go is decided while it runs; the plan counts them as equal"

@@ -30,7 +30,7 @@ class ShortGPT(DepthMethod):
     def decide(self, notes: list[Any], anatomy: Anatomy) -> dict[str, Any]:
         """Return the removed blocks and the influence of every block."""
         influence = [note["influence"] for note in notes]
-        candidates = self.candidates(len(influence))
+        candidates = self.candidates(len(influence), anatomy.family)
         # Of equals the later block goes: its error has fewer blocks left to grow in.
         order = sorted(candidates, key=lambda i: (influence[i], -i))
         return {"removed": sorted(order[: self.count(len(influence))]), "influence": influence}

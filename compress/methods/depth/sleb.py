@@ -69,7 +69,7 @@ class SLEB(DepthMethod):
         search = _Search(model, anatomy, prepared, first.values, calls)
         order, losses = [], []
         kept = list(range(len(anatomy.blocks)))
-        candidates = set(self.candidates(len(kept)))
+        candidates = set(self.candidates(len(kept), anatomy.family))
         for _ in range(self.count(len(kept))):
             without = search.losses_without(kept, candidates - set(order))
             # Of equals the later block goes: its error has fewer blocks left to grow in.
