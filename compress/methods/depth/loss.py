@@ -13,6 +13,7 @@ from compress.models.anatomy import Anatomy
 from compress.models.stream import tail_logits
 
 IGNORED = -100  # target of a position that does not count, as in transformers
+_REPLACED = 0.15  # share of the tokens that a masked model is asked for
 _LOGIT_BYTES = 16 * 2**20  # of one piece; the loss needs as much again
 
 
@@ -25,20 +26,16 @@ class LossBatch:
 
 
 def loss_batch(
-    model: nn.Module,
-    batch: dict[str, torch.Tensor],
-    generator: torch.Generator,
-    share: float,
-    mask_token_id: int | None,
+    model: nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator
 ) -> LossBatch:
     """Make targets for a calibration batch.
 
     Causal models predict the next token. Masked ones predict the labels of the batch or, where it
-    has none, ``share`` of the tokens, which are replaced by the mask token (by random tokens when
-    its id is not given).
+    has none, 15 % of the tokens, with random ones in their place: what the mask token is, a model
+    does not say.
 
     Args:
-        generator: on the CPU; decides what is masked.
+        generator: on the CPU; decides what is replaced.
 
     Raises:
         CompressError: the model is neither a causal nor a masked language model.
@@ -61,11 +58,10 @@ def loss_batch(
         )
     if labels is not None:
         return LossBatch(inputs, _real(batch, labels))
-    chosen = (torch.rand(ids.shape, generator=generator) < share).to(ids.device)
+    chosen = (torch.rand(ids.shape, generator=generator) < _REPLACED).to(ids.device)
     vocabulary = model.config.vocab_size
     random = torch.randint(vocabulary, ids.shape, generator=generator).to(ids.device)
-    cover = random if mask_token_id is None else torch.full_like(ids, mask_token_id)
-    inputs["input_ids"] = torch.where(chosen, cover, ids)
+    inputs["input_ids"] = torch.where(chosen, random, ids)
     return LossBatch(inputs, _real(batch, ids).masked_fill(~chosen, IGNORED))
 
 

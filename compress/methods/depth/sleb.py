@@ -31,15 +31,9 @@ class SLEB(DepthMethod):
     source: ClassVar[str] = "Song et al. 2024, arXiv 2402.09025, Algorithm 1"
     scope: ClassVar[str] = "model"
 
-    mask_share: float = Field(
-        0.15, gt=0, lt=1, description="Tokens to predict, for masked models without labels."
+    seed: int = Field(
+        0, description="Of the tokens to predict, for masked models whose batches have no labels."
     )
-    mask_token_id: int | None = Field(
-        None,
-        ge=0,
-        description="What hides them; null: random tokens of the vocabulary.",
-    )
-    seed: int = Field(0, description="Of the choice of hidden tokens.")
 
     def check(self, anatomy: Anatomy, outline: Outline) -> None:
         super().check(anatomy, outline)
@@ -61,9 +55,7 @@ class SLEB(DepthMethod):
     ) -> dict[str, Any]:
         """Return the removed blocks, the order in which they went, and the loss after each."""
         generator = torch.Generator().manual_seed(self.seed)
-        prepared = [
-            loss_batch(model, b, generator, self.mask_share, self.mask_token_id) for b in batches
-        ]
+        prepared = [loss_batch(model, batch, generator) for batch in batches]
         first = _Memory()
         calls = capture_inputs(model, anatomy, [b.inputs for b in prepared], first)
         search = _Search(model, anatomy, prepared, first.values, calls)

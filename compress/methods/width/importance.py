@@ -62,14 +62,16 @@ def residual_selection(
     what: str,
     rounds: int = 16,
 ) -> torch.Tensor:
-    """Choose units by their residual scores, which are taken anew after each round of removals.
+    """Remove units one at a time by their residual scores, which change with every removal.
 
-    Two units that can stand in for each other both look worthless until one of them is gone. Weight
-    and inverse Gram matrix are updated by block elimination, which costs one inversion in all.
+    Two units that can stand in for each other both look worthless until one of them is gone. That
+    is ZipLM's algorithm, whose updates of the whole matrices after each unit are saved here: a
+    round takes the units from a pool of those with the lowest scores, only the pool's columns
+    follow each removal, and all others follow once at the end of the round.
 
     Args:
         kept: units that stay.
-        rounds: in how many steps the others go; as many as there are units makes it ZipLM.
+        rounds: number of pools; each holds twice as many units as the round removes.
 
     Returns:
         Indices of the units that stay, ascending.
@@ -80,13 +82,37 @@ def residual_selection(
         drop = -(-(len(left) - kept) // remaining)
         if drop <= 0:
             continue
-        order = _losses(weight, inverse, columns[left]).argsort(stable=True)
-        gone = columns[left[order[:drop]]].reshape(-1)
-        left = left[order[drop:].sort().values]
-        update = torch.linalg.solve(inverse[gone][:, gone], inverse[gone])
-        weight -= weight[:, gone] @ update
-        inverse -= inverse[:, gone] @ update
+        lowest = _losses(weight, inverse, columns[left]).argsort(stable=True)[: 2 * drop]
+        pool = left[lowest]
+        gone = pool[_worst_of_pool(weight, inverse, columns[pool], drop)]
+        _eliminate(weight, inverse, columns[gone].reshape(-1))
+        left = left[~torch.isin(left, gone)]
     return left
+
+
+def _worst_of_pool(
+    weight: torch.Tensor, inverse: torch.Tensor, columns: torch.Tensor, drop: int
+) -> torch.Tensor:
+    """Positions in the pool [units, columns a unit] of the units that go."""
+    flat = columns.reshape(-1)
+    weight, inverse = weight[:, flat].clone(), inverse[flat][:, flat].clone()
+    local = torch.arange(len(flat), device=flat.device).reshape(columns.shape)
+    alive = torch.arange(len(columns), device=flat.device)
+    gone = []
+    for _ in range(drop):
+        worst = _losses(weight, inverse, local[alive]).argmin()
+        unit = alive[worst]
+        _eliminate(weight, inverse, local[unit])
+        gone.append(unit)
+        alive = alive[alive != unit]
+    return torch.stack(gone)
+
+
+def _eliminate(weight: torch.Tensor, inverse: torch.Tensor, gone: torch.Tensor) -> None:
+    """Remove columns: correct the weight for them, and take them out of the inverse, in place."""
+    update = torch.linalg.solve(inverse[gone][:, gone], inverse[gone])
+    weight -= weight[:, gone] @ update
+    inverse -= inverse[:, gone] @ update
 
 
 def _surgeon(

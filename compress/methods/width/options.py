@@ -48,15 +48,15 @@ class WidthMethod(Method):
     ============================  =============  =============  =============  =============
     importance, uniform           neurons 0.26M  neurons 0.94M  heads 0.26M    heads 0.94M
     ============================  =============  =============  =============  =============
-    residual                      2.723 / 3.421  1.149 / 1.469  2.376 / 2.748  1.197 / 1.535
+    residual                      2.718 / 3.448  1.143 / 1.470  2.376 / 2.748  1.197 / 1.535
     activation                    2.744 / 3.492  1.161 / 1.530  2.390 / 2.754  1.197 / 1.553
     magnitude                     2.900 / 3.749  1.205 / 1.716  2.424 / 2.789  1.366 / 1.844
-    residual, no correction       3.092 / 4.203  1.495 / 3.050  2.490 / 3.072  1.455 / 2.320
+    residual, no correction       3.065 / 4.211  1.482 / 2.980  2.490 / 3.072  1.455 / 2.320
     activation, no correction     3.045 / 4.231  1.455 / 2.747  2.495 / 2.960  1.431 / 2.288
     ============================  =============  =============  =============  =============
 
-    Hence the default. Without the correction ``activation`` is the better choice. Widths by layer
-    were better than uniform ones on the larger of the two models and mostly not on the smaller.
+    Hence the default. Without the correction ``activation`` is mostly the better choice. Widths by
+    layer were better than uniform ones on the larger of the two models, about as good on the other.
     """
 
     writes: ClassVar[frozenset[str]] = frozenset({VALUES, WIDTH})
@@ -73,7 +73,7 @@ class WidthMethod(Method):
     importance: Literal["activation", "residual", "magnitude"] = Field(
         RESIDUAL,
         description="`residual`: energy of the output that stays lost after the other units have "
-        "made up for a unit; `activation`: energy that a unit sends through the output projection; "
+        "made up for a unit, taken anew as units go; `activation`: energy that a unit sends through the output projection; "
         "`magnitude`: sum of squared weights.",
     )
     allocation: Literal["uniform", "per_layer"] = Field(
