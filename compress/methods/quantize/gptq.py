@@ -52,7 +52,7 @@ class GPTQ(QuantizeMethod):
             if self.actorder:
                 order = gram.diagonal().argsort(descending=True, stable=True)
                 gram = gram[order][:, order]
-            upper, dead = inverse_cholesky(gram, self.damping, work.label(paths[0]))
+            upper, _ = inverse_cholesky(gram, self.damping, work.label(paths[0]))
             weights = [work.weight(path) for path in paths]
             weight = torch.cat(weights)
             keep = torch.cat([self._kept(work, p, w) for p, w in zip(paths, weights, strict=True)])
@@ -60,7 +60,6 @@ class GPTQ(QuantizeMethod):
             fitted = self.fit(weight, work) if self.actorder or not self.group_size else None
             if order is not None:
                 weight, keep = weight[:, order], keep[:, order]
-            weight[:, dead] = 0
             rounding = _Grid(self, work, weight.shape, keep, fitted, order)
             size = self.block_size
             if self.group_size:

@@ -39,21 +39,27 @@ class SparseGPT(SparsityMethod):
             upper, dead = inverse_cholesky(statistics.gram, self.damping, work.label(names[0]))
             weights = [work.weight(name) for name in names]
             stacked = torch.cat(weights)
-            stacked[:, dead] = 0
-            rounding = _Pruning(self.parsed, self.share, [len(w) for w in weights])
+            sizes = [len(w) for w in weights]
+            rounding = _Pruning(self.parsed, self.share, sizes, dead)
             group = self.parsed.m if self.parsed else 1
             size = -(-self.block_size // group) * group
             solved = sweep(stacked, upper, rounding, size)
-            for name, weight, rows in zip(names, weights, solved.split([len(w) for w in weights]), strict=True):
+            for name, weight, rows in zip(names, weights, solved.split(sizes), strict=True):
                 weight.copy_(rows)
                 self.mark(work, name)
 
 
 class _Pruning:
-    """Zeroes columns of several stacked matrices; see :class:`compress.solvers.Rounding`."""
+    """Zeroes columns of several stacked matrices; see :class:`compress.solvers.Rounding`.
 
-    def __init__(self, pattern: Pattern | None, share: float, sizes: list[int]) -> None:
-        self.pattern, self.share, self.sizes = pattern, share, sizes
+    Weights on features that were never active (``dead``) cost nothing: they go first, but no more
+    of them than the sparsity asks for, since other texts may need them.
+    """
+
+    def __init__(
+        self, pattern: Pattern | None, share: float, sizes: list[int], dead: torch.Tensor
+    ) -> None:
+        self.pattern, self.share, self.sizes, self.dead = pattern, share, sizes, dead
 
     def enter(self, start: int, stop: int, block: torch.Tensor, diagonal: torch.Tensor) -> None:
         self.start, self.diagonal = start, diagonal
@@ -61,6 +67,7 @@ class _Pruning:
             return
         # One threshold over all rows and columns of the block, for each matrix by itself.
         score = (block / diagonal[:, None]).square()
+        score[self.dead[start:stop]] = 0
         masks = []
         for part in score.split(self.sizes, dim=1):
             drop = int(self.share * part.numel())
@@ -81,5 +88,6 @@ class _Pruning:
         if i % group == 0:
             # N:M masks are chosen when their group is reached, on the weights as updated so far.
             score = (block[i : i + group] / self.diagonal[i : i + group, None]).square()
+            score[self.dead[index : index + group]] = 0
             self.mask = self.pattern.mask(score.t()).t()
         return value * self.mask[i % group]
