@@ -1,0 +1,94 @@
+"""`compress run` on a recipe made by a benchmark, as a process of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval.bench.process import Usage, measure
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is complete.
+
+    Attributes:
+        usage: of the whole process: import, steps, writing, verification.
+        step_seconds: of the steps alone, from the run's journal.
+        verified: how the checkpoint was compared with the model ("from_pretrained", "streaming").
+    """
+
+    folder: Path
+    usage: Usage
+    step_seconds: float
+    verified: str
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+
+def run_command(
+    recipe: Path, out: Path, data_root: Path | None = None, max_memory: str | None = None
+) -> list[str]:
+    """The command line, with this interpreter."""
+    command = [sys.executable, "-m", "compress", "run", str(recipe), "--out", str(out), "--quiet"]
+    if data_root is not None:
+        command += ["--data-root", str(data_root)]
+    if max_memory is not None:
+        command += ["--max-memory", max_memory]
+    return command
+
+
+def write_recipe(folder: Path, name: str, **fields: Any) -> Path:
+    """Write ``<folder>/<name>.yaml`` for the CPU, without an evaluation unless ``fields`` has one."""
+    path = folder / f"{name}.yaml"
+    data = {"version": 1, "name": name, "device": "cpu", **fields}
+    path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def run_measured(
+    recipe: Path, out: Path, data_root: Path | None = None, max_memory: str | None = None
+) -> Run:
+    """Run a recipe from the start in ``out`` (emptied first) and measure the process.
+
+    Raises:
+        CompressError: the run failed; the end of its output is shown.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    usage = measure(
+        run_command(recipe, out, data_root, max_memory), out.with_name(out.name + ".log")
+    )
+    events = journal(out)
+    return Run(
+        out,
+        usage,
+        sum(event["seconds"] for event in events if event["event"] == "step"),
+        next(event["through"] for event in events if event["event"] == "verified"),
+    )
+
+
+def journal(folder: Path) -> list[dict[str, Any]]:
+    """Events of a run so far; a line that a crash has cut is left out."""
+    path = folder / "journal.jsonl"
+    whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
+    return [json.loads(line) for line in whole.splitlines() if line.strip()]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file below ``folder``, by relative path."""
+    result = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                name = path.relative_to(folder).as_posix()
+                result[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return result
