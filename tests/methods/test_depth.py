@@ -74,18 +74,25 @@ def test_loss_is_that_of_the_shorter_model(family, tiny, tokens, decide, monkeyp
     model = tiny(family)
     labels = own_words(model, tokens, masked="bert" in family)
     labels[0, :5] = -100
-    expected = []
-    for gone in range(3):
+    expected = {}
+    for gone in SLEB(remove=1).candidates(3, anatomy_of(model).family):
         shorter = copy.deepcopy(model)
-        path, blocks = find_blocks(shorter)
+        _, blocks = find_blocks(shorter)
         blocks[gone].forward = lambda hidden, *_args, **_kwargs: hidden
         with torch.no_grad():
-            expected.append(float(shorter(input_ids=tokens, labels=labels).loss))
+            expected[gone] = float(shorter(input_ids=tokens, labels=labels).loss)
     # Pieces of five positions; the whole would be 8 x 24.
     monkeypatch.setattr(loss, "_LOGIT_BYTES", 5 * 4 * 4 * model.config.vocab_size)
     decision = decide(model, SLEB(remove=1), labels)
-    assert decision["losses"][0] == pytest.approx(min(expected), rel=1e-4)
-    assert decision["order"][0] == expected.index(min(expected))
+    assert decision["losses"][0] == pytest.approx(min(expected.values()), rel=1e-4)
+    assert decision["order"][0] == min(expected, key=expected.get)
+
+
+@pytest.mark.parametrize("method", (ShortGPT, SLEB))
+def test_a_block_that_no_other_can_follow_stays(method, tiny, decide):
+    model = tiny("modernbert")
+    make_idle(model, 0)
+    assert decide(model, method(remove=2))["removed"] == [1, 2]
 
 
 def test_masked_model_without_labels(tiny, decide):

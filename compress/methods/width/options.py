@@ -73,8 +73,8 @@ class WidthMethod(Method):
     importance: Literal["activation", "residual", "magnitude"] = Field(
         RESIDUAL,
         description="`residual`: energy of the output that stays lost after the other units have "
-        "made up for a unit, taken anew as units go; `activation`: energy that a unit sends through the output projection; "
-        "`magnitude`: sum of squared weights.",
+        "made up for a unit, taken anew as units go; `activation`: energy that a unit sends "
+        "through the output projection; `magnitude`: sum of squared weights.",
     )
     allocation: Literal["uniform", "per_layer"] = Field(
         "uniform",
