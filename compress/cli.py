@@ -107,7 +107,7 @@ def plan(
     from compress.tables import print_table
 
     print_table(
-        f"{made.recipe.name}: {made.source.origin}",
+        f"{made.recipe.name}: {made.recipe.model.source}",
         ["step", "parameters", "non-zero", "size", "bits/weight", "MACs/token", "peak RAM", "time"],
         [
             [
@@ -126,6 +126,8 @@ def plan(
     )
     if made.evaluation_bytes:
         print(f"evaluation: about {_size(made.evaluation_bytes)} of memory")
+    if made.steps:
+        print(f"disk: {_size(made.disk_bytes)}")
     for warning in made.warnings:
         print(f"note: {warning}")
 

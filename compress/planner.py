@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from compress.calibrate.statistics import GRAM
@@ -67,6 +68,14 @@ class Plan:
     warnings: tuple[str, ...]
 
     @property
+    def disk_bytes(self) -> int:
+        """Room that the run's folder needs: finished blocks, activations, the checkpoint."""
+        if not self.steps:
+            return 0
+        blocks = sum(s.after.bytes for s in self.steps) if self.steps else 0
+        return blocks + self.result.bytes + _activation_bytes(self.original, self.recipe)
+
+    @property
     def result(self) -> Outline:
         return self.steps[-1].after if self.steps else self.original
 
@@ -89,7 +98,7 @@ def plan(
 
     Args:
         recipe: parsed.
-        max_memory: bytes of resident memory that the run may use.
+        max_memory: bytes of resident memory that the run may use; what is free if None.
         cache_dir: where fetched models are kept.
 
     Raises:
@@ -129,8 +138,9 @@ def plan(
         recipe, source, state, streamed.anatomy, tuple(steps), original,
         _evaluation_bytes(recipe, original, outline), _warnings(recipe, original, outline),
     )  # fmt: skip
-    if max_memory is not None and made.peak_bytes > max_memory:
-        raise _too_large(made, max_memory)
+    limit = psutil.virtual_memory().available if max_memory is None else max_memory
+    if made.peak_bytes > limit:
+        raise _too_large(made, limit, "what this machine has free" if max_memory is None else "")
     return made
 
 
@@ -278,12 +288,21 @@ def _warnings(recipe: Recipe, original: Outline, result: Outline) -> tuple[str, 
     return tuple(found)
 
 
-def _too_large(made: Plan, limit: int) -> CompressError:
+def _activation_bytes(outline: Outline, recipe: Recipe) -> int:
+    """Stored activations at their largest: a block's inputs and outputs, and both of its cuts."""
+    if recipe.calibration is None or all(m.needs == "nothing" for m in recipe.steps):
+        return 0
+    tokens = recipe.calibration.samples * recipe.calibration.length
+    widest = max(b.anatomy.heads * b.anatomy.head_dim + b.anatomy.ffn for b in outline.blocks)
+    return 4 * tokens * (3 * outline.hidden_size + widest)
+
+
+def _too_large(made: Plan, limit: int, why: str) -> CompressError:
     parts = [f"{s.method.name} {s.peak_bytes / 1e9:.2f} GB" for s in made.steps]
     if made.evaluation_bytes:
         parts.append(f"evaluation {made.evaluation_bytes / 1e9:.2f} GB")
     return CompressError(
-        f"a run within {limit / 1e9:.2f} GB of resident memory (--max-memory)",
+        f"a run within {limit / 1e9:.2f} GB of resident memory ({why or '--max-memory'})",
         f"predicted peaks of {', '.join(parts)}",
         "Lower calibration.length or calibration.batch, turn evaluation.latency off or leave the "
         "evaluation out, choose a method of block scope, or raise the limit",

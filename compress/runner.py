@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shutil
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -131,10 +132,18 @@ class _Job:
         self.evaluator: Evaluator | None = None
         self.scratch = workspace.work / "activations"
         self.digest = ""
+        self.resumed = workspace.resumed
 
     def prepare(self) -> None:
         """Read the texts and pin everything the result depends on."""
         self.scratch.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.workspace.folder).free
+        if not self.resumed and self.plan.disk_bytes > free:
+            raise CompressError(
+                f"{self.plan.disk_bytes / 1e9:.2f} GB of free disk for {self.workspace.folder}",
+                f"{free / 1e9:.2f} GB",
+                "Make room, choose another folder with --out, or lower calibration.samples",
+            )
         self.digest = self.plan.source.digest or self.plan.state.source.index.digest()
         must = {"model": self.digest}
         if self.recipe.calibration is not None or self.recipe.evaluation is not None:
