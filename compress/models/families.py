@@ -9,7 +9,7 @@ Adding a family means adding an entry, not code.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 SEPARATE = "separate"  # one linear a projection
 CONCATENATED = "concatenated"  # one linear, rows are [q | k | v] or [gate | up]
@@ -64,10 +64,11 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
         (
             "llama mistral qwen2 qwen3 gemma gemma2 gemma3_text smollm3 olmo olmo2 granite cohere"
-            " cohere2 starcoder2 stablelm helium glm4"
+            " cohere2 starcoder2 stablelm helium"
         ).split(),
         _LLAMA,
     ),
+    "glm4": replace(_LLAMA, up_layout=CONCATENATED),
     "phi3": Family(
         kv_heads="num_key_value_heads",
         head_dim="head_dim",

@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from compress.errors import CompressError
+from compress.methods.factorize.svd import SVD
 from compress.methods.sparsity.magnitude import Magnitude
 from compress.methods.sparsity.wanda import Wanda
 from compress.methods.width.allocation import allocate
@@ -253,3 +254,18 @@ def test_plan_predicts_the_size(kind, family, tiny, narrow):
     found = outline_of(model, anatomy_of(model), 16)
     assert predicted.parameters == found.parameters
     assert predicted.blocks == found.blocks
+
+
+@both_parts
+def test_low_rank_pairs_are_narrowed(kind, tiny, narrow, tokens, helpers):
+    model = tiny("gpt2")
+    narrow(model, SVD(ratio=0.6))
+    for block in anatomy_of(model).blocks:
+        pair = model.get_submodule(f"{block.path}.{block.site(kind).linears[0]}")
+        pair.first.weight.data[:, unit_columns(block, kind)[1::2].reshape(-1)] = 0
+    expected = helpers.logits(model, tokens)
+    narrow(model, METHODS[kind](share=0.5))
+    assert helpers.difference(helpers.logits(model, tokens), expected) < 1e-5
+    for block in anatomy_of(model).blocks:
+        pair = model.get_submodule(f"{block.path}.{block.site(kind).linears[0]}")
+        assert pair.in_features == (32 if kind == DOWN else 16)
