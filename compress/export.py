@@ -116,6 +116,8 @@ def export_masks(state: ModelState, folder: Path, base_digest: str) -> Path | No
             layout[f"{anatomy.path}.{path}.weight"] = (pattern, shape)
     if not layout:
         return None
+    # A record that was read back from the journal lists its paths in another order than a new one.
+    layout = dict(sorted(layout.items()))
     return save_masks(folder, layout, _masks(state, layout), base_digest)
 
 

@@ -272,7 +272,7 @@ def helpers() -> SimpleNamespace:
     def weights(folder: Path) -> dict[str, torch.Tensor]:
         from safetensors.torch import load_file
 
-        return {k: v for f in sorted(folder.glob("*.safetensors")) for k, v in load_file(f).items()}
+        return {k: v for f in sorted(folder.glob("model*.safetensors")) for k, v in load_file(f).items()}
 
     def contents(folder: Path) -> dict[str, bytes]:
         """Relative path -> bytes of every file below a folder."""

@@ -1,0 +1,86 @@
+"""Two steps after one another: what the first one made is still there, on disk and live."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import compress
+
+GROUPED = {"bits": 4, "group_size": 16}
+PAIRS = {
+    "width then gptq": [{"method": "ffn_width", "share": 0.25}, {"method": "gptq", **GROUPED}],
+    "heads then wanda": [
+        {"method": "head_width", "share": 0.5},
+        {"method": "wanda", "pattern": "2:4"},
+    ],
+    "wanda 2:4 then gptq": [
+        {"method": "wanda", "pattern": "2:4"},
+        {"method": "gptq", **GROUPED},
+    ],
+    "depth then rtn": [{"method": "shortgpt", "remove": 1}, {"method": "rtn", **GROUPED}],
+    "svd then rtn": [
+        {"method": "svd", "rank": 8},
+        {"method": "rtn", "bits": 4, "group_size": 8},
+    ],
+    "svd_llm then sparsegpt": [
+        {"method": "svd_llm", "rank": 8},
+        {"method": "sparsegpt", "pattern": "2:4"},
+    ],
+}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_two_steps(
+    pair, model_type, checkpoint, tiny, calibration, text, tokens, helpers, tmp_path
+):
+    steps = PAIRS[pair]
+    if pair.startswith("heads") and model_type != "llama":
+        pytest.skip("layers that stock configs cannot describe take seconds to build")
+    live = compress.apply(tiny(model_type), steps, calibration(model_type))
+    run = compress.run(helpers.recipe(checkpoint(model_type), steps, text), tmp_path / "run")
+    opened = helpers.auto(model_type).from_pretrained(run.model)
+    expected = helpers.logits(live, tokens)
+    # The run stores the first step's result before the second one reads it; in float32 that is
+    # the same numbers, so a live model and a run must agree.
+    assert helpers.difference(helpers.logits(opened, tokens), expected) < 1e-4
+    if "2:4" in pair:
+        assert_pattern(opened)
+    if pair.startswith("depth"):
+        assert len(compress.inspect(run.model)["blocks"]) == 2
+
+
+def assert_pattern(model) -> None:
+    """At most two nonzero weights in every four, in all linears of blocks."""
+    from compress.models.anatomy import anatomy_of
+    from compress.models.linears import matrix
+
+    for block in anatomy_of(model).blocks:
+        for name in block.linears:
+            weight = matrix(model.get_submodule(f"{block.path}.{name}"))
+            kept = (weight != 0).reshape(weight.shape[0], -1, 4).sum(-1)
+            assert int(kept.max()) == 2, name
+
+
+def test_three_steps_on_a_compressed_checkpoint(checkpoint, text, tokens, helpers, tmp_path):
+    """What a run wrote is a source like any other."""
+    first = compress.run(
+        helpers.recipe(checkpoint("llama"), [{"method": "ffn_width", "share": 0.25}], text),
+        tmp_path / "first",
+    )
+    steps = [{"method": "magnitude", "pattern": "4:8"}, {"method": "rtn", **GROUPED}]
+    second = compress.run(helpers.recipe(first.model, steps), tmp_path / "second")
+    model, _ = compress.load(second.model)
+    assert model.config.intermediate_size == 48
+    # The reader of packed weights unpacks them in the first forward.
+    assert torch.isfinite(helpers.logits(model, tokens)).all()
+    weight = model.model.layers[0].mlp.up_proj.weight
+    assert int((weight != 0).reshape(-1, 8).sum(1).max()) <= 4
+
+
+def test_quantised_source_is_not_quantised_again(checkpoint, helpers, tmp_path):
+    rtn = {"method": "rtn", **GROUPED}
+    first = compress.run(helpers.recipe(checkpoint("llama"), [rtn]), tmp_path / "first")
+    with pytest.raises(compress.CompressError, match="quantised"):
+        compress.run(helpers.recipe(first.model, [rtn]), tmp_path / "second")

@@ -1,0 +1,203 @@
+"""Killed anywhere, a run that is started again ends with the same bytes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import compress
+from compress.methods.catalog import METHODS
+from compress.sink import JournalSink
+from compress.workspace import Workspace
+
+TWO_STEPS = (
+    {"method": "ffn_width", "share": 0.25, "allocation": "per_layer"},
+    {"method": "gptq", "bits": 4, "group_size": 8},
+)
+OPTIONS = {
+    "magnitude": {"pattern": "2:4"},
+    "wanda": {"pattern": "2:4"},
+    "sparsegpt": {"pattern": "2:4"},
+    "rtn": {"group_size": 16},
+    "gptq": {"group_size": 16},
+    "w8a8": {},
+    "shortgpt": {"remove": 1},
+    "sleb": {"remove": 1},
+    "ffn_width": {"share": 0.25},
+    "head_width": {"share": 0.5},
+    "svd": {"ratio": 0.6},
+    "asvd": {"ratio": 0.6},
+    "svd_llm": {"ratio": 0.6},
+}
+
+
+class Killed(BaseException):
+    """Not an error that anybody handles."""
+
+
+@pytest.fixture
+def kill(monkeypatch):
+    """``kill(n)``: die at the n-th journal event, before it is written; ``kill(None)``: live."""
+    append = Workspace.append
+
+    def arm(number: int | None, written: bool = False) -> None:
+        seen = 0
+
+        def dying(self, event):
+            nonlocal seen
+            seen += 1
+            if seen == number and not written:
+                raise Killed
+            append(self, event)
+            if seen == number:
+                raise Killed
+
+        monkeypatch.setattr(Workspace, "append", dying)
+
+    return arm
+
+
+def events(folder: Path) -> int:
+    return len((folder / "journal.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_killed_twice(method, kill, checkpoint, text, helpers, tmp_path):
+    recipe = helpers.recipe(checkpoint("llama"), [{"method": method, **OPTIONS[method]}], text)
+    compress.run(recipe, tmp_path / "whole")
+    total = events(tmp_path / "whole")
+    for number, written in ((3, False), (2, True)):
+        kill(number, written)
+        with pytest.raises(Killed):
+            compress.run(recipe, tmp_path / "killed")
+    assert events(tmp_path / "killed") < total
+    kill(None)
+    compress.run(recipe, tmp_path / "killed")
+    assert events(tmp_path / "killed") == total
+    same(helpers, tmp_path)
+
+
+def same(helpers, folder: Path) -> None:
+    whole = helpers.contents(folder / "whole" / "model")
+    assert helpers.contents(folder / "killed" / "model") == whole
+    left = {p.name for p in (folder / "killed").iterdir()}
+    assert left == {p.name for p in (folder / "whole").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def two_steps(checkpoint, text, helpers, tmp_path_factory):
+    """A recipe of two steps, with an evaluation, and an undisturbed run of it."""
+    recipe = helpers.recipe(
+        checkpoint("llama"), TWO_STEPS, text, evaluation=helpers.evaluation(text)
+    )
+    folder = tmp_path_factory.mktemp("two") / "whole"
+    compress.run(recipe, folder)
+    return recipe, folder
+
+
+@pytest.mark.parametrize("number", range(1, 16))
+def test_killed_at_every_event_of_two_steps(number, two_steps, kill, helpers, tmp_path):
+    recipe, whole = two_steps
+    total = events(whole)
+    assert total == 15
+    kill(number, written=number % 2 == 0)
+    with pytest.raises(Killed):
+        compress.run(recipe, tmp_path / "killed")
+    kill(None)
+    result = compress.run(recipe, tmp_path / "killed")
+    assert helpers.contents(result.model) == helpers.contents(whole / "model")
+    # One event is lost at most: what had been done is not done again.
+    assert events(result.folder) == total
+    # started, 3 blocks surveyed, 3 solved, step; 3 solved, step; written, verified, done
+    resumed = [step.resumed for step in result.report.steps]
+    done = number - (number % 2)  # events that were on disk when it died
+    assert resumed == [1 < done < 8, 8 < done < 12] or done >= 14
+
+
+def test_killed_between_block_and_journal(two_steps, helpers, tmp_path, monkeypatch):
+    """The block's file is there, nobody has acknowledged it: it is computed again."""
+    recipe, whole = two_steps
+    store, calls = JournalSink.store, []
+
+    def dying(self, index, block, anatomy):
+        store(self, index, block, anatomy)
+        calls.append(index)
+        if len(calls) == 5:
+            raise Killed
+
+    monkeypatch.setattr(JournalSink, "store", dying)
+    with pytest.raises(Killed):
+        compress.run(recipe, tmp_path / "killed")
+    compress.run(recipe, tmp_path / "killed")
+    assert calls == [0, 1, 2, 0, 1, 1, 2]
+    assert helpers.contents(tmp_path / "killed/model") == helpers.contents(whole / "model")
+
+
+def test_changed_activations_are_noticed(two_steps, kill, tmp_path):
+    recipe, _ = two_steps
+    kill(10)
+    with pytest.raises(Killed):
+        compress.run(recipe, tmp_path / "killed")
+    kill(None)
+    (file,) = (tmp_path / "killed/work/activations").glob("solve-hidden-00001.bin")
+    data = bytearray(file.read_bytes())
+    data[0] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(compress.CompressError, match="another content"):
+        compress.run(recipe, tmp_path / "killed")
+
+
+DYING = """
+import os, signal, sys
+import torch
+torch.set_num_threads(1)
+place = sys.argv.pop(1)
+if place == "event":
+    from compress.workspace import Workspace
+    append, seen = Workspace.append, []
+    def dying(self, event):
+        append(self, event)
+        seen.append(event)
+        if len(seen) == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+    Workspace.append = dying
+else:
+    from compress.checkpoint.shards import ShardWriter
+    write, seen = ShardWriter.write, []
+    def dying(self, name, tensor):
+        write(self, name, tensor)
+        seen.append(name)
+        if len(seen) == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+    ShardWriter.write = dying
+from compress.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_sigkill(two_steps, helpers, tmp_path):
+    """For real: no handler runs, locks and half-written files stay as they are."""
+    recipe, whole = two_steps
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    processes = {
+        place: subprocess.Popen(
+            [
+                sys.executable, "-c", DYING, place, "run", str(tmp_path / "recipe.yaml"),
+                "--out", str(tmp_path / place), "--quiet",
+            ],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for place in ("event", "shard")
+    }  # fmt: skip
+    for place, process in processes.items():
+        assert process.wait(timeout=120) == -signal.SIGKILL
+        assert not (tmp_path / place / "model").exists()
+        result = compress.run(tmp_path / "recipe.yaml", tmp_path / place)
+        assert helpers.contents(result.model) == helpers.contents(whole / "model")
+    assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("*.tmp"))
