@@ -1,11 +1,11 @@
 """Our perplexity against lm-eval's rolling log-likelihood: same model, tokens and windows, in turn.
 
-lm-eval puts a prefix token before the text and predicts the text in pieces of max_length tokens: the
-inputs of a piece are the max_length tokens before its last one. That is what `eval.perplexity`
-computes on the prefix token followed by the text with windows of max_length + 1 tokens that start every
-max_length tokens: 32 forwards of 1,024 tokens, 32,768 predictions, each from the same inputs. lm-eval
-gets the token ids themselves, so neither side spends time on a tokenizer. Both use the model in
-memory with a batch of 1 (lm-eval's default).
+lm-eval puts a prefix token before the text and predicts the text in pieces of max_length tokens:
+the inputs of a piece are the max_length tokens before its last one. That is what `eval.perplexity`
+computes on the prefix token followed by the text with windows of max_length + 1 tokens that start
+every max_length tokens: 32 forwards of 1,024 tokens, 32,768 predictions, each from the same inputs.
+lm-eval gets the token ids themselves, so neither side spends time on a tokenizer. Both use one
+model in memory with a batch of 1 (lm-eval's default).
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ def rolling_scorer(
         pretrained=model, tokenizer=tokenizer, max_length=length, batch_size=1, device="cpu",
         dtype="float32",
     )  # fmt: skip
-    request = Instance(
-        request_type="loglikelihood_rolling", doc={}, arguments=("the text",), idx=0
-    )
+    request = Instance(request_type="loglikelihood_rolling", doc={}, arguments=("the text",), idx=0)
 
     def score() -> float:
         return -lm.loglikelihood_rolling([request], disable_tqdm=True)[0] / len(ids)

@@ -1,9 +1,9 @@
 """The memory contract: models larger than the memory that may be used.
 
-Writes a 7B-shaped llama (random weights, bfloat16, 13.5 GB) once and takes it through round-to-nearest
-W4 and through magnitude 2:4; writes a 1.1B-shaped one and takes it through GPTQ W4 with 16 x 512
-tokens of Python's documentation. Each run is a process of its own with --max-memory 2GB; its peak
-resident memory is what the kernel says at its end.
+Writes a 7B-shaped llama (random weights, bfloat16, 13.5 GB) once and takes it through
+round-to-nearest W4 and through magnitude 2:4; writes a 1.1B-shaped one and takes it through GPTQ W4
+with 16 x 512 tokens of Python's documentation. Each run is a process of its own with
+--max-memory 2GB; its peak resident memory is what the kernel says at its end.
 """
 
 from __future__ import annotations

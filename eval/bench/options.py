@@ -51,7 +51,9 @@ def publish(arguments: argparse.Namespace, work: Path, rows: Iterable[Row]) -> N
     print_rows(rows)
     print(f"rows    {path}")
     if arguments.smoke:
-        print("note    a smoke run shows that the benchmark runs; its figures say nothing of the bars")
+        print(
+            "note    a smoke run shows that the benchmark runs; its figures say nothing of the bars"
+        )
 
 
 def entry(main: Callable[[], None]) -> None:

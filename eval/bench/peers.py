@@ -1,9 +1,9 @@
 """Ours against llm-compressor: same model, token ids and settings, fresh processes in turn.
 
-Measures SparseGPT 2:4, Wanda 2:4 and GPTQ (4 bit, symmetric, groups of 64) on SmolLM2-135M-Instruct in
-float32 on the CPU, calibrated with 64 x 512 tokens of WikiText-2 raw train, tested on the first
+Measures SparseGPT 2:4, Wanda 2:4 and GPTQ (4 bit, symmetric, groups of 64) on SmolLM2-135M-Instruct
+in float32 on the CPU, calibrated with 64 x 512 tokens of WikiText-2 raw train, tested on the first
 32,768 tokens of its test split in windows of 1,024. Time and peak memory are of the whole process;
-ours also writes and verifies a checkpoint within it. One evaluator loads and measures both results.
+ours also verifies its checkpoint within it. One evaluator loads and measures both results.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ TOOLS = ("ours", "peer")
 class Setting:
     """One method: what it is called, and the step of our recipe; peer_worker.py has the peer's.
 
-    What both tools default to is written out: damping 0.01 and blocks of 128 columns for the two that
-    use a Hessian, static activation order and min-max grids for GPTQ.
+    What both tools default to is written out: damping 0.01 and blocks of 128 columns for the two
+    that use a Hessian, static activation order and min-max grids for GPTQ.
     """
 
     label: str

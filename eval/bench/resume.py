@@ -1,9 +1,9 @@
 """Kill -9 at random moments; the same command again must give the same bytes.
 
-A llama of 8 blocks with random weights goes through a depth, a width, a sparsity and a precision step.
-One run is left alone. Ten more are killed at moments drawn uniformly over its time, from the start of
-the interpreter to the end; each is then started again by the same command and left to finish. Every
-file of the checkpoint is compared by sha256.
+A llama of 8 blocks with random weights goes through a depth, a width, a sparsity and a precision
+step. One run is left alone. Ten more are killed at moments drawn uniformly over its time, from the
+start of the interpreter to the end; each is then started again by the same command and left to
+finish. Every file of the checkpoint is compared by sha256.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def main() -> None:
         model={"source": str(model)},
         calibration={
             "text": {"source": "python:pydoc_data.topics"},
-            "samples": 16 if arguments.smoke else 192,
+            "samples": 8 if arguments.smoke else 64,
             "length": 512,
         },
         steps=STEPS,

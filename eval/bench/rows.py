@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -91,13 +92,13 @@ def write_rows(path: str | Path, rows: Iterable[Row]) -> list[Row]:
 
 
 def number(value: float) -> str:
-    """A figure with four digits, without an exponent where a reader can do without."""
+    """A figure with four significant digits, without an exponent where a reader can do without."""
     if value == int(value) and abs(value) < 1e6:
         return str(int(value))
     size = abs(value)
     if size < 1e-3 or size >= 1e6:
         return f"{value:.2e}"
-    return f"{value:.{max(0, 3 - len(str(int(size))) + (size < 1) + 1)}f}"
+    return f"{value:.{max(0, 3 - math.floor(math.log10(size)))}f}"
 
 
 def print_rows(rows: Iterable[Row]) -> None:

@@ -48,7 +48,7 @@ def run_command(
 
 
 def write_recipe(folder: Path, name: str, **fields: Any) -> Path:
-    """Write ``<folder>/<name>.yaml`` for the CPU, without an evaluation unless ``fields`` has one."""
+    """Write ``<folder>/<name>.yaml``, a recipe for the CPU with these fields."""
     path = folder / f"{name}.yaml"
     data = {"version": 1, "name": name, "device": "cpu", **fields}
     path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")

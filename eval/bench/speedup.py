@@ -1,9 +1,9 @@
 """Does removing neurons and blocks make a model faster by what the arithmetic says?
 
-Takes a quarter of the FFN neurons, or a fifth of the blocks, from SmolLM2-135M-Instruct and times the
-prefill of 512 tokens against the original in alternating pairs. The prediction is the ratio of the
-multiply-accumulates of exactly that prefill: the head once (only the last logits are computed), attention
-over the positions that a token can see.
+Takes a quarter of the FFN neurons, or a fifth of the blocks, from SmolLM2-135M-Instruct and times
+the prefill of 512 tokens against the original in alternating pairs. The prediction is the ratio of
+the multiply-accumulates of exactly that prefill: the head once (only the last logits are computed),
+attention over the positions that a token can see.
 """
 
 from __future__ import annotations

@@ -1,0 +1,29 @@
+"""``python -m eval.bench``: what there is to measure, and what it takes."""
+
+from __future__ import annotations
+
+BENCHMARKS = (
+    # name, what, minutes on 2 cores, GB of disk
+    ("peers", "quality, time and memory against llm-compressor", "30", "6"),
+    ("memory", "7B- and 1.1B-shaped models within 2 GB of memory", "60", "45"),
+    ("resume", "killed ten times, ten times the same bytes", "15", "0.1"),
+    ("evaluation", "speed and agreement of perplexity against lm-eval", "5", "0.6"),
+    ("speedup", "prefill speed-up of narrower and shallower models", "8", "1.5"),
+)
+
+
+def main() -> None:
+    from compress.tables import print_table
+
+    print_table(
+        "Benchmarks; each writes rows into eval/results/spine.json",
+        ["command", "measures", "minutes, about", "GB of disk"],
+        [[f"python -m eval.bench.{name}", *rest] for name, *rest in BENCHMARKS],
+        right=(2, 3),
+    )
+    print("--help has the options of each, --smoke tries one at a small size.")
+    print("python -m eval.bench.tables FILE ... puts the figures into documents.")
+
+
+if __name__ == "__main__":
+    main()

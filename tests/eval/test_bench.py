@@ -1,0 +1,149 @@
+"""The parts of the benchmarks that decide what a figure means: rows, tables, measuring, models."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from compress.errors import CompressError
+from eval.bench.llama import write_llama
+from eval.bench.memory import parameters
+from eval.bench.process import measure
+from eval.bench.resume import kill_within
+from eval.bench.rows import Row, number, read_rows, write_rows
+from eval.bench.runs import digests
+from eval.bench.speedup import prefill_macs
+from eval.bench.tables import render
+
+
+def row(figure: str, value: float = 1.0, **fields) -> Row:
+    return Row(
+        **{
+            "figure": figure, "value": value, "unit": "s", "op": "<=", "bar": 2.0, "peer": None,
+            "command": "python -m eval.bench.x", **fields,
+        }
+    )  # fmt: skip
+
+
+def test_rows_replace_their_figure_and_keep_the_others(tmp_path):
+    path = tmp_path / "results" / "spine.json"
+    write_rows(path, [row("b", 1), row("c", 2)])
+    merged = write_rows(path, [row("b", 7), row("a", 3)])
+    assert [(r.figure, r.value) for r in merged] == [("a", 3), ("b", 7), ("c", 2)]
+    assert read_rows(path) == merged
+    assert [p.name for p in path.parent.iterdir()] == ["spine.json"]
+    keys = {"figure", "value", "unit", "op", "bar", "peer", "command"}
+    assert all(set(entry) == keys for entry in json.loads(path.read_text()))
+
+
+@pytest.mark.parametrize("content", ["{", '[{"figure": "a"}]', '{"figure": "a"}'])
+def test_a_file_that_holds_no_rows_is_refused_and_left_alone(tmp_path, content):
+    path = tmp_path / "spine.json"
+    path.write_text(content)
+    with pytest.raises(CompressError, match="list of rows"):
+        write_rows(path, [row("a")])
+    assert path.read_text() == content
+
+
+def test_a_figure_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "spine.json"
+    path.write_text(json.dumps([row("a").model_dump()] * 2))
+    with pytest.raises(CompressError, match="more than once"):
+        read_rows(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_figure_is_a_finite_number(value):
+    with pytest.raises(ValueError):
+        row("a", value)
+
+
+def test_a_bar_is_met_on_its_good_side_and_at_the_bar_itself():
+    assert row("a", 2).met and row("a", 2, op=">=").met
+    assert row("a", 2.1).met is False and row("a", 1.9, op=">=").met is False
+    assert row("a", bar=None).met is None
+
+
+def test_tables_fill_the_markers_repeatedly_and_show_what_missed_its_bar(tmp_path):
+    write_rows(tmp_path / "spine.json", [row("quick", 1), row("slow|er", 3), row("note", bar=None)])
+    text = "a\n<!-- results:spine -->\nold\n<!-- /results -->\nb\n"
+    once = render(text, tmp_path)
+    assert "old" not in once and once.startswith("a\n") and once.endswith("b\n")
+    lines = {line.split(" | ")[0].strip("| "): line for line in once.splitlines() if "|" in line}
+    assert "yes" in lines["quick"] and "**no**" in lines["slow\\|er"]
+    assert "yes" not in lines["note"] and "no*" not in lines["note"]
+    assert render(once, tmp_path) == once
+    bars = render(text.replace("spine -->", "spine bars -->"), tmp_path)
+    assert "quick" in bars and "note" not in bars
+    assert "Not measured yet" in render(text.replace("spine", "other"), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["<!-- results:a -->\n", "<!-- /results -->\n"])
+def test_half_a_marker_is_refused(tmp_path, text):
+    with pytest.raises(CompressError, match="pairs"):
+        render(text, tmp_path)
+
+
+def test_numbers_have_four_digits():
+    shown = [number(v) for v in (10, 0.61234, 23.9412, 152.04, 496.21, 1234.5, 2.5e-7, 0.9999999)]
+    assert shown == ["10", "0.6123", "23.94", "152.0", "496.2", "1234", "2.50e-07", "1.0000"]
+
+
+def test_a_process_is_measured_from_outside_whatever_its_parent_holds(tmp_path):
+    ballast = bytearray(400 * 2**20)
+    code = "import time; x = bytearray(150 * 2**20); time.sleep(0.3)"
+    usage = measure([sys.executable, "-I", "-c", code], tmp_path / "log")
+    assert len(ballast) > 300 * 2**20
+    assert 150 * 2**20 < usage.peak_bytes < 300 * 2**20
+    assert usage.seconds > 0.3 and usage.cpu_seconds < usage.seconds + 1
+
+
+def test_a_process_that_fails_shows_the_end_of_its_output(tmp_path):
+    with pytest.raises(CompressError, match="what went wrong"):
+        measure([sys.executable, "-I", "-c", "raise SystemExit('what went wrong')"], tmp_path / "l")
+
+
+def test_a_kill_hits_a_running_process_and_says_when_it_was_over(tmp_path):
+    slow = [sys.executable, "-I", "-c", "import time; time.sleep(60)"]
+    assert kill_within(slow, tmp_path / "log", 0.2)
+    assert not kill_within([sys.executable, "-I", "-c", ""], tmp_path / "log", 30)
+
+
+def tiny(**fields) -> LlamaConfig:
+    return LlamaConfig(
+        **{
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "vocab_size": 256,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False,
+            **fields,
+        }
+    )  # fmt: skip
+
+
+def test_a_random_llama_loads_and_is_the_same_for_the_same_seed(tmp_path):
+    folder = write_llama(tmp_path / "a", tiny(), torch.bfloat16, seed=1)
+    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert model.dtype == torch.bfloat16
+    matrices = sum(p.numel() for p in model.parameters() if p.dim() == 2)
+    assert matrices == parameters(model.config)
+    again = write_llama(tmp_path / "b", tiny(), torch.bfloat16, seed=1)
+    other = write_llama(tmp_path / "c", tiny(), torch.bfloat16, seed=2)
+    assert digests(folder) == digests(again) != digests(other)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("Grüße!", add_special_tokens=False)["input_ids"]
+    assert len(ids) == len("Grüße!".encode()) and tokenizer.decode(ids) == "Grüße!"
+
+
+def test_macs_of_a_prefill_are_those_of_its_products():
+    from transformers import LlamaForCausalLM
+
+    config = tiny()
+    model = LlamaForCausalLM(config)
+    tokens, hidden, head = 20, 32, 32 * 256
+    block = hidden * (2 * hidden + 2 * 16 + 3 * 64)
+    attention = 3 * 2 * hidden * tokens * (tokens + 1) // 2
+    assert prefill_macs(model, tokens) == tokens * 3 * block + head + attention
