@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,6 +156,22 @@ def split_evaluation(section: dict[str, Any], where: str = "recipe"):
     return spec, _validate(EvaluationSpec, section, f"{where}, evaluation")
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with the numbers of version 1.2: 2:4 is a pattern, not 124 in base 60."""
+
+
+_NUMBERS = {
+    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9]*)",
+    "tag:yaml.org,2002:float": r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?",
+}
+_Loader.yaml_implicit_resolvers = {
+    start: [(tag, pattern) for tag, pattern in pairs if tag not in _NUMBERS]
+    for start, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), list("-+.0123456789"))
+
+
 def read_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe by path or by the name of a shipped one, with ``key.path=value`` overrides.
 
@@ -163,7 +180,7 @@ def read_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
     """
     path = find_recipe(name)
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.load(path.read_text(), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CompressError("a YAML file", f"{path}: {error}") from None
     for override in overrides or []:
@@ -200,8 +217,6 @@ def shipped_recipes() -> dict[str, Path]:
 
 def parse_size(text: str) -> int:
     """Bytes in a size such as 512MB, 2GiB or 1.5 GB."""
-    import re
-
     match = re.fullmatch(r"\s*([\d.]+)\s*([kMGT]?)(i?)B?\s*", text, re.IGNORECASE)
     try:
         number = float(match[1])
@@ -220,7 +235,9 @@ def _validate(cls: type[BaseModel], data: Any, where: str) -> Any:
 
 
 def _explained(cls: type[BaseModel], error: ValidationError, where: str) -> CompressError:
-    first = error.errors()[0]
+    # Of the alternatives of a union, the one with an unknown key is what was meant.
+    unknown = (e for e in error.errors() if e["type"] == "extra_forbidden")
+    first = next(unknown, error.errors()[0])
     place = ".".join(str(p) for p in first["loc"])
     others = error.error_count() - 1
     more = f" (and {others} more)" if others else ""
@@ -266,7 +283,10 @@ def _override(data: Any, text: str) -> None:
             target = target.setdefault(part, {})
         else:
             raise CompressError("--set to name a place in the recipe", repr(text))
-    parsed = yaml.safe_load(value)
+    try:
+        parsed = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise CompressError("a YAML value in --set", f"{text!r}: {error}") from None
     if isinstance(target, list):
         target[_index(target, last, text)] = parsed
     elif isinstance(target, dict):

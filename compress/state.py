@@ -192,6 +192,8 @@ def streamed_logits(
     from compress.calibrate.activations import Activations
 
     source = state.streamed(device)
+    if source.anatomy.family.shared_blocks:
+        return _shared_logits(state, source, batch)
     entering = Activations(scratch / "probe.bin")
     batch = {k: v.to(source.device) for k, v in batch.items()}
     source.fill_outer()
@@ -209,3 +211,17 @@ def streamed_logits(
     source.fill_outer()
     logits = tail_logits(source.model, source.anatomy, batch, hidden)
     return logits.float().cpu()
+
+
+def _shared_logits(
+    state: ModelState, source: StreamedModel, batch: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """The same where a model applies its blocks more than once: it is small enough to be filled."""
+    source.fill_outer()
+    for index in range(len(source.anatomy.blocks)):
+        block = source.block(index)
+        state.load(index, block, source.anatomy)
+        block.to(source.device)
+    with torch.no_grad():
+        inputs = {k: v.to(source.device) for k, v in batch.items()}
+        return source.model(**inputs).logits.float().cpu()

@@ -71,10 +71,9 @@ class QuantizeMethod(LinearMethod):
 
     def predict(self, outline: Outline) -> Outline:
         def change(linear: LinearOutline) -> LinearOutline:
-            # compressed-tensors packs into whole int32 words and keeps zero points packed as well.
-            per_word = 32 // self.bits
+            # Rows are packed into whole int32 words; zero points are packed as well.
             width = linear.rank or linear.in_features
-            packed = -(-width // per_word) * 32 / width if self.bits != 8 or self._packs else 8
+            packed = -(-width * self.bits // 32) * 32 / width if self._packs else 8
             groups = -(-width // self.group_size) if self.group_size else 1
             scales = groups / width * (outline.value_bits + (0 if self.symmetric else self.bits))
             return replace(linear, bits=packed + scales, quantized=True)

@@ -1,0 +1,156 @@
+"""Plans: no weight is read, what cannot work is refused, what is predicted is what is written."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import pytest
+
+import compress
+from compress.errors import CompressError
+
+RTN = {"method": "rtn", "bits": 4, "group_size": 16}
+
+
+def test_no_weight_is_read(own_checkpoint, text, helpers):
+    folder = own_checkpoint("llama")
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    start = 8 + struct.unpack("<Q", data[:8])[0]
+    path.write_bytes(data[:start] + b"\xff" * (len(data) - start))  # NaN throughout
+    steps = [{"method": "ffn_width", "share": 0.25}, {"method": "sparsegpt"}, RTN]
+    made = compress.plan(helpers.recipe(folder, steps, text))
+    assert [s.method.name for s in made.steps] == ["ffn_width", "sparsegpt", "rtn"]
+    with pytest.raises(CompressError, match="NaN"):
+        compress.load(folder)
+
+
+def test_prediction_goes_from_step_to_step(checkpoint, text, helpers):
+    steps = [{"method": "ffn_width", "share": 0.25}, {"method": "wanda", "pattern": "2:4"}, RTN]
+    made = compress.plan(helpers.recipe(checkpoint("llama"), steps, text))
+    width, zeros, precision = (s.after for s in made.steps)
+    assert made.original.parameters > width.parameters == zeros.parameters == precision.parameters
+    assert width.nonzero > zeros.nonzero == precision.nonzero
+    assert width.bytes == zeros.bytes > precision.bytes == made.result.bytes
+    assert 4 < precision.effective_bits < 8 and width.effective_bits == 32
+    assert made.peak_bytes > 0 and made.seconds > 0
+    assert [s.macs > 0 for s in made.steps] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"method": "magnitude", "pattern": "2:4"},
+        RTN,
+        {**RTN, "symmetric": False},
+        {"method": "rtn", "bits": 3, "group_size": None},
+        {"method": "w8a8"},
+        {"method": "svd", "ratio": 0.5},
+        {"method": "ffn_width", "share": 0.25},
+        {"method": "head_width", "share": 0.5},
+        {"method": "shortgpt", "remove": 1},
+    ],
+    ids=lambda s: "-".join(str(v) for v in s.values()),
+)
+@pytest.mark.parametrize("model_type", ["llama", "bert"])
+def test_predicted_size_is_what_is_written(step, model_type, checkpoint, text, helpers, tmp_path):
+    recipe = helpers.recipe(checkpoint(model_type), [step], text)
+    result = compress.plan(recipe).result
+    compress.run(recipe, tmp_path / "run")
+    path = tmp_path / "run/model/model.safetensors"
+    with open(path, "rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    header.pop("__metadata__")
+    stored = sum(e["data_offsets"][1] - e["data_offsets"][0] for e in header.values())
+    # weight_shape of packed weights: two int64 a linear, which no plan counts.
+    stored -= sum(16 for name in header if name.endswith("weight_shape"))
+    assert stored == pytest.approx(result.bytes, rel=0.01)
+    found = compress.inspect(tmp_path / "run/model")
+    assert found["parameters"] == result.parameters
+    if step["method"] == "magnitude":
+        weights = helpers.weights(tmp_path / "run/model")
+        assert sum(int((w != 0).sum()) for w in weights.values()) == result.nonzero
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "why"),
+    [
+        (RTN, {"method": "wanda"}, "rounded already"),
+        (RTN, {"method": "ffn_width", "share": 0.5}, "rounded already"),
+        ({**RTN, "group_size": 8}, {"method": "svd", "rank": 8}, "rounded already"),
+        ({"method": "magnitude"}, {"method": "svd", "ratio": 0.5}, "fill the zeros"),
+    ],
+    ids=["zeros", "width", "low-rank", "filled"],
+)
+def test_wrong_order(first, second, why, checkpoint, text, helpers):
+    with pytest.raises(CompressError) as caught:
+        compress.plan(helpers.recipe(checkpoint("llama"), [first, second], text))
+    assert why in str(caught.value)
+    assert f"Put {second['method']} before {first['method']}" in str(caught.value)
+    compress.plan(helpers.recipe(checkpoint("llama"), [second, first], text))
+
+
+def test_same_layers_quantised_twice(checkpoint, helpers):
+    source = checkpoint("llama")
+    with pytest.raises(CompressError, match="steps.1 .rtn.*quantised"):
+        compress.plan(helpers.recipe(source, [RTN, RTN]))
+    shared_out = [{**RTN, "include": ["*mlp*"]}, {**RTN, "bits": 8, "exclude": ["*mlp*"]}]
+    compress.plan(helpers.recipe(source, shared_out))
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ({"method": "rtn", "group_size": 128}, ["32", "group_size", "q_proj", "16"]),
+        ({"method": "magnitude", "pattern": "2:5"}, ["divisible by 5", "q_proj"]),
+        ({"method": "magnitude", "include": ["*nothing*"]}, ["match none", "model.layers.0"]),
+        ({"method": "svd", "rank": 32}, ["rank", "Lower"]),
+        ({"method": "shortgpt", "remove": 3}, ["at most 2"]),
+        ({"method": "ffn_width", "keep": 4096}, ["at most 64"]),
+    ],
+    ids=["group", "pattern", "include", "rank", "depth", "width"],
+)
+def test_sizes_that_do_not_fit(step, words, checkpoint, text, helpers):
+    with pytest.raises(CompressError) as caught:
+        compress.plan(helpers.recipe(checkpoint("llama"), [step], text))
+    for word in ["steps.0", *words]:
+        assert word in str(caught.value)
+
+
+def test_missing_calibration(checkpoint, helpers):
+    steps = ["magnitude", "wanda"]
+    with pytest.raises(CompressError, match="steps.1 .wanda.*calibration: "):
+        compress.plan(helpers.recipe(checkpoint("llama"), steps))
+
+
+def test_memory_limit(checkpoint, text, helpers):
+    recipe = helpers.recipe(checkpoint("llama"), ["wanda"], text)
+    with pytest.raises(CompressError, match="max-memory.*wanda [0-9.]+ GB.*calibration.length"):
+        compress.plan(recipe, max_memory=10_000_000)
+    assert compress.plan(recipe, max_memory=10**12).peak_bytes < 10**12
+
+
+@pytest.mark.parametrize(
+    ("step", "word"),
+    [
+        ({"method": "ffn_width", "share": 0.5}, "layers"),
+        ({"method": "shortgpt", "remove": 1}, "layers"),
+    ],
+)
+def test_shared_layers_are_refused(step, word, checkpoint, text, helpers):
+    with pytest.raises(CompressError, match="albert"):
+        compress.plan(helpers.recipe(checkpoint("albert"), [step], text))
+
+
+def test_shared_layers_take_data_free_steps(checkpoint, helpers, tmp_path):
+    result = compress.run(helpers.recipe(checkpoint("albert"), [RTN]), tmp_path / "run")
+    model, _ = compress.load(result.model)
+    assert model.config.model_type == "albert"
+
+
+def test_notes(checkpoint, text, helpers):
+    made = compress.plan(helpers.recipe(checkpoint("llama"), [{"method": "magnitude"}]))
+    assert any("no evaluation" in w for w in made.warnings)
+    idle = compress.plan(helpers.recipe(checkpoint("llama"), [{"method": "magnitude", "sparsity": 0}]))
+    assert any("neither size nor" in w for w in idle.warnings)
