@@ -24,8 +24,9 @@ install_hooks()
 _EXPORTS = {
     "apply": "compress.api",
     "inspect": "compress.api",
+    # Not `methods`: that is the subpackage, once something has imported it.
+    "list_methods": "compress.api",
     "load": "compress.api",
-    "methods": "compress.api",
     "plan": "compress.api",
     "run": "compress.api",
     "save": "compress.api",

@@ -48,7 +48,7 @@ def load(
     return model, load_tokenizer(found.folder, trust_remote_code=trust_remote_code)[0]
 
 
-def methods() -> dict[str, str]:
+def list_methods() -> dict[str, str]:
     """Names of all methods with a line on each."""
     return {name: METHODS.summary(name) for name in METHODS}
 

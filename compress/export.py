@@ -162,7 +162,7 @@ def check_export(
     length = min(16, getattr(state.config, "max_position_embeddings", None) or 16)
     ids = torch.randint(vocabulary, (1, length), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids}
-    expected = streamed_logits(state, batch, scratch, device)
+    expected = streamed_logits(state, batch, scratch, device, dtype)
     index = TensorIndex.open(folder)
     if 6 * sum(index.nbytes(n) for n in index.names()) < budget:
         written = load_config(folder, trust_remote_code=state.trust_remote_code)

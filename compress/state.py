@@ -168,6 +168,22 @@ class ModelTensors:
         return max(sizes, key=sizes.get) if sizes else torch.float32
 
 
+class RoundedTensors:
+    """A checkpoint's tensors as they will be written: floating ones rounded to ``storage``."""
+
+    def __init__(self, tensors: ModelTensors, storage: torch.dtype) -> None:
+        self._tensors, self._storage = tensors, storage
+
+    def names(self) -> list[str]:
+        return self._tensors.names()
+
+    def get(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        tensor = self._tensors.get(name)
+        if tensor.is_floating_point():
+            tensor = tensor.to(self._storage)
+        return tensor if dtype is None else tensor.to(dtype)
+
+
 def _renamings(model: nn.Module) -> list[Any]:
     """How transformers renames tensors of this model as it loads them (BERT's ``gamma``,
     GPT-NeoX's ``embed_out``)."""
@@ -187,10 +203,17 @@ def streamed_logits(
     batch: dict[str, torch.Tensor],
     scratch: Path,
     device: torch.device | str = "cpu",
+    storage: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Logits of one batch with one block in memory at a time, float32 on the CPU."""
+    """Logits of one batch with one block in memory at a time, float32 on the CPU.
+
+    Args:
+        storage: dtype that the model will be stored in; what is still in the source is rounded to
+            it first.
+    """
     from compress.calibrate.activations import Activations
 
+    state = replace(state, source=RoundedTensors(state.source, storage))
     source = state.streamed(device)
     if source.anatomy.family.shared_blocks:
         return _shared_logits(state, source, batch)

@@ -1,0 +1,163 @@
+"""The command line: each command in process, the start-up time and an error in processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from compress.cli import main
+from compress.methods.catalog import METHODS
+
+
+@pytest.fixture
+def cli(capsys):
+    """``cli(*arguments)``: (exit status, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        try:
+            main([str(a) for a in arguments])
+            status = 0
+        except SystemExit as leave:
+            status = leave.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def recipe_file(checkpoint, text, helpers, tmp_path):
+    data = helpers.recipe(
+        checkpoint("llama"), [{"method": "wanda", "pattern": "2:4"}], text,
+        evaluation=helpers.evaluation(text),
+    )  # fmt: skip
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def test_run_twice_and_compare(cli, recipe_file, tmp_path):
+    status, out, err = cli("run", recipe_file, "--out", tmp_path / "a")
+    assert status == 0, err
+    assert str(tmp_path / "a/report.html") in out and str(tmp_path / "a/model") in out
+    assert "evaluating the original" in err
+    report = json.loads((tmp_path / "a/report.json").read_text())
+    assert report["run"]["command"].startswith("compress ")
+    status, out, err = cli("run", recipe_file, "--out", tmp_path / "a")
+    assert status == 0 and "nothing to do" in err
+    status, _, _ = cli(
+        "run", recipe_file, "--out", tmp_path / "b", "--quiet", "--set", "steps.0.pattern=4:8"
+    )
+    assert status == 0
+    assert yaml.safe_load((tmp_path / "b/recipe.yaml").read_text())["steps"][0]["pattern"] == "4:8"
+    page = tmp_path / "compare.html"
+    status, out, _ = cli("compare", tmp_path / "a", tmp_path / "b/report.json", "--out", page)
+    assert status == 0 and page.stat().st_size > 1000 and "page" in out
+
+
+def test_plan(cli, recipe_file):
+    status, out, _ = cli("plan", recipe_file)
+    assert status == 0 and "wanda" in out and "original" in out
+    status, out, _ = cli("plan", recipe_file, "--json")
+    rows = json.loads(out)["steps"]
+    assert [r["step"] for r in rows] == ["original", "wanda"]
+    assert rows[1]["nonzero"] < rows[0]["nonzero"] == rows[0]["parameters"]
+    status, _, err = cli("plan", recipe_file, "--max-memory", "1MB")
+    assert status == 2 and "--max-memory" in err
+
+
+def test_evaluate(cli, checkpoint, text, tmp_path):
+    status, out, err = cli(
+        "evaluate", checkpoint("llama"), "--text", text, "--max-tokens", 128, "--window", 64,
+        "--out", tmp_path / "report", "--json",
+    )  # fmt: skip
+    assert status == 0, err
+    assert json.loads(out)["after"]["perplexity"]["tokens"] > 0
+    assert (tmp_path / "report/report.html").exists()
+
+
+def test_inspect(cli, checkpoint):
+    status, out, _ = cli("inspect", checkpoint("llama"))
+    assert status == 0 and "LlamaForCausalLM" in out and "4/2 x 8" in out
+    status, out, _ = cli("inspect", checkpoint("llama"), "--json")
+    found = json.loads(out)
+    assert len(found["blocks"]) == 3 and found["family"] == "table"
+    assert set(found["methods"]) == set(METHODS)
+    assert found["methods"]["magnitude"] == "yes" and "128" in found["methods"]["gptq"]
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_methods_show_every_option(cli, method):
+    status, out, _ = cli("methods", method)
+    cls = METHODS.get(method)
+    assert status == 0 and cls.source[:20] in out
+    for option, field in cls.model_fields.items():
+        assert option in out and field.description
+
+
+def test_lists(cli):
+    status, out, _ = cli("methods")
+    assert status == 0 and all(name in out for name in METHODS)
+    status, out, _ = cli("methods", "--families")
+    assert status == 0 and "modernbert" in out
+    status, out, _ = cli("recipes")
+    assert status == 0 and "quickstart" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "nowhere.yaml"], "the name of a shipped recipe"),
+        (["run", "quickstrat"], "'quickstart'"),
+        (["plan", "quickstart", "--set", "steps.0.shar=1"], "'share'"),
+        (["plan", "quickstart", "--max-memory", "lots"], "512MB"),
+        (["methods", "gtpq"], "'gptq'"),
+        (["inspect", "./nowhere"], "pypi:"),
+        (["compare", "nowhere"], "report.json"),
+    ],
+    ids=" ".join,
+)
+def test_mistakes_are_one_paragraph(cli, arguments, words):
+    status, out, err = cli(*arguments)
+    assert status == 2 and err.startswith("error: ") and words in err
+    assert err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_usage(cli):
+    assert cli("--help")[0] == 0
+    assert cli("run")[0] == 2
+    assert cli("frobnicate")[0] == 2
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['compress', '--help']\n"
+        "from compress.cli import main\n"
+        "try: main()\n"
+        "finally: print([m for m in ('torch', 'transformers', 'lm_eval') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "evaluate" in done.stdout and done.stdout.rstrip().endswith("[]")
+
+
+def test_help_is_quick():
+    def once() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "compress", "--help"], check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    # Half a second on a machine of its own; other tests may run beside this one.
+    assert min(once() for _ in range(4)) < 1.0
+
+
+def test_error_in_a_process(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "compress", "run", "nowhere"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and not done.stdout
