@@ -140,10 +140,11 @@ def run_one(
         say(f"  {result['seconds']:.1f} s, peak {result['peak_bytes'] / 1e9:.2f} GB")
         result["perplexity"] = score(Path(result.pop("model")), material)
         say(f"  perplexity {result['perplexity']:.2f}")
-        shutil.rmtree(folder, ignore_errors=True)
         return result
 
-    return remembered(folder.with_suffix(".json"), compute)
+    result = remembered(folder.with_suffix(".json"), compute)
+    shutil.rmtree(folder, ignore_errors=True)
+    return result
 
 
 def rows_of(name: str, results: dict[str, list[dict[str, Any]]], command: str) -> list[Row]:
