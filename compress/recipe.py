@@ -100,6 +100,8 @@ class Recipe(BaseModel):
     def dump(self) -> dict[str, Any]:
         """The recipe with every default filled in, as plain data."""
         data = self.model_dump(mode="json", exclude={"steps"})
+        # Plain dicts keep the order of the file, which means nothing.
+        data |= {key: _ordered(data[key]) for key in ("expected", "evaluation")}
         data["steps"] = [
             {"method": step.name, **step.model_dump(mode="json")} for step in self.steps
         ]
@@ -107,6 +109,11 @@ class Recipe(BaseModel):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.dump(), sort_keys=False, width=100, allow_unicode=True)
+
+
+def _ordered(value: Any) -> Any:
+    """The same plain data with sorted keys."""
+    return {k: _ordered(value[k]) for k in sorted(value)} if isinstance(value, dict) else value
 
 
 def parse_recipe(data: Any, where: str = "recipe") -> Recipe:

@@ -76,7 +76,8 @@ def run(
     """
     progress = progress or Progress(quiet=True)
     with Workspace(Path(out)) as workspace:
-        workspace.claim(recipe.to_yaml())
+        if workspace.claimed:
+            workspace.claim(recipe.to_yaml())
         if workspace.find(event="done"):
             progress.say(f"{out} is complete; nothing to do")
             return _finished(workspace)
@@ -165,6 +166,8 @@ class _Job:
         may = {"python": platform.python_version(), "compress": _version("compress")}
         may |= {name: _version(name) for name in _VERSIONED}
         may["threads"] = torch.get_num_threads()
+        # Not before here: a recipe that was refused may be mended and run in the same folder.
+        self.workspace.claim(self.recipe.to_yaml())
         changed = self.workspace.pin({"must": must, "may": may, "seed": self.recipe.seed})
         for name, (then, now) in changed.items():
             self.progress.say(f"note: {name} was {then} when this run was started and is {now} now")

@@ -42,6 +42,11 @@ class Workspace:
         return self.folder / "journal.jsonl"
 
     @property
+    def claimed(self) -> bool:
+        """True where a recipe has been started here."""
+        return (self.folder / "recipe.yaml").exists()
+
+    @property
     def resumed(self) -> bool:
         return bool(self.events)
 

@@ -6,6 +6,7 @@ Tests get helpers through fixtures, since a conftest cannot be imported.
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import socket
 import sys
@@ -14,10 +15,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-import torch
-import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+os.environ["TQDM_DISABLE"] = "1"  # as the command line does, before anything imports tqdm
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from transformers import PreTrainedModel, PreTrainedTokenizerFast  # noqa: E402
 
 SPECIAL = ("[PAD]", "[BOS]", "[EOS]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY = 264  # 256 bytes, the special tokens, one to spare
@@ -272,7 +275,8 @@ def helpers() -> SimpleNamespace:
     def weights(folder: Path) -> dict[str, torch.Tensor]:
         from safetensors.torch import load_file
 
-        return {k: v for f in sorted(folder.glob("model*.safetensors")) for k, v in load_file(f).items()}
+        files = sorted(folder.glob("model*.safetensors"))
+        return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
     def contents(folder: Path) -> dict[str, bytes]:
         """Relative path -> bytes of every file below a folder."""

@@ -175,3 +175,24 @@ def test_memory_limit_stops_a_run_between_blocks(checkpoint, text, helpers, tmp_
         compress.run(recipe, tmp_path / "run", max_memory=10**12)
     monkeypatch.undo()
     assert compress.run(recipe, tmp_path / "run").model.exists()
+
+
+def test_refused_recipe_may_be_mended(checkpoint, text, helpers, tmp_path):
+    """What was refused before the first block has not taken the folder."""
+    source, out = checkpoint("llama"), tmp_path / "run"
+    wrong = helpers.recipe(source, [{"method": "rtn", "group_size": 128}], text)
+    long = helpers.recipe(source, [{"method": "rtn", "group_size": 16}], text)
+    long["calibration"]["samples"] = 10**6
+    for recipe in (wrong, long):
+        with pytest.raises(CompressError, match="group_size|samples"):
+            compress.run(recipe, out)
+    mended = helpers.recipe(source, [{"method": "rtn", "group_size": 16}], text)
+    assert compress.run(mended, out).model.exists()
+
+
+def test_order_of_keys_means_nothing(checkpoint, text, helpers, tmp_path):
+    section = helpers.evaluation(text)
+    recipe = helpers.recipe(checkpoint("llama"), [], evaluation=section)
+    first = compress.run(recipe, tmp_path / "run")
+    turned = {**recipe, "evaluation": dict(reversed(section.items()))}
+    assert compress.run(turned, tmp_path / "run").report == first.report

@@ -1,4 +1,4 @@
-"""What every method owes its users, on every family: loads again, repeats, streams, does no harm."""
+"""What every method owes its users on every family: it loads again, repeats, streams, harms not."""
 
 from __future__ import annotations
 
