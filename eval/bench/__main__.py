@@ -4,6 +4,7 @@ from __future__ import annotations
 
 BENCHMARKS = (
     # name, what, minutes on 2 cores, GB of disk
+    ("quickstart", "the shipped quickstart recipe", "5", "1"),
     ("peers", "quality, time and memory against llm-compressor", "30", "6"),
     ("memory", "7B- and 1.1B-shaped models within 2 GB of memory", "60", "45"),
     ("resume", "killed ten times, ten times the same bytes", "15", "0.1"),

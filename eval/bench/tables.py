@@ -3,8 +3,9 @@
     python -m eval.bench.tables README.md docs/benchmarks.md
 
 Replaces what stands between `<!-- results:NAME -->` and `<!-- /results -->` by the rows of
-eval/results/NAME.json; `<!-- results:NAME bars -->` shows only the rows that have a bar. The
-markers stay, so the command can be repeated after each measurement.
+eval/results/NAME.json; `<!-- results:NAME bars -->` shows only the rows that have a bar,
+`<!-- results:NAME figures:WORD -->` only the figures whose name begins with the word. The markers
+stay, so the command can be repeated after each measurement.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from eval.bench.options import entry
 from eval.bench.rows import RESULTS, Row, number, read_rows
 
 _BLOCK = re.compile(
-    r"(<!-- results:(?P<name>[\w-]+)(?P<bars> bars)? -->\n).*?(<!-- /results -->)", re.DOTALL
+    r"(<!-- results:(?P<name>[\w-]+)(?P<bars> bars)?(?: figures:(?P<start>[\w-]+))? -->\n).*?(<!-- /results -->)", re.DOTALL
 )
 _OPENING, _CLOSING = "<!-- results:", "<!-- /results -->"
 
@@ -64,6 +65,7 @@ def render(text: str, results: Path = RESULTS, where: str = "document") -> str:
 
     def fill(match: re.Match[str]) -> str:
         rows = read_rows(results / f"{match['name']}.json")
+        rows = [row for row in rows if row.figure.startswith(match["start"] or "")]
         return match[1] + table(rows, bars_only=match["bars"] is not None) + match[4]
 
     return _BLOCK.sub(fill, text)

@@ -1,0 +1,66 @@
+"""What `make quickstart` gives on this machine: how long it takes, what it costs, what it saves.
+
+Runs the shipped recipe from nothing in the work folder (the model's wheel is fetched once and kept
+in the cache) and publishes the figures of its report.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+from compress.recipe import read_recipe
+from eval.bench.options import entry, parser, publish, say, work_folder
+from eval.bench.rows import Row
+from eval.bench.runs import run_measured
+from eval.report import Report, load_report
+
+COMMAND = "make quickstart"
+_MINUTES = 10
+
+
+def rows_of(report: Report, seconds: float) -> list[Row]:
+    """The figures of a quickstart's report; `seconds` of the whole process, downloads aside."""
+
+    def row(figure: str, value: float, unit: str = "", op: str = "<=", bar: float | None = None):
+        return Row(
+            figure=f"quickstart, {figure}", value=value, unit=unit, op=op, bar=bar, peer=None,
+            command=COMMAND,
+        )  # fmt: skip
+
+    before, after = report.before, report.after
+    rows = [row("time of the whole run", seconds / 60, "min", bar=_MINUTES)]
+    for name, result in (("before", before), ("after", after)):
+        size = result.cost.size
+        rows += [
+            row(f"perplexity {name}", result.perplexity.perplexity),
+            row(f"parameters {name}", size.parameters / 1e6, "M", ">="),
+            row(f"checkpoint {name}", size.checkpoint_bytes / 1e6, "MB"),
+            row(f"bits per weight {name}", size.bits_per_weight, "bits"),
+        ]
+    latency = after.latency
+    rows.append(row("prefill speed-up", latency.prefill.speedup, "x", ">="))
+    rows += [
+        row(f"peak memory of step {step.method}", step.peak_rss_bytes / 1e9, "GB")
+        for step in report.steps
+    ]
+    return rows
+
+
+def main() -> None:
+    arguments = parser(__doc__).parse_args()
+    work = work_folder(arguments, "quickstart")
+    overrides = []
+    if arguments.smoke:
+        overrides = ["calibration.samples=2", "evaluation.max_tokens=1024", "evaluation.window=128"]
+    recipe = work / "recipe.yaml"
+    recipe.write_text(read_recipe("quickstart", overrides).to_yaml())
+    out = work / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    say("running the quickstart recipe")
+    run = run_measured(recipe, out)
+    publish(arguments, work, rows_of(load_report(out / "report.json"), run.usage.seconds))
+    shutil.rmtree(out, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    entry(main)
