@@ -254,7 +254,7 @@ def helpers() -> SimpleNamespace:
 
     def difference(a: torch.Tensor, b: torch.Tensor) -> float:
         """Largest difference relative to the largest value of ``b``."""
-        return float((a - b).abs().max() / b.abs().max())
+        return float((a - b).detach().abs().max() / b.detach().abs().max())
 
     def auto(model_type: str) -> Any:
         masked = TINY[model_type][2].endswith("MaskedLM")

@@ -222,8 +222,9 @@ def test_code_of_the_checkpoint_is_refused(own_checkpoint, refused, tmp_path):
     folder = own_checkpoint("llama")
     made = tmp_path / "made"
     (folder / "modeling_own.py").write_text(f"open({str(made)!r}, 'w')\n")
-    edit_config(folder, model_type="own", auto_map={"AutoConfig": "modeling_own.Config",
-                                                    "AutoModelForCausalLM": "modeling_own.Model"})  # fmt: skip
+    classes = {"AutoConfig": "Config", "AutoModelForCausalLM": "Model"}
+    auto_map = {auto: f"modeling_own.{name}" for auto, name in classes.items()}
+    edit_config(folder, model_type="own", auto_map=auto_map)
     refused(folder, "trust_remote_code: true")
     assert not made.exists()
 
@@ -253,7 +254,9 @@ def full_after(count: int, function):
 
 
 @pytest.mark.parametrize("place", ["activations", "block", "checkpoint", "journal", "report"])
-def test_disk_fills_up_and_is_cleared(place, checkpoint, refused, text, helpers, tmp_path, monkeypatch):
+def test_disk_fills_up_and_is_cleared(
+    place, checkpoint, refused, text, helpers, tmp_path, monkeypatch
+):
     source, section = checkpoint("llama"), helpers.evaluation(text)
     recipe = helpers.recipe(source, ["wanda"], text, evaluation=section)
     with monkeypatch.context() as patch:

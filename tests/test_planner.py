@@ -152,5 +152,7 @@ def test_shared_layers_take_data_free_steps(checkpoint, helpers, tmp_path):
 def test_notes(checkpoint, text, helpers):
     made = compress.plan(helpers.recipe(checkpoint("llama"), [{"method": "magnitude"}]))
     assert any("no evaluation" in w for w in made.warnings)
-    idle = compress.plan(helpers.recipe(checkpoint("llama"), [{"method": "magnitude", "sparsity": 0}]))
+    idle = compress.plan(
+        helpers.recipe(checkpoint("llama"), [{"method": "magnitude", "sparsity": 0}])
+    )
     assert any("neither size nor" in w for w in idle.warnings)

@@ -165,7 +165,8 @@ def test_targets(tiny, tokens):
     step = {"method": "wanda", "include": ["*mlp*"], "exclude": ["re:layers\\.1\\..*gate"]}
     compress.apply(model, [step], tokens)
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
-    names = {f"model.layers.{i}.mlp.{m}_proj.weight" for i in range(3) for m in ("gate", "up", "down")}
+    linears = ("gate", "up", "down")
+    names = {f"model.layers.{i}.mlp.{m}_proj.weight" for i in range(3) for m in linears}
     assert changed == names - {"model.layers.1.mlp.gate_proj.weight"}
 
 
