@@ -18,9 +18,8 @@ from compress.methods.base import Method
 from compress.methods.catalog import METHODS
 from compress.models.source import load_model, load_tokenizer, resolve
 from compress.models.stream import StreamedModel
-from compress.planner import Plan
+from compress.planner import Plan, check_steps
 from compress.planner import plan as plan_recipe
-from compress.planner import check_steps
 from compress.recipe import Recipe, parse_recipe, parse_step, read_recipe
 from compress.runner import RunResult
 from compress.runner import run as run_recipe
@@ -62,7 +61,7 @@ def plan(recipe: Recipe | str | Path | dict[str, Any], **options: Any) -> Plan:
 
 
 def run(recipe: Recipe | str | Path | dict[str, Any], out: str | Path, **options: Any) -> RunResult:
-    """Carry out a recipe in the folder ``out``; options are those of :func:`compress.runner.run`."""
+    """Carry out a recipe in the folder ``out``; options as in :func:`compress.runner.run`."""
     return run_recipe(_recipe(recipe), out, **options)
 
 
@@ -77,7 +76,7 @@ def apply(
 
     Args:
         model: in float32, on any device.
-        steps: methods, or what a recipe would say of them: ``{"method": "wanda", "pattern": "2:4"}``.
+        steps: methods, or what a recipe says of them: ``{"method": "wanda", "pattern": "2:4"}``.
         calibration: token ids [samples, length], or an iterable of batches (ids, or dicts of model
             inputs); needed by steps that observe inputs.
         seed: of everything random.

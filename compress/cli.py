@@ -21,7 +21,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-RecipeArgument = Annotated[str, typer.Argument(help="Recipe file, or the name of a shipped recipe.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="Recipe file, or the name of a shipped recipe.")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a field: --set steps.0.sparsity=0.6 (repeatable)."),

@@ -39,7 +39,7 @@ class CompressError(Exception):
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """Return " Did you mean 'x'?" for the closest known names, or the whole list when none is close."""
+    """Return "Did you mean 'x'?" for the closest names, or all names where none is close."""
     import difflib
 
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

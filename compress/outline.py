@@ -107,7 +107,7 @@ class Outline:
 
     @property
     def macs_per_token(self) -> int:
-        """Multiply-accumulates of all linears and the head for one token (attention not counted)."""
+        """Multiply-accumulates of linears and head for one token (attention not counted)."""
         linears = sum(x.weights for b in self.blocks for x in b.linears.values())
         return linears + self.head_weights
 

@@ -159,9 +159,7 @@ def _mark_quantized(outline: Outline, state: ModelState) -> Outline:
     return replace(outline, blocks=tuple(blocks))
 
 
-def check_steps(
-    steps: tuple[Method, ...], streamed: StreamedModel, has_calibration: bool
-) -> None:
+def check_steps(steps: tuple[Method, ...], streamed: StreamedModel, has_calibration: bool) -> None:
     """Refuse steps that cannot work on a live model, before any of them starts.
 
     Raises:
@@ -323,7 +321,7 @@ def machine_speed() -> float:
 
 
 def _seconds(macs: float, outline: Outline) -> float:
-    """Time of a step: the products, half as much again for everything between them, and the files."""
+    """Time of a step: the products, half as much again for what lies between, and the files."""
     return 1.5 * macs / machine_speed() + outline.bytes / 2e8
 
 

@@ -120,7 +120,7 @@ def parse_recipe(data: Any, where: str = "recipe") -> Recipe:
     """Check plain data and build a recipe.
 
     Raises:
-        CompressError: an unknown key (with the closest known one), a wrong value, an unknown method.
+        CompressError: an unknown key (with the closest known one), a wrong value or method.
     """
     if not isinstance(data, dict):
         raise CompressError("a mapping with `model` and `steps`", type(data).__name__, where=where)

@@ -64,9 +64,7 @@ class ModelState:
         records = read_records(config, anatomy.family, len(anatomy.blocks))
         tensors = ModelTensors(index, model, packed=any(r.quantization for r in records))
         places = tuple(SourceBlock(b.path + ".") for b in anatomy.blocks)
-        return cls(
-            tensors, config, anatomy.blocks_path, tuple(records), places, trust_remote_code
-        )
+        return cls(tensors, config, anatomy.blocks_path, tuple(records), places, trust_remote_code)
 
     def changed(self, records: list[BlockRecord], files: list[Path]) -> ModelState:
         """The state after a step that rewrote every block."""
@@ -101,7 +99,7 @@ class ModelState:
             block.get_submodule(path).zeros = pattern
 
     def _tensors(self, index: int) -> dict[str, torch.Tensor]:
-        """One block's tensors; floating ones widened one at a time, so that memory holds one copy."""
+        """One block's tensors; floating ones widened one by one, so that there is one copy."""
         place = self.blocks[index]
         if isinstance(place, SourceBlock):
             names = [n for n in self.source.names() if n.startswith(place.prefix)]

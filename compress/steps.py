@@ -137,7 +137,7 @@ def _decide_on_whole_model(method: Method, context: StepContext) -> Any:
 
 
 def _stream(stage: str, method: Method, context: StepContext, decision: Any) -> list[Any]:
-    """Pass over all blocks; resumes behind the last finished one. Returns the notes of all blocks."""
+    """Pass over all blocks behind the last finished one; returns the notes of all."""
     source, sink = context.source, context.sink
     count = len(source.anatomy.blocks)
     start = sink.finished(stage)
@@ -291,9 +291,7 @@ def _survey_block(
     for site in anatomy.sites:
         kind = method.survey_statistic(site)
         if kind in (MOMENTS, GRAM):
-            statistics |= _collect(
-                kind, block, site, site.linears, replay, context.source.device
-            )
+            statistics |= _collect(kind, block, site, site.linears, replay, context.source.device)
     outputs = Activations(_file(context, SURVEY, index + 1), checked=True)
     similarity, rows = 0.0, 0
 

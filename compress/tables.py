@@ -13,7 +13,9 @@ def print_table(
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(
+        title=escape(title), title_justify="left", box=None, pad_edge=False, header_style="bold"
+    )
     for position, column in enumerate(columns):
         table.add_column(column, justify="right" if position in right else "left")
     for row in rows:

@@ -102,7 +102,12 @@ class Workspace:
             difference = "\n".join(
                 line
                 for line in difflib.unified_diff(
-                    earlier.splitlines(), recipe_text.splitlines(), "earlier", "now", n=0, lineterm=""
+                    earlier.splitlines(),
+                    recipe_text.splitlines(),
+                    "earlier",
+                    "now",
+                    n=0,
+                    lineterm="",
                 )
                 if not line.startswith("@@")
             )

@@ -1,1 +1,1 @@
-"""Running blocks over calibration batches: activations on disk, staged replays, input statistics."""
+"""Blocks over calibration batches: activations on disk, staged replays, input statistics."""

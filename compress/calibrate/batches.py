@@ -11,7 +11,13 @@ from transformers import PreTrainedConfig
 
 from compress.data.masking import mask_tokens
 from compress.data.text import Text, load_text
-from compress.data.tokens import check_ids, check_tokenizer, token_digest, token_stream, token_windows
+from compress.data.tokens import (
+    check_ids,
+    check_tokenizer,
+    token_digest,
+    token_stream,
+    token_windows,
+)
 from compress.errors import CompressError
 
 if TYPE_CHECKING:

@@ -26,7 +26,6 @@ from torch import nn
 from compress.calibrate.activations import Activations
 from compress.models.anatomy import ATTENTION_OUT, DOWN, OTHER, UP, BlockAnatomy, Site
 
-
 _VALUE = object()  # marks, in a template, the place of the stored tensor
 
 
@@ -169,7 +168,8 @@ class BlockReplay:
             for cut in self._cuts.values():
                 if cut.outputs is not None or cut.inputs is not None:
                     stack.enter_context(self._resumed(cut))
-            for self._batch in range(len(self.inputs)):
+            for batch in range(len(self.inputs)):
+                self._batch = batch
                 hidden = self.inputs.read(self._batch).to(self.device)
                 try:
                     output = self.calls[self._batch](self.block, hidden)
@@ -269,9 +269,7 @@ class BlockReplay:
         template = tuple(_VALUE if m else i for m, i in zip(matches, items, strict=True))
         return _Core(inside, template if isinstance(output, tuple) else _VALUE)
 
-    def _observe_everything(
-        self, site: Site, observe: Callable[[str, torch.Tensor], None]
-    ) -> None:
+    def _observe_everything(self, site: Site, observe: Callable[[str, torch.Tensor], None]) -> None:
         with ExitStack() as stack:
             for name in site.linears:
                 hook = self.block.get_submodule(name).register_forward_pre_hook(
@@ -283,4 +281,3 @@ class BlockReplay:
 
     def _file(self, kind: str, what: str) -> Path:
         return self.scratch / f"{kind}-{what}.bin"
-

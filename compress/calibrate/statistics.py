@@ -59,7 +59,7 @@ class InputStatistics:
         return self._absolute / max(self.count, 1)
 
     def through(self, weight: torch.Tensor) -> InputStatistics:
-        """Statistics of x W^T from those of x (needs the Gram matrix); ``weight`` is [out, width]."""
+        """Statistics of x W^T from those of x (needs the Gram matrix); weight [out, width]."""
         carried = InputStatistics(weight.shape[0], GRAM, weight.device)
         carried._gram, carried.count = weight @ self.gram @ weight.t(), self.count
         return carried

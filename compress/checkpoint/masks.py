@@ -108,7 +108,9 @@ def pack_mask(mask: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     return (padded.view(count, digits) * _places(pattern).to(mask.device)).sum(1).to(dtype)
 
 
-def unpack_mask(words: torch.Tensor, pattern: PackedPattern, shape: tuple[int, ...]) -> torch.Tensor:
+def unpack_mask(
+    words: torch.Tensor, pattern: PackedPattern, shape: tuple[int, ...]
+) -> torch.Tensor:
     """Return the mask, bool of the given shape: the inverse of :func:`pack_mask`.
 
     Raises:

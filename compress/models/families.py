@@ -22,7 +22,7 @@ class Family:
 
     Attributes:
         layers: config field that holds the number of blocks.
-        heads, kv_heads: config fields for attention heads and key/value heads (None: as many as heads).
+        heads, kv_heads: config fields for attention and key/value heads (None: as many as heads).
         head_dim: config field that fixes the head width independently of the number of heads, or
             None where the class computes ``hidden_size // heads``; with None a stock config cannot
             describe a block with fewer heads.
@@ -30,8 +30,8 @@ class Family:
         qkv_layout, up_layout: how the producers of attention and FFN are fused.
         attributes: module path inside a block -> {attribute: expression}, sizes that the block's
             ``forward`` reads and that must follow the pruned widths. Expressions: ``heads``,
-            ``kv_heads``, ``attention_width`` (heads x head_dim), ``ffn``. A name ``config.X`` stands
-            for a field X of the module's config, for classes whose forward reads the config.
+            ``kv_heads``, ``attention_width`` (heads x head_dim), ``ffn``. A name ``config.X``
+            stands for a field X of the module's config, for classes whose forward reads the config.
         shared_blocks: all layers are the same module (ALBERT), so no layer can differ or go.
         fixed_first: number of layers at the start that the class builds unlike all others
             (ModernBERT's first has no norm before its attention), so none can take their place.
@@ -62,10 +62,24 @@ _BERT = Family(
 
 FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
-        (
-            "llama mistral qwen2 qwen3 gemma gemma2 gemma3_text smollm3 olmo olmo2 granite cohere"
-            " cohere2 starcoder2 stablelm helium"
-        ).split(),
+        [
+            "llama",
+            "mistral",
+            "qwen2",
+            "qwen3",
+            "gemma",
+            "gemma2",
+            "gemma3_text",
+            "smollm3",
+            "olmo",
+            "olmo2",
+            "granite",
+            "cohere",
+            "cohere2",
+            "starcoder2",
+            "stablelm",
+            "helium",
+        ],
         _LLAMA,
     ),
     "glm4": replace(_LLAMA, up_layout=CONCATENATED),
@@ -103,7 +117,5 @@ FAMILIES: dict[str, Family] = {
         attributes={"attn": {"num_heads": "heads", "all_head_size": "attention_width"}},
         fixed_first=1,
     ),
-    **dict.fromkeys(
-        ("vit", "deit"), Family(attributes={"attention": {"num_heads": "heads"}})
-    ),
+    **dict.fromkeys(("vit", "deit"), Family(attributes={"attention": {"num_heads": "heads"}})),
 }

@@ -9,9 +9,7 @@ from transformers import PreTrainedTokenizerFast
 # Reaction SMILES as the molecular transformers read them (Schwaller et al. 2019,
 # https://doi.org/10.1021/acscentsci.9b00576): bracket atoms, ring closures of two or three digits,
 # two-letter halogens, single atoms, then bonds, branches and reaction arrows.
-SMILES = (
-    r"\[[^\]]+\]|%\([0-9]{3}\)|%[0-9]{2}|Br|Cl|[BCNOSPFIbcnosp]|>>|[>|().=#+\-\\/:~@?*$0-9]"
-)
+SMILES = r"\[[^\]]+\]|%\([0-9]{3}\)|%[0-9]{2}|Br|Cl|[BCNOSPFIbcnosp]|>>|[>|().=#+\-\\/:~@?*$0-9]"
 
 
 def word_tokenizer(vocabulary: Path, pattern: str, max_length: int) -> PreTrainedTokenizerFast:

@@ -1,4 +1,4 @@
-"""One block in memory at a time: a model whose weights stay in safetensors until they are needed."""
+"""One block in memory at a time: weights stay in safetensors until they are needed."""
 
 from __future__ import annotations
 
@@ -151,12 +151,11 @@ def load_outer(model: PreTrainedModel, state: dict[str, torch.Tensor], prefix: s
         elif leaf in owner._buffers:
             owner._buffers[leaf] = tensor
     model.tie_weights()
-    missing = [
-        n for n, p in model.named_parameters() if p.is_meta and not n.startswith(prefix)
-    ]
+    missing = [n for n, p in model.named_parameters() if p.is_meta and not n.startswith(prefix)]
     if missing:
         raise CompressError(
-            "weights for every layer of the model", f"none for {', '.join(missing[:3])}",
+            "weights for every layer of the model",
+            f"none for {', '.join(missing[:3])}",
             "The checkpoint is incomplete or of another architecture than config.json says",
         )
 
@@ -185,9 +184,9 @@ def capture_inputs(
         shape = tuple(next(iter(batch.values())).shape)
         first_time = shape not in by_shape
         recorded: list[BlockCall] = []
-        with torch.no_grad(), _recording(blocks, recorded, inputs, index, every=first_time):
-            with contextlib.suppress(_Captured):
-                _forward(model, batch)
+        recording = _recording(blocks, recorded, inputs, index, every=first_time)
+        with torch.no_grad(), recording, contextlib.suppress(_Captured):
+            _forward(model, batch)
         if first_time:
             by_shape[shape] = recorded
         for position, call in enumerate(by_shape[shape]):

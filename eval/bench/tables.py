@@ -19,7 +19,9 @@ from eval.bench.options import entry
 from eval.bench.rows import RESULTS, Row, number, read_rows
 
 _BLOCK = re.compile(
-    r"(<!-- results:(?P<name>[\w-]+)(?P<bars> bars)?(?: figures:(?P<start>[\w-]+))? -->\n).*?(<!-- /results -->)", re.DOTALL
+    r"(<!-- results:(?P<name>[\w-]+)(?P<bars> bars)?(?: figures:(?P<start>[\w-]+))? -->\n)"
+    r".*?(<!-- /results -->)",
+    re.DOTALL,
 )
 _OPENING, _CLOSING = "<!-- results:", "<!-- /results -->"
 
@@ -66,7 +68,7 @@ def render(text: str, results: Path = RESULTS, where: str = "document") -> str:
     def fill(match: re.Match[str]) -> str:
         rows = read_rows(results / f"{match['name']}.json")
         rows = [row for row in rows if row.figure.startswith(match["start"] or "")]
-        return match[1] + table(rows, bars_only=match["bars"] is not None) + match[4]
+        return match[1] + table(rows, bars_only=match["bars"] is not None) + match.groups()[-1]
 
     return _BLOCK.sub(fill, text)
 

@@ -114,8 +114,6 @@ def test_part_of_one_document_is_by_lines(tmp_path):
     assert "head:0.8" in load_text(TextSpec(source=str(path), part="head:0.8")).description
 
 
-
-
 def test_unknown_option_is_refused():
     with pytest.raises(ValidationError, match="feild"):
         TextSpec(source="x.txt", feild="text")

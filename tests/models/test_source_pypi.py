@@ -229,9 +229,7 @@ class Evil:
 def test_pickle_that_runs_code_is_never_run(index, tmp_path):
     wheel = make_wheel(index, pickled_files(tmp_path, {"x": Evil(tmp_path / "ran")}))
     with pytest.raises(CompressError, match="state dict of tensors"):
-        resolve(
-            f"pypi:tiny-model==1.0@sha256:{sha256(wheel)}", cache_dir=tmp_path / "cache"
-        )
+        resolve(f"pypi:tiny-model==1.0@sha256:{sha256(wheel)}", cache_dir=tmp_path / "cache")
     assert not (tmp_path / "ran").exists()
     assert not list((tmp_path / "cache").glob("models/*"))
 

@@ -128,7 +128,10 @@ class _Grid:
             first = index - self.start
             current = block[first : first + self.group].t()
             scale, zero_point = self.method.fit(current.contiguous(), self.work)
-            self.scale[:, group : group + 1], self.zero_point[:, group : group + 1] = scale, zero_point
+            self.scale[:, group : group + 1], self.zero_point[:, group : group + 1] = (
+                scale,
+                zero_point,
+            )
             self._scale[group] = self.scale[:, group]
             self._zero[group] = self.zero_point[:, group].float()
         scale, zero = self._scale[group], self._zero[group]

@@ -27,7 +27,7 @@ class RoundToNearest(QuantizeMethod):
 
 
 class W8A8(RoundToNearest):
-    """int8 weights (a scale a channel) and int8 activations (a scale a token, found at run time)."""
+    """int8 weights (a scale a channel), int8 activations (a scale a token, found at run time)."""
 
     name: ClassVar[str] = "w8a8"
     summary: ClassVar[str] = "int8 weights and dynamic per-token int8 activations"

@@ -14,8 +14,9 @@ from compress.models.anatomy import Anatomy
 from compress.outline import LinearOutline, Outline
 from compress.patterns import UNSTRUCTURED, Pattern
 
+
 def lowest_mask(score: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """Drop the ``floor(sparsity * n)`` lowest scores of each row of ``score`` [rows, n]; True = kept."""
+    """Drop the floor(sparsity * n) lowest scores of each row of [rows, n]; True = kept."""
     drop = int(sparsity * score.shape[1])
     mask = torch.ones_like(score, dtype=torch.bool)
     if drop:
@@ -101,7 +102,7 @@ class SparsityMethod(LinearMethod):
         return lowest_mask(score, self.share)
 
     def apply_mask(self, work: SiteWork, name: str, mask: torch.Tensor) -> None:
-        """Zero what the mask does not keep and say so on the module, for later steps and reports."""
+        """Zero what the mask does not keep and note it on the module for later steps."""
         work.weight(name).mul_(mask)
         self.mark(work, name)
 
