@@ -236,8 +236,9 @@ def _peak(method: Method, outline: Outline, calibration: CalibrationSpec | None)
         return round(1.2 * (outer + 4 * outline.parameters)) + _batch_bytes(outline, calibration)
     largest = 4 * max(x.weights for b in outline.blocks for x in b.linears.values())
     if method.needs == "nothing":
-        # A block, one tensor as it is read, and a method's copies of one matrix.
-        return max(block + 4 * largest, outer + block)
+        # A block, one tensor as it is read, and a method's copies of one matrix; the outer tensors
+        # come in when the result is verified, without any block.
+        return max(block + 4 * largest, outer)
     site_bytes = 0
     for b in outline.blocks:
         for site in b.anatomy.sites:
