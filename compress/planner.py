@@ -1,30 +1,27 @@
 """Recipe + headers of a checkpoint -> plan: what will happen, what it costs, or why it cannot work.
 
-No weight is read. Sizes follow from shapes, times from the work and a quarter-second measurement of
-this machine, peak memory from what the engine holds at once.
+No weight is read. Sizes follow from shapes; :mod:`compress.forecast` says what steps take.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from compress.calibrate.statistics import GRAM
+from compress import forecast
 from compress.errors import CompressError
 from compress.memory import resident
-from compress.methods.base import DEPTH, MODULES, PRECISION, VALUES, WIDTH, ZEROS, Method
+from compress.methods.base import MODULES, PRECISION, VALUES, WIDTH, ZEROS, Method
 from compress.models.anatomy import Anatomy
 from compress.models.source import Source, load_config, resolve
 from compress.models.stream import StreamedModel
 from compress.models.tensors import TensorIndex
-from compress.outline import BlockOutline, Outline, outline_of
-from compress.recipe import CalibrationSpec, Recipe, split_evaluation
+from compress.outline import Outline, outline_of
+from compress.recipe import Recipe, split_evaluation
 from compress.state import ModelState
 
 # What an earlier step made, a later one would destroy: (earlier writes, later writes, why).
@@ -73,7 +70,10 @@ class Plan:
         if not self.steps:
             return 0
         blocks = sum(s.after.bytes for s in self.steps) if self.steps else 0
-        return blocks + self.result.bytes + _activation_bytes(self.original, self.recipe)
+        observed = any(s.method.needs != "nothing" for s in self.steps)
+        calibration = self.recipe.calibration if observed else None
+        activations = forecast.activation_bytes(self.original, calibration)
+        return blocks + self.result.bytes + activations
 
     @property
     def result(self) -> Outline:
@@ -130,9 +130,11 @@ def plan(
             after = method.predict(outline)
         except CompressError as error:
             raise error.within(where) from None
-        macs = _work(method, outline, recipe.calibration)
-        peak = resident() + _peak(method, outline, recipe.calibration)
-        steps.append(PlannedStep(method, outline, after, macs, peak, _seconds(macs, outline)))
+        macs = forecast.work(method, outline, recipe.calibration)
+        peak = resident() + forecast.peak_bytes(method, outline, recipe.calibration)
+        steps.append(
+            PlannedStep(method, outline, after, macs, peak, forecast.seconds(macs, outline))
+        )
         outline = after
     made = Plan(
         recipe, source, state, streamed.anatomy, tuple(steps), original,
@@ -207,64 +209,6 @@ def _check_order(steps: tuple[Method, ...]) -> None:
                 )
 
 
-def _work(method: Method, outline: Outline, calibration: CalibrationSpec | None) -> float:
-    """Multiply-accumulates of a step."""
-    if method.needs == "nothing" or calibration is None:
-        return 0.0
-    tokens = calibration.samples * calibration.length
-    forward = sum(x.weights for b in outline.blocks for x in b.linears.values())
-    attention = sum(
-        b.anatomy.heads * b.anatomy.head_dim * calibration.length for b in outline.blocks
-    )
-    passes = method.survey_work(outline)
-    grams = 0.0
-    if method.kept_blocks is not None and DEPTH not in method.writes:
-        passes += 1
-        for block in outline.blocks:
-            for site in block.anatomy.sites:
-                if method.targets(block.anatomy, site) and method.statistic(site) == GRAM:
-                    # Only the upper triangle is computed.
-                    grams += 0.55 * block.linears[site.linears[0]].in_features ** 2
-    return tokens * (passes * (forward + attention) + grams)
-
-
-def _peak(method: Method, outline: Outline, calibration: CalibrationSpec | None) -> int:
-    """Bytes held at once by a step beyond what the process holds anyway, float32 throughout."""
-    outer = 4 * outline.outer_parameters
-    block = 4 * max(_block_parameters(b) for b in outline.blocks)
-    if method.scope != "block":
-        return round(1.2 * (outer + 4 * outline.parameters)) + _batch_bytes(outline, calibration)
-    largest = 4 * max(x.weights for b in outline.blocks for x in b.linears.values())
-    if method.needs == "nothing":
-        # A block, one tensor as it is read, and a method's copies of one matrix; the outer tensors
-        # come in when the result is verified, without any block.
-        return max(block + 4 * largest, outer)
-    site_bytes = 0
-    for b in outline.blocks:
-        for site in b.anatomy.sites:
-            if not method.targets(b.anatomy, site):
-                continue
-            width = max(b.linears[n].in_features for n in site.linears)
-            rows = sum(b.linears[n].out_features for n in site.linears)
-            gram = 5 * width * width if method.statistic(site) == GRAM else 0
-            site_bytes = max(site_bytes, 4 * (gram + 3 * rows * width))
-    return max(outer + _batch_bytes(outline, calibration),
-               block + site_bytes + _batch_bytes(outline, calibration))  # fmt: skip
-
-
-def _block_parameters(block: BlockOutline) -> int:
-    return block.other_parameters + sum(x.weights for x in block.linears.values())
-
-
-def _batch_bytes(outline: Outline, calibration: CalibrationSpec | None) -> int:
-    """Activations of one batch inside a block."""
-    if calibration is None:
-        return 0
-    tokens = calibration.batch * calibration.length
-    widths = [max(b.anatomy.ffn, outline.hidden_size) for b in outline.blocks]
-    return 4 * tokens * (6 * outline.hidden_size + 4 * max(widths))
-
-
 def _evaluation_bytes(recipe: Recipe, original: Outline, result: Outline) -> int:
     """Resident memory of the evaluation, 0 without one."""
     if recipe.evaluation is None:
@@ -287,15 +231,6 @@ def _warnings(recipe: Recipe, original: Outline, result: Outline) -> tuple[str, 
     return tuple(found)
 
 
-def _activation_bytes(outline: Outline, recipe: Recipe) -> int:
-    """Stored activations at their largest: a block's inputs and outputs, and both of its cuts."""
-    if recipe.calibration is None or all(m.needs == "nothing" for m in recipe.steps):
-        return 0
-    tokens = recipe.calibration.samples * recipe.calibration.length
-    widest = max(b.anatomy.heads * b.anatomy.head_dim + b.anatomy.ffn for b in outline.blocks)
-    return 4 * tokens * (3 * outline.hidden_size + widest)
-
-
 def _too_large(made: Plan, limit: int, why: str) -> CompressError:
     parts = [f"{s.method.name} {s.peak_bytes / 1e9:.2f} GB" for s in made.steps]
     if made.evaluation_bytes:
@@ -306,24 +241,6 @@ def _too_large(made: Plan, limit: int, why: str) -> CompressError:
         "Lower calibration.length or calibration.batch, turn evaluation.latency off or leave the "
         "evaluation out, choose a method of block scope, or raise the limit",
     )
-
-
-@lru_cache
-def machine_speed() -> float:
-    """Multiply-accumulates a second of float32 matrix products on this machine."""
-    size = 768
-    a, b = torch.rand(size, size), torch.rand(size, size)
-    a @ b
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < 0.25:
-        a @ b
-        count += 1
-    return count * size**3 / (time.perf_counter() - start)
-
-
-def _seconds(macs: float, outline: Outline) -> float:
-    """Time of a step: the products, half as much again for what lies between, and the files."""
-    return 1.5 * macs / machine_speed() + outline.bytes / 2e8
 
 
 def describe(made: Plan) -> list[dict[str, Any]]:
