@@ -33,8 +33,13 @@ def peak() -> int:
 
 
 def give_back() -> None:
-    """Collect garbage and return freed heap pages to the system (glibc keeps them otherwise)."""
+    """Collect garbage and return freed heap pages to the system."""
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Return freed heap pages to the system; glibc keeps them, and fragments add up by block."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 

@@ -15,6 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from compress.errors import CompressError
 
 
+# Rows are rounded in pieces of about this many weights, so that scratch memory stays small.
+_PIECE = 2**22
+
+
 class QuantScheme(BaseModel):
     """What the numbers of one linear are rounded to."""
 
@@ -122,11 +126,16 @@ def quantize(
     Returns:
         Codes [out, in], int8.
     """
-    grouped = weight.float().unflatten(1, (scale.shape[1], -1))
-    codes = grouped / scale.float().unsqueeze(-1)
-    if zero_point is not None:
-        codes += zero_point.to(codes.dtype).unsqueeze(-1)
-    return codes.round_().clamp_(*scheme.code_range).to(torch.int8).flatten(1)
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    step = max(1, _PIECE // max(weight.shape[1], 1))
+    for start in range(0, weight.shape[0], step):
+        rows = slice(start, start + step)
+        part = weight[rows].float().unflatten(1, (scale.shape[1], -1))
+        part = part / scale[rows].float().unsqueeze(-1)
+        if zero_point is not None:
+            part += zero_point[rows].to(part.dtype).unsqueeze(-1)
+        codes[rows] = part.round_().clamp_(*scheme.code_range).flatten(1)
+    return codes
 
 
 def dequantize(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from compress import memory
 from compress.calibrate.activations import Activations
 from compress.calibrate.replay import BlockCall
 from compress.errors import CompressError
@@ -70,10 +71,13 @@ class StreamedModel:
             for name, module in self.model.named_modules():
                 if self.anatomy.is_outer(name + "."):
                     release(module, recurse=False)
+            memory.trim()
 
     def release_block(self, index: int) -> None:
+        """Return one block's parameters to the meta device, and their memory to the system."""
         if not self.live:
             release(self.block(index))
+            memory.trim()
 
     def _fill_buffers(self, prefix: str) -> None:
         """Non-persistent buffers (rotary frequencies, position ids) are not in any file: build the
