@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.errors import CompressError
 
-
 # Rows are rounded in pieces of about this many weights, so that scratch memory stays small.
 _PIECE = 2**22
 
