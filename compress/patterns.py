@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,16 @@ import torch
 from compress.errors import CompressError
 
 UNSTRUCTURED = "unstructured"
+
+# Masks are made a few million weights at a time: indices take eight bytes a weight.
+_PIECE = 2**22
+
+
+def row_pieces(rows: int, columns: int) -> Iterator[slice]:
+    """Cut the rows of a matrix [rows, columns] into pieces that need little scratch memory."""
+    step = max(1, _PIECE // max(columns, 1))
+    for start in range(0, rows, step):
+        yield slice(start, start + step)
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,9 @@ class Pattern:
         Returns:
             Boolean mask, True = kept; exactly N a group even among ties.
         """
-        groups = score.reshape(score.shape[0], -1, self.m)
-        best = groups.topk(self.n, dim=-1, sorted=False).indices
-        mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, best, True)
-        return mask.reshape(score.shape)
+        mask = torch.zeros(score.shape, dtype=torch.bool, device=score.device)
+        for rows in row_pieces(*score.shape):
+            groups = score[rows].unflatten(1, (-1, self.m))
+            best = groups.topk(self.n, dim=-1, sorted=False).indices
+            mask[rows].unflatten(1, (-1, self.m)).scatter_(-1, best, True)
+        return mask

@@ -20,7 +20,7 @@ import torch
 
 from compress.checkpoint.shards import ShardWriter, TensorSpec
 from compress.errors import CompressError
-from compress.patterns import Pattern
+from compress.patterns import Pattern, row_pieces
 
 STEM = "masks"
 ORDER = "lexicographic"  # of the kept positions: for 2:4, 01 02 03 12 13 23
@@ -73,15 +73,17 @@ def nonzero_mask(weight: torch.Tensor, pattern: Pattern) -> torch.Tensor:
         CompressError: a group has more than N nonzero values.
     """
     pattern.words(tuple(weight.shape))
-    kept = (weight != 0).unflatten(-1, (-1, pattern.m))
-    counts = kept.sum(-1, keepdim=True)
-    if int(counts.max()) > pattern.n:
-        raise CompressError(
-            f"at most {pattern.n} nonzero weights of every {pattern.m}", str(int(counts.max()))
-        )
-    zeros_before = (~kept).cumsum(-1)
-    filled = kept | (~kept & (zeros_before <= pattern.n - counts))
-    return filled.flatten(-2)
+    mask = torch.empty(weight.shape, dtype=torch.bool, device=weight.device)
+    for rows in row_pieces(*weight.shape):
+        kept = (weight[rows] != 0).unflatten(-1, (-1, pattern.m))
+        counts = kept.sum(-1, keepdim=True)
+        if int(counts.max()) > pattern.n:
+            raise CompressError(
+                f"at most {pattern.n} nonzero weights of every {pattern.m}", str(int(counts.max()))
+            )
+        zeros_before = (~kept).cumsum(-1)
+        mask[rows] = (kept | (~kept & (zeros_before <= pattern.n - counts))).flatten(-2)
+    return mask
 
 
 def pack_mask(mask: torch.Tensor, pattern: Pattern) -> torch.Tensor:
@@ -95,17 +97,24 @@ def pack_mask(mask: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     """
     count = pattern.words(tuple(mask.shape))
     groups = mask.reshape(-1, pattern.m)
-    if not bool((groups.sum(1) == pattern.n).all()):
-        raise CompressError(
-            f"masks that keep {pattern.n} of every {pattern.m} weights",
-            "a group that keeps another number",
-        )
-    code = (groups.long() << torch.arange(pattern.m, device=mask.device)).sum(1)
     codes, digit_of = _codes(pattern).to(mask.device).sort()
     dtype, digits = pattern.word
-    padded = torch.zeros(count * digits, dtype=torch.int64, device=mask.device)
-    padded[: len(code)] = digit_of[torch.searchsorted(codes, code)]
-    return (padded.view(count, digits) * _places(pattern).to(mask.device)).sum(1).to(dtype)
+    shift = torch.arange(pattern.m, device=mask.device)
+    places = _places(pattern).to(mask.device)
+    words = torch.empty(count, dtype=dtype, device=mask.device)
+    for piece in row_pieces(count, digits * pattern.m):
+        part = groups[piece.start * digits : piece.stop * digits]
+        if not bool((part.sum(1) == pattern.n).all()):
+            raise CompressError(
+                f"masks that keep {pattern.n} of every {pattern.m} weights",
+                "a group that keeps another number",
+            )
+        found = digit_of[torch.searchsorted(codes, (part.long() << shift).sum(1))]
+        target = words[piece]
+        padded = torch.zeros(len(target) * digits, dtype=torch.int64, device=mask.device)
+        padded[: len(found)] = found
+        target.copy_((padded.view(-1, digits) * places).sum(1))
+    return words
 
 
 def unpack_mask(
