@@ -145,12 +145,13 @@ def check_export(
     dtype: torch.dtype,
     scratch: Path,
     device: torch.device | str,
-    budget: int,
+    whole: bool,
 ) -> dict[str, float | str]:
     """Load what was written and compare its logits with those of the blocks in the run's folder.
 
-    Through plain ``from_pretrained`` where the model fits into ``budget`` bytes; else block by
-    block, after a comparison of all names and shapes with what the written config builds.
+    Args:
+        whole: load the model whole through plain ``from_pretrained``; else block by block, after a
+            comparison of all names and shapes with what the written config builds.
 
     Returns:
         How it was checked, and the largest difference of logits relative to the largest logit.
@@ -164,7 +165,7 @@ def check_export(
     batch = {"input_ids": ids}
     expected = streamed_logits(state, batch, scratch, device, dtype)
     index = TensorIndex.open(folder)
-    if 6 * sum(index.nbytes(n) for n in index.names()) < budget:
+    if whole:
         written = load_config(folder, trust_remote_code=state.trust_remote_code)
         error = verify(folder, expected, batch, auto_class(written))
         return {"through": "from_pretrained", "relative_error": error}
