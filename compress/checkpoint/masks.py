@@ -7,6 +7,7 @@ is 8 bits for 12 weights, 0.667 bit a weight. Groups run along the input dimensi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -15,11 +16,12 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from compress.checkpoint.shards import ShardWriter, TensorSpec
-from compress.errors import CompressError
+from compress.errors import CompressError, did_you_mean
 from compress.patterns import Pattern, row_pieces
 
 STEM = "masks"
@@ -127,19 +129,26 @@ def unpack_mask(
     """
     count = pattern.words(shape)
     dtype, digits = pattern.word
-    values = words.to(torch.int64)
-    if words.dtype != dtype or values.shape != (count,):
+    if words.dtype != dtype or words.shape != (count,):
         raise CompressError(
             f"{count} words of {dtype} for a {pattern.n}:{pattern.m} mask of {list(shape)}",
             f"{list(words.shape)} of {words.dtype}",
         )
-    if count and int(values.max()) >= pattern.candidates**digits or bool((values < 0).any()):
-        raise CompressError("digits of the pattern's base", "a word out of range")
     places = _places(pattern).to(words.device)
-    indices = values.unsqueeze(1).div(places, rounding_mode="floor") % pattern.candidates
-    code = _codes(pattern).to(words.device)[indices.flatten()[: math.prod(shape) // pattern.m]]
-    bits = (code.unsqueeze(1) >> torch.arange(pattern.m, device=words.device)) & 1
-    return bits.bool().reshape(shape)
+    codes = _codes(pattern).to(words.device)
+    shift = torch.arange(pattern.m, device=words.device)
+    groups = torch.empty(
+        math.prod(shape) // pattern.m, pattern.m, dtype=torch.bool, device=words.device
+    )
+    for piece in row_pieces(count, digits * pattern.m):
+        values = words[piece].to(torch.int64)
+        if int(values.max()) >= pattern.candidates**digits or int(values.min()) < 0:
+            raise CompressError("digits of the pattern's base", "a word out of range")
+        indices = values.unsqueeze(1).div(places, rounding_mode="floor") % pattern.candidates
+        target = groups[piece.start * digits : piece.stop * digits]
+        code = codes[indices.flatten()[: len(target)]]
+        target.copy_((code.unsqueeze(1) >> shift) & 1)
+    return groups.view(shape)
 
 
 def save_masks(
@@ -175,25 +184,81 @@ def save_masks(
     return Path(folder) / f"{STEM}.safetensors"
 
 
+@dataclass(frozen=True)
+class MaskInfo:
+    """What a mask file says of one mask: its pattern, and the shape [out, in] of the weight."""
+
+    pattern: PackedPattern
+    shape: tuple[int, int]
+
+
 def load_masks(path: str | os.PathLike[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (name, mask) of a file that :func:`save_masks` wrote, one at a time.
+    """Yield (name of the weight, mask bool [out, in]), one mask in memory at a time.
 
     Raises:
         CompressError: the file is damaged or was written in another order of patterns.
     """
+    for name in mask_names(path):
+        yield name, read_mask(path, name)
+
+
+def read_mask(path: str | os.PathLike[str], name: str) -> torch.Tensor:
+    """Return the mask of one weight, bool [out, in], True where it is kept; reads only its bytes.
+
+    Raises:
+        CompressError: the file has no mask of that name, is damaged or of another order.
+    """
+    with _opened(path) as (file, infos, _):
+        if name not in infos:
+            raise CompressError(
+                f"a mask of {name} in {path}", f"{len(infos)} masks without it",
+                did_you_mean(name, list(infos)) if len(infos) < 20 else "",
+            )  # fmt: skip
+        info = infos[name]
+        return unpack_mask(file.get_tensor(name), info.pattern, info.shape)
+
+
+def mask_layout(path: str | os.PathLike[str]) -> dict[str, MaskInfo]:
+    """Return name of the weight -> pattern and shape of every mask; reads only the header.
+
+    Raises:
+        CompressError: the file is damaged or of another order.
+    """
+    with _opened(path) as (_, infos, _):
+        return infos
+
+
+def mask_names(path: str | os.PathLike[str]) -> list[str]:
+    """Return the names of the weights that have a mask, as the model's class names them."""
+    return list(mask_layout(path))
+
+
+def base_digest(path: str | os.PathLike[str]) -> str:
+    """Return the digest of the checkpoint that the masks were chosen for ("" if not recorded)."""
+    with _opened(path) as (_, _, digest):
+        return digest
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, dict[str, MaskInfo], str]]:
+    """Open a mask file: (reader of tensors, what its header says of each mask, base digest)."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        # Read, not mapped: mapped pages would count as resident memory.
+        with safe_open(path, framework="pt", backend="pread") as file:
             metadata = file.metadata() or {}
             if metadata.get("order") != ORDER:
                 raise CompressError(
-                    f"a mask file in {ORDER} order", repr(metadata.get("order")), where=str(path)
-                )
-            for name, about in json.loads(metadata["masks"]).items():
-                pattern = PackedPattern(about["n"], about["m"])
-                yield name, unpack_mask(file.get_tensor(name), pattern, tuple(about["shape"]))
-    except (SafetensorError, OSError) as error:
+                    f"a mask file in {ORDER} order", repr(metadata.get("order")),
+                    "Give the masks.safetensors that lies beside a masked model", where=str(path),
+                )  # fmt: skip
+            infos = {
+                name: MaskInfo(PackedPattern(about["n"], about["m"]), tuple(about["shape"]))
+                for name, about in json.loads(metadata["masks"]).items()
+            }
+            yield file, infos, metadata.get("base_digest", "")
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CompressError("a readable mask file", str(error), where=str(path)) from error
 
 
