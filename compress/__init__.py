@@ -23,6 +23,7 @@ install_hooks()
 # Resolved on first use: torch and transformers take seconds to import.
 _EXPORTS = {
     "apply": "compress.api",
+    "apply_mask": "compress.api",
     "inspect": "compress.api",
     # Not `methods`: that is the subpackage, once something has imported it.
     "list_methods": "compress.api",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from compress.apply_masks import AppliedMask, apply_mask
 from compress.checkpoint.config import apply_records, keep_layers
 from compress.checkpoint.records import record_block
 from compress.checkpoint.save import save_model
@@ -24,6 +25,10 @@ from compress.recipe import Recipe, parse_recipe, parse_step, read_recipe
 from compress.runner import RunResult
 from compress.runner import run as run_recipe
 from compress.steps import StepContext, run_step
+
+__all__ = [
+    "AppliedMask", "apply", "apply_mask", "inspect", "list_methods", "load", "plan", "run", "save",
+]  # fmt: skip
 
 
 def load(

