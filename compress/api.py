@@ -26,7 +26,8 @@ from compress.recipe import Recipe, parse_recipe, parse_step, read_recipe
 from compress.runner import RunResult
 from compress.runner import run as run_recipe
 from compress.semi_structured import convert, refuse_converted
-from compress.steps import StepContext, run_step
+from compress.step_context import StepContext
+from compress.steps import run_step
 
 __all__ = [
     "AppliedMask", "apply", "apply_mask", "inspect", "list_methods", "load", "plan", "run", "save",
@@ -122,7 +123,7 @@ def apply(
         with tempfile.TemporaryDirectory(prefix="compress-") as scratch:
             labels = [b["labels"] for b in batches if "labels" in b] or None
             inputs = [{k: v for k, v in b.items() if k != "labels"} for b in batches]
-            context = StepContext(streamed, inputs, Path(scratch), labels=labels)
+            context = StepContext(streamed, inputs, Path(scratch), labels=labels, seed=seed)
             decision = run_step(method, context)
         _update(model, streamed, method.kept_blocks(decision, streamed.anatomy))
     return model.train(was_training)

@@ -45,7 +45,7 @@ def peak_bytes(method: Method, outline: Outline, calibration: CalibrationSpec | 
     """Bytes held at once by a step beyond what the process holds anyway, float32 throughout."""
     outer = 4 * outline.outer_parameters
     block = 4 * max(_block_parameters(b) for b in outline.blocks)
-    if method.scope != "block":
+    if method.works_on != "block":
         return round(1.2 * (outer + 4 * outline.parameters)) + _batch_bytes(outline, calibration)
     largest = 4 * max(x.weights for b in outline.blocks for x in b.linears.values())
     if method.needs == "nothing":

@@ -118,14 +118,52 @@ def absorb_columns_in_mask(
         [out, len(kept)].
     """
     lost = _complement(kept, weight.shape[1])
-    inner = gram[kept][:, kept].clone()
+    start = weight[:, kept]
+    # Residual of the normal equations at the start: what the lost columns contributed.
+    residual = weight[:, lost] @ gram[lost][:, kept]
+    return _masked_descent(start, residual, gram[kept][:, kept], start != 0, damping, iterations)
+
+
+def refit_masked(
+    weight: torch.Tensor,
+    gram: torch.Tensor,
+    mask: torch.Tensor,
+    damping: float,
+    iterations: int = 64,
+) -> torch.Tensor:
+    """Weights on a fixed mask that do the work of the dense ones: argmin |(W - W') X|^2 with W' = 0
+    outside the mask, started from W * mask.
+
+    Args:
+        weight: W [out, in], dense. gram: X^T X [in, in]. mask: bool [out, in].
+        damping: ridge towards the start, as a share of the mean of the diagonal of X^T X.
+
+    Returns:
+        [out, in].
+    """
+    start = weight * mask
+    return _masked_descent(start, (weight - start) @ gram, gram, mask, damping, iterations)
+
+
+def _masked_descent(
+    start: torch.Tensor,
+    residual: torch.Tensor,
+    gram: torch.Tensor,
+    mask: torch.Tensor,
+    damping: float,
+    iterations: int,
+) -> torch.Tensor:
+    """Solve ``x (gram + ridge) = start (gram + ridge) + residual`` row by row, x = 0 off the mask.
+
+    Conjugate gradients on all rows together, preconditioned by the diagonal; no iteration leaves
+    the error larger than it was.
+    """
+    inner = gram.clone()
     mean = inner.diagonal().mean()
     inner.diagonal().add_(damping * (mean if mean > 0 else 1.0))
     scale = 1 / inner.diagonal()
-    solution = weight[:, kept].clone()
-    mask = solution != 0
-    # Residual of the normal equations at the start: what the lost columns contributed.
-    residual = (weight[:, lost] @ gram[lost][:, kept]) * mask
+    solution = start.clone()
+    residual = residual * mask
     direction = residual * scale
     product = (residual * direction).sum(1, keepdim=True)
     floor = product * 1e-10

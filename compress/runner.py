@@ -25,7 +25,8 @@ from compress.progress import Progress
 from compress.recipe import Recipe, parse_size
 from compress.sink import JournalSink
 from compress.state import ModelState
-from compress.steps import StepContext, run_step
+from compress.step_context import StepContext
+from compress.steps import run_step
 from compress.workspace import Workspace
 
 _ALWAYS_FITS = 64 * 2**20
@@ -210,6 +211,9 @@ class _Job:
                 self.calibration.batches if self.calibration else [],
                 self.scratch,
                 labels=self.calibration.labels if self.calibration else None,
+                folder=sink.folder / "training",
+                seed=self.recipe.seed,
+                progress=self.progress,
                 storage_dtype=self.dtype,
                 sink=sink,
                 report=lambda stage, index, count, _note: self.progress.update(

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from compress.checkpoint.records import BlockRecord, dump_block
 from compress.models.anatomy import Anatomy, BlockAnatomy
 from compress.state import ModelState
-from compress.steps import SOLVE
+from compress.step_context import LEARN, SOLVE, TRAIN
 from compress.workspace import Workspace, disk_error
 
 
 class JournalSink:
-    """The :class:`compress.steps.Sink` of a run on disk.
+    """The :class:`compress.step_context.Sink` of a run on disk.
 
     Args:
         workspace: the run's folder.
@@ -58,7 +58,9 @@ class JournalSink:
 
     def store(self, index: int, block: nn.Module, anatomy: BlockAnatomy) -> None:
         tensors, self._record = dump_block(block, anatomy, self.dtype)
-        path = self.file(index)
+        self._write(self.file(index), tensors)
+
+    def _write(self, path: Path, tensors: dict[str, torch.Tensor]) -> None:
         temporary = path.with_suffix(".partial")
         try:
             save_file({k: v.cpu() for k, v in tensors.items()}, temporary, {"format": "pt"})
@@ -68,6 +70,18 @@ class JournalSink:
             if not isinstance(error, OSError):
                 error = OSError(0, str(error))
             raise disk_error(self.folder, error) from error
+
+    def keep(self, stage: str, index: int, tensors: dict[str, torch.Tensor]) -> None:
+        self._write(self._learned(stage, index), tensors)
+
+    def learned(self, index: int) -> dict[str, torch.Tensor]:
+        count = len(self.anatomy.blocks)
+        for stage in (TRAIN, LEARN):
+            # A training that was cut off while its blocks were noted did not happen.
+            if self.finished(stage) == count:
+                with safe_open(self._learned(stage, index), framework="pt") as file:
+                    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return {}
 
     def record(self, stage: str, index: int, note: Any, activations: dict[str, Any] | None) -> None:
         event = {
@@ -81,6 +95,9 @@ class JournalSink:
         if stage == SOLVE:
             event["record"] = self._record.model_dump(mode="json")
         self.workspace.append(event)
+
+    def _learned(self, stage: str, index: int) -> Path:
+        return self.folder / f"{stage}-{index:05d}.safetensors"
 
     def file(self, index: int) -> Path:
         return self.folder / f"block-{index:05d}.safetensors"

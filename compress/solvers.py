@@ -11,6 +11,8 @@ from typing import Protocol
 
 import torch
 
+from compress.patterns import Pattern
+
 
 class Rounding(Protocol):
     """How the sweep rounds; all matrices are transposed, [columns, rows]."""
@@ -58,3 +60,51 @@ def sweep(
         if stop < columns:
             current[stop:].addmm_(upper[start:stop, stop:].t(), errors, alpha=-1)
     return current.t().contiguous()
+
+
+class Pruning:
+    """SparseGPT's rounding: zeroes columns of several stacked matrices.
+
+    Weights on features that were never active (``dead``) cost nothing: they go first, but no more
+    of them than the sparsity asks for, since other texts may need them.
+
+    Args:
+        pattern: N:M, or None for unstructured zeros, ``share`` of them a block of columns.
+        sizes: rows of each of the stacked matrices. dead: bool [columns].
+    """
+
+    def __init__(
+        self, pattern: Pattern | None, share: float, sizes: list[int], dead: torch.Tensor
+    ) -> None:
+        self.pattern, self.share, self.sizes, self.dead = pattern, share, sizes, dead
+
+    def enter(self, start: int, stop: int, block: torch.Tensor, diagonal: torch.Tensor) -> None:
+        self.start, self.diagonal = start, diagonal
+        if self.pattern is not None:
+            return
+        # One threshold over all rows and columns of the block, for each matrix by itself.
+        score = (block / diagonal[:, None]).square()
+        score[self.dead[start:stop]] = 0
+        masks = []
+        for part in score.split(self.sizes, dim=1):
+            drop = int(self.share * part.numel())
+            if drop == 0:
+                masks.append(torch.ones_like(part, dtype=torch.bool))
+                continue
+            flat = part.reshape(-1)
+            lowest = flat.topk(drop, largest=False, sorted=False).indices
+            keep = torch.ones_like(flat, dtype=torch.bool).index_fill_(0, lowest, False)
+            masks.append(keep.reshape(part.shape))
+        self.mask = torch.cat(masks, dim=1)
+
+    def column(self, index: int, value: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+        i = index - self.start
+        if self.pattern is None:
+            return value * self.mask[i]
+        group = self.pattern.m
+        if i % group == 0:
+            # N:M masks are chosen when their group is reached, on the weights as updated so far.
+            score = (block[i : i + group] / self.diagonal[i : i + group, None]).square()
+            score[self.dead[index : index + group]] = 0
+            self.mask = self.pattern.mask(score.t()).t()
+        return value * self.mask[i % group]

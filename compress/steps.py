@@ -7,9 +7,7 @@ to a sink that makes it durable) and a live model (blocks changed in place).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,84 +16,21 @@ from compress.calibrate.activations import Activations
 from compress.calibrate.replay import BlockCall, BlockReplay
 from compress.calibrate.statistics import GRAM, MOMENTS, NOTHING, InputStatistics
 from compress.errors import CompressError
+from compress.learning import Reference, learn_model, reference_of
 from compress.methods.base import BlockSurvey, Method, SiteWork
-from compress.models.anatomy import BlockAnatomy, Site, block_anatomy
+from compress.methods.learning import BlockWork
+from compress.models.anatomy import Site, block_anatomy
 from compress.models.linears import is_linear
-from compress.models.stream import StreamedModel, capture_inputs
-
-SURVEY, SOLVE = "survey", "solve"
-
-
-class Sink(Protocol):
-    """Where finished blocks go, and what is known of an interrupted run."""
-
-    def finished(self, stage: str) -> int:
-        """Number of leading blocks whose ``stage`` is done."""
-
-    def notes(self, stage: str) -> list[Any]:
-        """What ``record`` was given for the finished blocks."""
-
-    def load(self, index: int, block: nn.Module) -> None:
-        """Fill a block with the weights that enter the step."""
-
-    def store(self, index: int, block: nn.Module, anatomy: BlockAnatomy) -> None:
-        """Make the weights of a solved block durable."""
-
-    def record(self, stage: str, index: int, note: Any, activations: dict[str, Any] | None) -> None:
-        """Note that a block's ``stage`` is done, and what the next block starts from."""
-
-    def activations(self, stage: str) -> dict[str, Any] | None:
-        """The last ``activations`` given to ``record``."""
-
-
-class MemorySink:
-    """The sink of a live model: blocks are what they are, nothing is durable."""
-
-    def __init__(self) -> None:
-        self._notes: dict[str, list[Any]] = {}
-
-    def finished(self, stage: str) -> int:
-        return 0
-
-    def notes(self, stage: str) -> list[Any]:
-        return self._notes.get(stage, [])
-
-    def load(self, index: int, block: nn.Module) -> None:
-        """A live block holds its weights."""
-
-    def store(self, index: int, block: nn.Module, anatomy: BlockAnatomy) -> None:
-        """A live block keeps its weights."""
-
-    def record(self, stage: str, index: int, note: Any, activations: dict[str, Any] | None) -> None:
-        self._notes.setdefault(stage, []).append(note)
-
-    def activations(self, stage: str) -> dict[str, Any] | None:
-        return None
-
-
-@dataclass
-class StepContext:
-    """What a step works with.
-
-    Attributes:
-        source: the model.
-        batches: calibration batches (dicts of model inputs); may be empty for data-free methods.
-        scratch: folder for activations.
-        labels: for masked language models, the tokens behind the masks (-100 elsewhere), a tensor a
-            batch; methods of model scope find them in their batches under ``labels``.
-        storage_dtype: dtype of unquantised values in the checkpoint that will be written.
-        report: called with (stage, block index, number of blocks, note) after each block.
-        guard: called before each block; raises when a limit is exceeded.
-    """
-
-    source: StreamedModel
-    batches: list[dict[str, torch.Tensor]]
-    scratch: Path
-    labels: list[torch.Tensor] | None = None
-    storage_dtype: torch.dtype = torch.float32
-    sink: Sink = field(default_factory=MemorySink)
-    report: Callable[[str, int, int, Any], None] = lambda *_: None
-    guard: Callable[[], None] = lambda: None
+from compress.models.stream import capture_inputs
+from compress.step_context import (
+    LEARN,
+    SOLVE,
+    SURVEY,
+    StepContext,
+    fill_whole,
+    hidden_file,
+    release_whole,
+)
 
 
 def run_step(method: Method, context: StepContext) -> Any:
@@ -106,33 +41,27 @@ def run_step(method: Method, context: StepContext) -> Any:
     """
     source = context.source
     decision = None
-    if method.scope == "model":
+    if method.works_on == "model":
         decision = _decide_on_whole_model(method, context)
     elif method.surveys:
         notes = _stream(SURVEY, method, context, None)
         decision = method.decide(notes, source.anatomy)
+    if method.learns is not None and method.learns.model:
+        _stream(LEARN, method, context, decision)
+        learn_model(method, context, decision)
     if method.kept_blocks(decision, source.anatomy) is None:
         _stream(SOLVE, method, context, decision)
     return decision
 
 
 def _decide_on_whole_model(method: Method, context: StepContext) -> Any:
-    source = context.source
     done = context.sink.notes(SURVEY)
     if done:
         return done[0]
-    source.fill_outer()
-    for index in range(len(source.anatomy.blocks)):
-        context.sink.load(index, source.block(index))
-    source.model.to(source.device)
-    batches = [{k: v.to(source.device) for k, v in batch.items()} for batch in context.batches]
-    for batch, labels in zip(batches, context.labels or (), strict=False):
-        batch["labels"] = labels.to(source.device)
-    decision = method.decide_on_model(source.model, source.anatomy, batches)
+    batches = fill_whole(context)
+    decision = method.decide_on_model(context.source.model, context.source.anatomy, batches)
     context.sink.record(SURVEY, 0, decision, None)
-    for index in range(len(source.anatomy.blocks)):
-        source.release_block(index)
-    source.release_outer()
+    release_whole(context)
     return decision
 
 
@@ -143,11 +72,13 @@ def _stream(stage: str, method: Method, context: StepContext, decision: Any) -> 
     start = sink.finished(stage)
     if start == count:
         return sink.notes(stage)
-    needs_inputs = method.needs == "calibration"
+    needs_inputs = _needs_inputs(stage, method)
     calls: list[list[BlockCall]] = [[] for _ in range(count)]
-    hidden = None
+    hidden, reference = None, None
     if needs_inputs:
         hidden, calls = _first_inputs(stage, context, start)
+        if stage != SURVEY and method.learns is not None:
+            reference = reference_of(stage, method.learns, context, start, hidden)
     learned: dict[str, Any] = {}
     for index in range(start, count):
         context.guard()
@@ -164,29 +95,42 @@ def _stream(stage: str, method: Method, context: StepContext, decision: Any) -> 
             if stage == SURVEY:
                 note, hidden = _survey_block(method, context, index, block, replay)
             else:
-                note = _solve_block(
-                    method, block, anatomy, replay, decision, source.device, context.storage_dtype
-                )
-                final = block_anatomy(
-                    block, anatomy.path, index, source.model.config, anatomy.family
-                )
-                sink.store(index, block, final)
+                if reference is not None:
+                    reference.advance(index, block, hidden, calls[index])
+                note = _solve_block(stage, method, context, index, replay, decision, reference)
                 hidden = _advance(context, stage, index, replay)
+                if stage == LEARN:
+                    sink.keep(stage, index, method.settle(block, dense=True))
         except CompressError as error:
             raise error.within(f"step {method.name}, block {index}") from error
         finally:
             source.release_block(index)
         carried = None
         if hidden is not None:
-            carried = {"shapes": [list(s) for s in hidden.shapes], "checksum": hidden.checksum}
+            carried = hidden.state()
+            if reference is not None:
+                carried |= {"reference": reference.state()}
         sink.record(stage, index, note, carried)
         # Only now is the previous block's input of no use to anybody.
         if needs_inputs:
-            _file(context, stage, index).unlink(missing_ok=True)
+            hidden_file(context, stage, index).unlink(missing_ok=True)
+            if reference is not None:
+                reference.forget(index)
         context.report(stage, index, count, note)
-    if hidden is not None:
-        hidden.remove()
+    for stored in (hidden, reference):
+        if stored is not None:
+            stored.remove()
     return sink.notes(stage)
+
+
+def _needs_inputs(stage: str, method: Method) -> bool:
+    """Whether hidden states must be carried from block to block."""
+    learning = method.learns
+    if stage == LEARN:
+        return learning.blocks or learning.observes
+    if stage == SOLVE and learning is not None and learning.model:
+        return learning.updates
+    return method.needs == "calibration"
 
 
 def _first_inputs(
@@ -200,7 +144,7 @@ def _first_inputs(
             f"{source.anatomy.model_type}, whose layers share one set",
             "Use a method that needs no calibration (magnitude, rtn)",
         )
-    hidden = Activations(_file(context, stage, 0))
+    hidden = Activations(hidden_file(context, stage, 0))
     source.fill_outer()
     batches = [{k: v.to(source.device) for k, v in batch.items()} for batch in context.batches]
     calls = capture_inputs(source.model, source.anatomy, batches, hidden)
@@ -209,18 +153,7 @@ def _first_inputs(
         return hidden, calls
     hidden.remove()
     carried = context.sink.activations(stage)
-    resumed = Activations(_file(context, stage, start), shapes=carried["shapes"])
-    if not resumed.verify(carried["checksum"]):
-        raise CompressError(
-            "the activations that the interrupted run left behind",
-            f"another content in {resumed.path.name}",
-            "The machine went down or the folder was changed; start the run in a new folder",
-        )
-    return resumed, calls
-
-
-def _file(context: StepContext, stage: str, index: int) -> Path:
-    return context.scratch / f"{stage}-hidden-{index:05d}.bin"
+    return Activations.resume(hidden_file(context, stage, start), carried), calls
 
 
 def _advance(
@@ -229,32 +162,90 @@ def _advance(
     """Run the block as it is now; its outputs are the next block's inputs."""
     if replay is None:
         return None
-    outputs = Activations(_file(context, stage, index + 1), checked=True)
+    outputs = Activations(hidden_file(context, stage, index + 1), checked=True)
     replay.finish(outputs.write)
     return outputs
 
 
 def _solve_block(
+    stage: str,
     method: Method,
-    block: nn.Module,
-    anatomy: BlockAnatomy,
+    context: StepContext,
+    index: int,
     replay: BlockReplay | None,
     decision: Any,
-    device: torch.device,
-    storage_dtype: torch.dtype,
+    reference: Reference | None,
 ) -> dict[str, float]:
-    metrics: dict[str, float] = {}
+    """Solve every site, learn where the method learns, and store the block."""
+    source, learning = context.source, method.learns
+    block, anatomy = source.block(index), source.anatomy.blocks[index]
+    learned = context.sink.learned(index) if stage == SOLVE and learning is not None else {}
     with torch.no_grad():
-        for site in anatomy.sites:
-            names = method.targets(anatomy, site)
-            if not names:
-                continue
-            statistics = _collect(method.statistic(site), block, site, names, replay, device)
-            work = SiteWork(block, anatomy, site, names, statistics, decision, storage_dtype)
-            method.solve(work)
-            if work.kept_columns is not None and replay is not None:
-                replay.keep_columns(site, work.kept_columns)
-            metrics.update({f"{site.kind}.{k}": v for k, v in work.metrics.items()})
+        metrics = _visit(
+            method.solve, method.statistic, method, context, index, replay, decision, learned
+        )
+    if learning is not None and learning.blocks and not learned:
+        # What the replay has stored was computed before anything was learned.
+        replay.close()
+        work = BlockWork(
+            block,
+            anatomy,
+            replay.inputs,
+            reference.targets,
+            replay.calls,
+            source.device,
+            context.seed + index,
+            context.guard,
+        )
+        method.learn_block(work)
+        metrics |= work.metrics
+    if stage == LEARN:
+        return metrics
+    if learning is not None and learning.updates:
+        replay.close()
+        with torch.no_grad():
+            metrics |= _visit(
+                method.update, method.update_statistic, method, context, index, replay, decision, {}
+            )
+    method.settle(block)
+    final = block_anatomy(block, anatomy.path, index, source.model.config, anatomy.family)
+    context.sink.store(index, block, final)
+    return metrics
+
+
+def _visit(
+    change: Callable[[SiteWork], None],
+    statistic: Callable[[Site], str],
+    method: Method,
+    context: StepContext,
+    index: int,
+    replay: BlockReplay | None,
+    decision: Any,
+    learned: dict[str, torch.Tensor],
+) -> dict[str, float]:
+    """Bring a method the sites of a block one after the other."""
+    source, metrics = context.source, {}
+    block, anatomy = source.block(index), source.anatomy.blocks[index]
+    for site in anatomy.sites:
+        names = method.targets(anatomy, site)
+        if not names:
+            continue
+        kind = statistic(site) if not learned else NOTHING
+        statistics = _collect(kind, block, site, names, replay, source.device)
+        work = SiteWork(
+            block,
+            anatomy,
+            site,
+            names,
+            statistics,
+            decision,
+            context.storage_dtype,
+            learned=learned,
+        )
+        change(work)
+        if work.kept_columns is not None and replay is not None:
+            replay.keep_columns(site, work.kept_columns)
+        metrics.update({f"{site.kind}.{k}": v for k, v in work.metrics.items()})
     return metrics
 
 
@@ -292,7 +283,7 @@ def _survey_block(
         kind = method.survey_statistic(site)
         if kind in (MOMENTS, GRAM):
             statistics |= _collect(kind, block, site, site.linears, replay, context.source.device)
-    outputs = Activations(_file(context, SURVEY, index + 1), checked=True)
+    outputs = Activations(hidden_file(context, SURVEY, index + 1), checked=True)
     similarity, rows = 0.0, 0
 
     def consume(batch: int, output: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,6 +36,27 @@ class Activations:
         self.checksum = 0  # CRC-32 of all batches, valid while they are written once and in order
         flags = os.O_RDWR | os.O_CREAT | (0 if shapes else os.O_TRUNC)
         self._fd = os.open(path, flags, 0o600)
+
+    @classmethod
+    def resume(cls, path: Path, state: dict[str, Any]) -> Activations:
+        """Open what an interrupted run left, as :meth:`state` described it.
+
+        Raises:
+            CompressError: the file does not hold what was written.
+        """
+        found = cls(path, shapes=state["shapes"])
+        if not found.verify(state["checksum"]):
+            raise CompressError(
+                "the activations that the interrupted run left behind",
+                f"another content in {path.name}",
+                "The machine went down or the folder was changed; start the run in a new folder",
+            )
+        found.checksum = state["checksum"]
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`resume` must know, JSON-able."""
+        return {"shapes": [list(s) for s in self.shapes], "checksum": self.checksum}
 
     def __len__(self) -> int:
         return len(self.shapes)

@@ -19,6 +19,7 @@ from torch import nn
 
 from compress.calibrate.statistics import NOTHING, InputStatistics
 from compress.errors import CompressError
+from compress.methods.learning import BlockWork, Learning, ModelWork
 from compress.models.anatomy import Anatomy, BlockAnatomy, Site
 from compress.models.linears import is_linear, matrix
 from compress.outline import Outline
@@ -46,6 +47,7 @@ class SiteWork:
         storage_dtype: what the checkpoint stores floats in; scales must survive the rounding to it.
         kept_columns: set by a method that removed input features of an output projection: the
             indices that stay (the engine narrows the stored activations accordingly).
+        learned: what :meth:`Method.settle` returned for this block in an earlier pass of the step.
         metrics: figures for the journal, set by the method.
     """
 
@@ -57,6 +59,7 @@ class SiteWork:
     decision: Any = None
     storage_dtype: torch.dtype = torch.float32
     kept_columns: torch.Tensor | None = None
+    learned: dict[str, torch.Tensor] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
 
     def linear(self, name: str) -> nn.Module:
@@ -117,7 +120,7 @@ class Method(BaseModel):
 
     Class attributes:
         name: what recipes call it. summary: one line. source: paper and section or equation.
-        scope: ``block`` (streams), ``model`` (needs the whole model in memory) or ``training``.
+        works_on: ``block`` (streams) or ``model`` (decides with the whole model in memory).
         reads, writes: which of values, zeros, width, depth, modules, precision.
         needs: ``nothing``, ``calibration``, ``training`` or ``labels``.
         surveys: True when a pass over the uncompressed model precedes (see ``observe``/``decide``).
@@ -128,7 +131,7 @@ class Method(BaseModel):
     name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
-    scope: ClassVar[str] = "block"
+    works_on: ClassVar[str] = "block"
     reads: ClassVar[frozenset[str]] = frozenset({VALUES})
     writes: ClassVar[frozenset[str]]
     needs: ClassVar[str] = "calibration"
@@ -136,6 +139,11 @@ class Method(BaseModel):
     @property
     def surveys(self) -> bool:
         return False
+
+    @property
+    def learns(self) -> Learning | None:
+        """How gradients take part in the step; None where they do not."""
+        return None
 
     def check(self, anatomy: Anatomy, outline: Outline) -> None:
         """Refuse a model that the step cannot work on, before any weight is read.
@@ -159,6 +167,30 @@ class Method(BaseModel):
     def solve(self, work: SiteWork) -> None:
         """Change the linears of one site (and, for width, their producers) in place."""
 
+    def learn_block(self, work: BlockWork) -> None:
+        """Learn on one block whose sites have been solved, before its outputs are final."""
+
+    def learn_model(self, work: ModelWork) -> None:
+        """Learn on the whole model, whose sites have been solved."""
+
+    def settle(self, block: nn.Module, dense: bool = False) -> dict[str, torch.Tensor]:
+        """End learning on a block: put its linears back as the step leaves them.
+
+        Args:
+            dense: put them back as they were instead.
+
+        Returns:
+            What was learned, by linear; a later pass of the step finds it in ``SiteWork.learned``.
+        """
+        return {}
+
+    def update_statistic(self, site: Site) -> str:
+        """What :meth:`update` must know of a site's inputs; only called with ``learns.updates``."""
+        return NOTHING
+
+    def update(self, work: SiteWork) -> None:
+        """After learning: change the weights of one site whose zeros are final."""
+
     def survey_statistic(self, site: Site) -> str:
         """What a survey must collect for a site."""
         return NOTHING
@@ -174,7 +206,7 @@ class Method(BaseModel):
     def decide_on_model(
         self, model: nn.Module, anatomy: Anatomy, batches: list[dict[str, torch.Tensor]]
     ) -> Any:
-        """For scope ``model``: decide with the whole model in memory."""
+        """For methods that work on the ``model``: decide with all of it in memory."""
         return None
 
     def kept_blocks(self, decision: Any, anatomy: Anatomy) -> list[int] | None:

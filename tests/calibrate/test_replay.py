@@ -9,7 +9,8 @@ from compress.calibrate.activations import Activations
 from compress.methods.catalog import METHODS
 from compress.models.stream import StreamedModel
 from compress.recipe import parse_step
-from compress.steps import MemorySink, StepContext, run_step
+from compress.step_context import MemorySink, StepContext
+from compress.steps import run_step
 
 FAMILIES = (
     "llama",

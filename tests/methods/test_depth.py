@@ -15,7 +15,8 @@ from compress.models.anatomy import ATTENTION_OUT, DOWN, anatomy_of, find_blocks
 from compress.models.linears import matrix
 from compress.models.stream import StreamedModel
 from compress.outline import outline_of
-from compress.steps import StepContext, run_step
+from compress.step_context import StepContext
+from compress.steps import run_step
 
 IDLE = 1  # the block that does nothing
 

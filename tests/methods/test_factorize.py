@@ -20,7 +20,8 @@ from compress.models.anatomy import anatomy_of
 from compress.models.stream import StreamedModel
 from compress.modules import LowRankLinear
 from compress.outline import outline_of
-from compress.steps import StepContext, run_step
+from compress.step_context import StepContext
+from compress.steps import run_step
 
 METHODS = (SVD, ASVD, SVDLLM)
 sizes = pytest.mark.parametrize("shape", ((12, 20), (20, 12), (16, 16)))

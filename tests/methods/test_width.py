@@ -20,7 +20,8 @@ from compress.models.linears import matrix
 from compress.models.stream import StreamedModel
 from compress.models.widths import unit_columns
 from compress.outline import outline_of
-from compress.steps import StepContext, run_step
+from compress.step_context import StepContext
+from compress.steps import run_step
 
 FAMILIES = (
     "llama",

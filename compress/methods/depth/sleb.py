@@ -29,7 +29,7 @@ class SLEB(DepthMethod):
     name: ClassVar[str] = "sleb"
     summary: ClassVar[str] = "remove blocks one at a time by the loss of the model without them"
     source: ClassVar[str] = "Song et al. 2024, arXiv 2402.09025, Algorithm 1"
-    scope: ClassVar[str] = "model"
+    works_on: ClassVar[str] = "model"
 
     seed: int = Field(
         0, description="Of the tokens to predict, for masked models whose batches have no labels."

@@ -1,0 +1,212 @@
+"""Distributions over the legal N:M masks of a weight, and linears that draw masks from them.
+
+Every M consecutive weights along the input dimension are a *group* with C = C(M, N) legal masks; a
+group's logits are a categorical distribution over them. Training draws relaxed masks from it
+(Gumbel-softmax), evaluation takes the most probable one. Fang et al. 2024 (MaskLLM, arXiv
+2409.17481), equations 4-10.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from compress.models.linears import matrix
+from compress.patterns import Pattern
+
+_TINY = 1e-20  # keeps log(-log U) finite
+
+
+@functools.cache
+def candidates(pattern: Pattern) -> torch.Tensor:
+    """All legal masks of a group, float32 [C, M], lexicographic in the kept positions."""
+    rows = torch.zeros(pattern.candidates, pattern.m)
+    for row, kept in zip(rows, itertools.combinations(range(pattern.m), pattern.n), strict=True):
+        row[list(kept)] = 1
+    return rows
+
+
+def initial_logits(
+    pattern: Pattern,
+    groups: int,
+    *,
+    prior: torch.Tensor | None,
+    alpha: float,
+    std: float,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """Logits [C, groups] to start from (equations 9 and 10).
+
+    Normal noise, plus ``alpha`` times its standard deviation times how many kept weights a
+    candidate shares with the prior mask, centred over the candidates.
+
+    Args:
+        prior: bool [out, in] with N kept in every group, or None for no preference.
+        alpha: strength of the prior; from 5 on hardly a group starts with another mask.
+        std: of the noise.
+        generator: on ``device``.
+    """
+    shape = (pattern.candidates, groups)
+    logits = torch.randn(shape, generator=generator, device=device).mul_(std)
+    if prior is not None and alpha > 0:
+        shared = candidates(pattern).to(device) @ prior.reshape(groups, pattern.m).t().float()
+        logits.add_(shared - pattern.n**2 / pattern.m, alpha=alpha * float(logits.std()))
+    return logits
+
+
+def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Standard Gumbel noise, -log(-log U), on the generator's device."""
+    uniform = torch.rand(shape, generator=generator, device=generator.device)
+    return uniform.clamp_(_TINY, 1 - 2**-24).log_().neg_().log_().neg_()
+
+
+class _SoftMask(torch.autograd.Function):
+    """Relaxed masks of all groups; keeps one tensor [C, G] for the backward pass.
+
+    Composed from torch's operations the same takes four of that size, and they are the largest
+    tensors of mask learning (1.5 values a weight at 2:4, 8.75 at 4:8).
+    """
+
+    @staticmethod
+    def forward(ctx, logits, noise, masks, kappa, tau):
+        share = (
+            noise.add_(logits, alpha=kappa) if noise is not None else logits.detach() * kappa
+        ).div_(tau)
+        share = torch.softmax(share, dim=0)
+        ctx.save_for_backward(share, masks)
+        ctx.slope = kappa / tau
+        return share.t() @ masks
+
+    @staticmethod
+    def backward(ctx, grad):
+        share, masks = ctx.saved_tensors
+        into = masks @ grad.t()
+        into.sub_((share * into).sum(0, keepdim=True)).mul_(share).mul_(ctx.slope)
+        return into, None, None, None, None
+
+
+def soft_mask(
+    logits: torch.Tensor,
+    pattern: Pattern,
+    kappa: float,
+    tau: float,
+    noise: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Mean of the candidate masks under softmax((kappa * logits + noise) / tau).
+
+    Args:
+        logits: [C, G]; gradients flow to it.
+        kappa: scale of the logits against the noise. tau: temperature, towards 0 a hard mask.
+        noise: Gumbel noise [C, G], overwritten; None for none.
+
+    Returns:
+        [G, M], entries in [0, 1], each group summing to N (equations 5 and 6).
+    """
+    return _SoftMask.apply(logits, noise, candidates(pattern).to(logits.device), kappa, tau)
+
+
+def hard_mask(logits: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """The most probable mask of each group, bool [G, M], from logits [C, G]."""
+    return candidates(pattern).to(logits.device).bool()[logits.argmax(0)]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How masks are drawn at one moment of training.
+
+    Attributes:
+        kappa, tau: see :func:`soft_mask`.
+        seed: of the noise, the same for all processes; None for none.
+    """
+
+    kappa: float
+    tau: float
+    seed: int | None = None
+
+
+class MaskedLinear(nn.Module):
+    """A linear whose weight, frozen, is multiplied by a mask that is being learned.
+
+    It stands in the place of the linear while masks are learned and is taken out afterwards. What
+    its forward multiplies by is ``mode``:
+
+    - a :class:`Draw`: a relaxed random mask; gradients flow to ``logits``;
+    - ``"hard"``: the most probable mask, no noise;
+    - ``"dense"``: no mask at all (the teacher of a distillation).
+
+    Args:
+        inner: the linear (``nn.Linear`` or GPT-2's ``Conv1D``); its parameters stop requiring
+            gradients and are never written to.
+        pattern: N:M; M divides the number of input features.
+        logits: [C, out * in / M], float32.
+        stream: tells this module's noise from other modules'.
+    """
+
+    def __init__(
+        self, inner: nn.Module, pattern: Pattern, logits: torch.Tensor, stream: int = 0
+    ) -> None:
+        super().__init__()
+        self.inner, self.pattern, self.stream = inner.requires_grad_(False), pattern, stream
+        self.logits = nn.Parameter(logits)
+        self.mode: Draw | str = "hard"
+        self._drawn: torch.Tensor | None = None
+
+    @property
+    def dense(self) -> torch.Tensor:
+        """The weight [out, in], a view of what the linear holds."""
+        return matrix(self.inner)
+
+    def mask(self) -> torch.Tensor:
+        """The most probable mask, bool [out, in]."""
+        return hard_mask(self.logits.detach(), self.pattern).reshape(self.dense.shape)
+
+    def weight(self) -> torch.Tensor:
+        """The weight [out, in] as ``mode`` masks it."""
+        if self.mode == "dense":
+            return self.dense
+        if self.mode == "hard":
+            return self.dense * self.mask()
+        noise = None
+        if self.mode.seed is not None:
+            # Numbers, not the state of a generator: recomputing a forward draws the same noise.
+            generator = torch.Generator(self.logits.device)
+            generator.manual_seed((self.mode.seed * 1_000_003 + self.stream) % 2**63)
+            noise = gumbel(tuple(self.logits.shape), generator)
+        mask = soft_mask(self.logits, self.pattern, self.mode.kappa, self.mode.tau, noise)
+        return self.dense * mask.view(self.dense.shape)
+
+    def hold(self) -> torch.Tensor:
+        """Compute the weight once for several forwards to come, until :meth:`drop`."""
+        self._drawn = self.weight()
+        return self._drawn
+
+    def drop(self) -> None:
+        """Forget the weight that :meth:`hold` computed."""
+        self._drawn = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight() if self._drawn is None else self._drawn
+        return functional.linear(x, weight, self.inner.bias)
+
+
+def linear_schedule(ends: tuple[float, float], progress: float) -> float:
+    """From ``ends[0]`` at progress 0 to ``ends[1]`` at 1."""
+    return ends[0] + (ends[1] - ends[0]) * progress
+
+
+def masked_linears(module: nn.Module) -> dict[str, MaskedLinear]:
+    """Paths of all masked linears inside a module."""
+    return {n: m for n, m in module.named_modules() if isinstance(m, MaskedLinear)}
+
+
+def set_mode(linears: dict[str, MaskedLinear], mode: Draw | str) -> None:
+    """Make all linears multiply by the same kind of mask."""
+    for linear in linears.values():
+        linear.drop()
+        linear.mode = mode
