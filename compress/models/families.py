@@ -117,5 +117,7 @@ FAMILIES: dict[str, Family] = {
         attributes={"attn": {"num_heads": "heads", "all_head_size": "attention_width"}},
         fixed_first=1,
     ),
-    **dict.fromkeys(("vit", "deit"), Family(attributes={"attention": {"num_heads": "heads"}})),
+    **dict.fromkeys(
+        ("vit", "deit"), Family(attributes={"attention": {"num_attention_heads": "heads"}})
+    ),
 }

@@ -16,7 +16,9 @@ from compress.calibrate.batches import calibration_batches
 from compress.methods.catalog import METHODS
 from compress.recipe import CalibrationSpec
 
-FAMILIES = ("llama", "qwen3", "gpt2", "opt", "bert", "modernbert")
+# A variant is a family with other config fields: "<family>-<name>".
+VARIANTS: dict[str, dict[str, Any]] = {"llama-bidirectional": {"is_causal": False}}
+FAMILIES = ("llama", "qwen3", "gpt2", "opt", "bert", "modernbert", *VARIANTS)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,28 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("method", sorted(METHODS))
     if "family" in metafunc.fixturenames:
         metafunc.parametrize("family", FAMILIES)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny):
+    """As everywhere, and for the variants too."""
+    return lambda name, **fields: tiny(family_of(name), **VARIANTS.get(name, {}), **fields)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(checkpoint):
+    """As everywhere, and for the variants too."""
+    return lambda name, **fields: checkpoint(family_of(name), **VARIANTS.get(name, {}), **fields)
+
+
+@pytest.fixture(scope="session")
+def helpers(helpers):
+    """As everywhere, and for the variants too."""
+    return SimpleNamespace(**{**vars(helpers), "auto": lambda name: helpers.auto(family_of(name))})
+
+
+def family_of(name: str) -> str:
+    return name.partition("-")[0] if name in VARIANTS else name
 
 
 @pytest.fixture(scope="session")
