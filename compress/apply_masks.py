@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from compress.checkpoint.config import apply_records
@@ -27,17 +28,24 @@ from compress.checkpoint.masks import (
 )
 from compress.checkpoint.save import require_empty, verify_shapes
 from compress.checkpoint.shards import MAX_SHARD_BYTES
-from compress.errors import CompressError, did_you_mean
+from compress.errors import CompressError
 from compress.export import export
 from compress.models.anatomy import Anatomy
 from compress.models.linears import features, is_linear
 from compress.models.source import Source, load_config, resolve
+from compress.models.source_load import read_config
+from compress.models.stream import StreamedModel
 from compress.models.tensors import TensorIndex
 from compress.state import ModelState, ModelTensors
 
 # Weights are zero by chance now and then; where more than this share of the kept ones is, the base
 # has been pruned by somebody.
 _ZEROS_BY_CHANCE = 0.01
+
+_NO_BASE = (
+    "The masks are of a model of another size. A run that changes depth or width before it masks "
+    "writes no base for its masks: make the smaller model by a run of its own, and mask that"
+)
 
 
 @dataclass(frozen=True)
@@ -92,9 +100,10 @@ def apply_mask(
     config = load_config(found.folder, trust_remote_code=trust_remote_code)
     state = ModelState.of_checkpoint(index, config, trust_remote_code)
     streamed = state.streamed()
-    targets = _targets(state, streamed.anatomy)
-    transposed = {n for n in layout if isinstance(_module(streamed.model, n), Conv1D)}
+    targets = _targets(state, streamed)
     _check_names(layout, targets, streamed.model, where=str(path))
+    _check_depth(path, streamed.anatomy)
+    transposed = {n for n in layout if isinstance(_linear(streamed.model, n), Conv1D)}
     base = _check_base(path, found, index, state, any_base)
     source = MaskedTensors(state.source, path, transposed)
     if base != "same":
@@ -155,14 +164,26 @@ def _mask_file(masks: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _module(model: torch.nn.Module, name: str) -> torch.nn.Module | None:
-    try:
-        return model.get_submodule(name.removesuffix(".weight"))
-    except AttributeError:
-        return None
+def _check_depth(masks: Path, anatomy: Anatomy) -> None:
+    """Refuse masks of a model that lost blocks before it was masked, whose numbers have shifted.
+
+    Seen only where the masks lie beside their model.
+    """
+    beside = masks.parent
+    if not (beside / "config.json").is_file():
+        return
+    fields = read_config(beside)
+    count = fields.get(anatomy.family.layers)
+    if isinstance(count, int) and count != anatomy.applications:
+        raise CompressError(
+            f"masks of a model with {anatomy.applications} blocks, as the base has",
+            f"{count} blocks in {beside / 'config.json'}",
+            _NO_BASE,
+            where=str(masks),
+        )
 
 
-def _targets(state: ModelState, anatomy: Anatomy) -> dict[str, tuple[int, str]]:
+def _targets(state: ModelState, streamed: StreamedModel) -> dict[str, tuple[int, str]]:
     """Weights that can carry a mask: name -> (block, path of the linear inside it)."""
     quantized = [i for i, record in enumerate(state.records) if record.quantization]
     if quantized:
@@ -172,34 +193,36 @@ def _targets(state: ModelState, anatomy: Anatomy) -> dict[str, tuple[int, str]]:
         )  # fmt: skip
     return {
         f"{block.path}.{path}.weight": (block.index, path)
-        for block in anatomy.blocks
-        for path in block.linears
+        for block in streamed.anatomy.blocks
+        for path, module in streamed.model.get_submodule(block.path).named_modules()
+        if is_linear(module)
     }
 
 
 def _check_names(
-    layout: dict[str, MaskInfo],
-    targets: dict[str, tuple[int, str]],
-    model: torch.nn.Module,
-    where: str,
+    layout: dict[str, MaskInfo], targets: dict[str, tuple[int, str]], model: nn.Module, where: str
 ) -> None:
     if not layout:
         raise CompressError("a file with masks", "none in it", where=where)
+    unknown = [name for name in layout if name not in targets]
+    if unknown:
+        raise CompressError(
+            "masks of linears inside the blocks of this model",
+            f"{len(unknown)} of {len(layout)} that are of none, {unknown[0]} first",
+            f"The masks are of another model; names here are like {next(iter(targets))}",
+            where=where,
+        )
     for name, info in layout.items():
-        module = _module(model, name)
-        if name not in targets or module is None or not is_linear(module):
-            unknown = [n for n in layout if n not in targets]
+        shape = features(_linear(model, name))
+        if info.shape != shape:
             raise CompressError(
-                "masks of linears inside the blocks of this model",
-                f"{name} ({max(len(unknown), 1)} of {len(layout)} are none)",
-                f"The masks are of another model. {did_you_mean(name, list(targets)[:20])}",
+                f"a mask of shape {list(shape)} for {name}", str(list(info.shape)), _NO_BASE,
                 where=where,
-            )
-        if info.shape != features(module):
-            raise CompressError(
-                f"a mask of shape {list(features(module))} for {name}", str(list(info.shape)),
-                "The masks are of a model with other widths", where=where,
             )  # fmt: skip
+
+
+def _linear(model: nn.Module, name: str) -> nn.Module:
+    return model.get_submodule(name.removesuffix(".weight"))
 
 
 def _check_base(

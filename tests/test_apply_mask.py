@@ -178,6 +178,29 @@ def test_masks_of_another_model_are_refused(layout, message, checkpoint, tmp_pat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["masks"]
 
 
+def test_masks_of_a_shallower_model_are_refused(checkpoint, helpers, tmp_path):
+    """After a block has gone the names are those of other blocks."""
+    steps = [{"method": "shortgpt", "remove": 1}, {"method": "magnitude", "pattern": "2:4"}]
+    calibrated = {"text": {"source": "python:pydoc_data.topics"}, "samples": 2, "length": 16}
+    recipe = helpers.recipe(checkpoint("llama"), steps, calibration=calibrated)
+    run = compress.run(recipe, tmp_path / "run")
+    with pytest.raises(CompressError, match="3 blocks"):
+        compress.apply_mask(run.model, checkpoint("llama"), tmp_path / "out", any_base=True)
+
+
+def test_factors_of_a_low_rank_base(checkpoint, helpers, tmp_path):
+    """Its linears are the factors; the checkpoint keeps the type of its own."""
+    svd = {"method": "svd", "rank": 8}
+    base = compress.run(helpers.recipe(checkpoint("llama"), [svd]), tmp_path / "base").model
+    steps = [{"method": "magnitude", "pattern": "2:4"}]
+    run = compress.run(helpers.recipe(base, steps), tmp_path / "run")
+    made = compress.apply_mask(run.model, base, tmp_path / "out")
+    assert made.base == "same" and made.patterns == {"2:4": 42} and made.dense == 0
+    expected = helpers.weights(run.model)
+    assert all(torch.equal(t, expected[n]) for n, t in helpers.weights(made.folder).items())
+    assert (made.folder / "config.json").read_text() == (run.model / "config.json").read_text()
+
+
 def test_bad_files_and_folders(checkpoint, pruned, tmp_path, helpers):
     run = pruned("llama")
     with pytest.raises(CompressError, match="a mask file"):
