@@ -20,6 +20,7 @@ from compress.methods.base import Method
 from compress.methods.catalog import METHODS
 from compress.models.diffusion import (
     adapted,
+    build_diffusion,
     is_diffusion_folder,
     is_diffusion_model,
     load_diffusion,
@@ -169,6 +170,9 @@ def inspect(source: str | Path | PreTrainedModel, **options: Any) -> dict[str, A
     """
     from compress.anatomy_report import inspect_model
 
+    if isinstance(source, (str, Path)):
+        folder = resolve(source, **options).folder
+        source = build_diffusion(folder) if is_diffusion_folder(folder) else source
     if not is_diffusion_model(source):
         return inspect_model(source, **options)
     found = inspect_model(adapted(source))

@@ -137,9 +137,9 @@ def print_anatomy(
     source: str, cache_dir: Path | None, trust_remote_code: bool, as_json: bool
 ) -> None:
     """Print what `compress inspect` found."""
-    from compress.anatomy_report import inspect_model
+    from compress.api import inspect
 
-    found = inspect_model(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+    found = inspect(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     if as_json:
         print(json.dumps(found))
         return

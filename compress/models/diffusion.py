@@ -116,6 +116,13 @@ def is_diffusion_folder(folder: Path) -> bool:
     return isinstance(fields, dict) and fields.get("_class_name") == CLASS
 
 
+def build_diffusion(folder: Path) -> nn.Module:
+    """Build the ``UVit2DModel`` of a folder on the meta device: shapes without memory."""
+    cls = _diffusers_class(folder)
+    with torch.device("meta"):
+        return cls.from_config(cls.load_config(folder)).eval()
+
+
 def load_diffusion(
     folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> nn.Module:
@@ -125,15 +132,9 @@ def load_diffusion(
         CompressError: diffusers is not installed, weights are missing, of another shape or not
             finite.
     """
+    cls = _diffusers_class(folder)
     try:
-        from diffusers import UVit2DModel
-    except ImportError as error:
-        raise CompressError(
-            f"the package diffusers, which {folder} needs", str(error),
-            "Install it: pip install 'compress[diffusion]'",
-        ) from error  # fmt: skip
-    try:
-        model, info = UVit2DModel.from_pretrained(
+        model, info = cls.from_pretrained(
             folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True,
             output_loading_info=True, low_cpu_mem_usage=False,
         )  # fmt: skip
@@ -151,6 +152,17 @@ def load_diffusion(
     for name, parameter in model.named_parameters():
         check_finite(name, parameter.detach(), where=str(folder))
     return model.to(device).eval()
+
+
+def _diffusers_class(folder: Path) -> Any:
+    try:
+        from diffusers import UVit2DModel
+    except ImportError as error:
+        raise CompressError(
+            f"the package diffusers, which {folder} needs", str(error),
+            "Install it: pip install 'compress[diffusion]'",
+        ) from error  # fmt: skip
+    return UVit2DModel
 
 
 def save_diffusion(model: nn.Module, folder: Path) -> None:

@@ -61,7 +61,7 @@ def logits(model, batches):
     return model(**batches[0])
 
 
-def test_anatomy_is_the_transformer_layers():
+def test_anatomy_is_the_transformer_layers(tmp_path):
     found = compress.inspect(build())
     assert [b["path"] for b in found["blocks"]] == [
         "model.transformer_layers.0", "model.transformer_layers.1",
@@ -71,6 +71,8 @@ def test_anatomy_is_the_transformer_layers():
     assert found["class"] == "UVit2DModel" and found["methods"]["sparsegpt"] == "yes"
     for method in ("ffn_width", "head_width", "shortgpt", "sleb"):
         assert found["methods"][method].startswith("no:")
+    build().save_pretrained(tmp_path)
+    assert compress.inspect(tmp_path) == found
 
 
 @pytest.mark.parametrize("method", STORED)
