@@ -11,6 +11,7 @@ from torch import LongTensor, Tensor, nn
 
 from compress.errors import CompressError
 from eval.kind import require_masked
+from eval.quality.masks import share_mask
 from eval.quality.perplexity import check_tokens
 from eval.quality.split_forward import SplitForward
 from eval.stats import clustered_mean, interval
@@ -85,7 +86,7 @@ def masked_scores(
     _check(model, tokens, mask_token_id, window + len(prefix) + len(suffix), window, mask_fraction)
     generator = torch.Generator().manual_seed(seed)
     text = tokens[: len(tokens) // window * window].reshape(-1, window)
-    fixed = _fixed_mask(text, mask_fraction, generator)
+    fixed = share_mask(mask_fraction, torch.ones(text.shape, dtype=torch.bool), generator)
     copies = min(pll_positions, text.numel())
     sampled = torch.randperm(text.numel(), generator=generator)[:copies].sort().values
     total = len(text) + copies
@@ -100,13 +101,6 @@ def masked_scores(
                     progress(sum(map(len, rows)) + len(scores), total)
             rows.append(scores)
     return _result(rows[0], rows[1], sampled // window, window, mask_fraction, seed)
-
-
-def _fixed_mask(text: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
-    """Boolean mask [windows, window] with the same number of masked tokens in every window."""
-    count = max(1, round(fraction * text.shape[1]))
-    order = torch.rand(text.shape, generator=generator).argsort(dim=1)
-    return order < count
 
 
 def _fixed_jobs(text: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
