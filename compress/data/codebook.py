@@ -1,12 +1,14 @@
-"""A codebook of image patches: images to token grids and back.
+"""A codebook of image patches: images to rows of tokens and back.
 
 The k-means codebook takes the place of the trained VQ autoencoder of MaskGIT (Chang et al. 2022,
 https://arxiv.org/abs/2202.04200, section 3): each patch becomes the index of its nearest centre.
+Ids of a model's vocabulary: codes, then classes, then "no class" (for guidance), then the mask.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +33,15 @@ class Codebook:
         centres: float32 [codes, patch height * patch width].
         image: (height, width) in pixels.
         patch: (height, width) in pixels.
-        classes: of the images it was fitted on.
+        classes: of the data set.
+        slots: ids that the vocabulary keeps for codes, at least as many as there are.
     """
 
     centres: torch.Tensor
     image: tuple[int, int]
     patch: tuple[int, int]
     classes: int
+    slots: int
 
     @property
     def codes(self) -> int:
@@ -54,9 +58,18 @@ class Codebook:
         return self.grid[0] * self.grid[1]
 
     @property
+    def no_class(self) -> int:
+        """The id that stands in the place of a class where none is given."""
+        return self.slots + self.classes
+
+    @property
+    def mask(self) -> int:
+        return self.slots + self.classes + 1
+
+    @property
     def digest(self) -> str:
         """sha256, as hex, of sizes and centres."""
-        head = f"{self.image}{self.patch}{self.classes}:".encode()
+        head = f"{self.image}{self.patch}{self.classes},{self.slots}:".encode()
         return hashlib.sha256(head + self.centres.numpy().tobytes()).hexdigest()
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -77,13 +90,32 @@ class Codebook:
         codes = [(p @ self.centres.T - half_norm).argmax(dim=1) for p in pieces]
         return torch.cat(codes).view(len(pixels), self.tokens)
 
+    def rows(self, images: Images) -> torch.Tensor:
+        """What a model reads: int64 [n, 1 + tokens], the class id and the patches row by row.
+
+        Raises:
+            CompressError: images of another size, or classes that the codebook does not know.
+        """
+        if len(images) and int(images.labels.max()) >= self.classes:
+            raise CompressError(
+                f"classes from 0 to {self.classes - 1}, as the codebook was fitted on",
+                f"class {int(images.labels.max())} in {images.description}",
+                "Use images of the same data set",
+            )
+        return torch.cat([self.slots + images.labels[:, None], self.encode(images.pixels)], dim=1)
+
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Token ids [n, tokens] to images, float32 [n, height, width] in 0..1.
+        """Token ids to images, float32 [n, height, width] in 0..1.
+
+        Args:
+            tokens: [n, tokens], or [n, 1 + tokens] with the class in front.
 
         Raises:
             CompressError: another number of tokens, or ids that are no codes.
         """
         tokens = tokens.cpu()
+        if tokens.ndim == 2 and tokens.shape[1] == self.tokens + 1:
+            tokens = tokens[:, 1:]
         if tokens.ndim != 2 or tokens.shape[1] != self.tokens:
             raise CompressError(
                 f"[n, {self.tokens}] token ids (a grid of {_size(self.grid)})",
@@ -99,11 +131,12 @@ class Codebook:
         patches = self.centres[tokens].view(-1, rows, columns, high, wide)
         return patches.permute(0, 1, 3, 2, 4).reshape(-1, *self.image)
 
-    def save(self, folder: Path) -> Path:
-        """Write ``codebook.safetensors`` into a folder."""
-        path = folder / FILE
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``codebook.safetensors`` into a folder, as tokenizers write theirs."""
+        path = Path(folder) / FILE
         metadata = {
-            "image": _size(self.image), "patch": _size(self.patch), "classes": str(self.classes)
+            "image": _size(self.image), "patch": _size(self.patch),
+            "classes": str(self.classes), "slots": str(self.slots),
         }  # fmt: skip
         save_file({"centres": self.centres.contiguous()}, path, metadata)
         return path
@@ -117,11 +150,16 @@ def to_patches(pixels: torch.Tensor, patch: tuple[int, int]) -> torch.Tensor:
     return grid.permute(0, 1, 3, 2, 4).reshape(n, -1, high * wide)
 
 
-def fit_codebook(images: Images, patch: tuple[int, int], codes: int, seed: int = 0) -> Codebook:
+def fit_codebook(
+    images: Images, patch: tuple[int, int], codes: int, classes: int | None = None, seed: int = 0
+) -> Codebook:
     """k-means (k-means++ start, Lloyd) on the patches of ``images``.
 
-    Where the patches have fewer different values than ``codes``, the codebook holds them all and is
-    lossless, so it may be smaller than asked for.
+    Where there are fewer different patches than ``codes``, the codebook holds them all and is
+    lossless; the vocabulary keeps ``codes`` ids anyway.
+
+    Args:
+        classes: of the data set; those of ``images`` if None.
 
     Raises:
         CompressError: a patch that does not divide the images.
@@ -140,7 +178,7 @@ def fit_codebook(images: Images, patch: tuple[int, int], codes: int, seed: int =
     centres = distinct if len(distinct) <= codes else _centres(distinct, counts, codes, seed)
     return Codebook(
         torch.from_numpy(np.ascontiguousarray(centres, dtype=np.float32)), size, patch,
-        images.classes,
+        classes or images.classes, codes,
     )  # fmt: skip
 
 
@@ -168,7 +206,8 @@ def load_codebook(folder: Path) -> Codebook | None:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
             image, patch = _sides(about["image"]), _sides(about["patch"])
-            return Codebook(file.get_tensor("centres"), image, patch, int(about["classes"]))
+            classes, slots = int(about["classes"]), int(about["slots"])
+            return Codebook(file.get_tensor("centres"), image, patch, classes, slots)
     except (SafetensorError, KeyError, ValueError) as error:
         raise CompressError(
             f"a codebook in {path}", f"{type(error).__name__}: {error}",

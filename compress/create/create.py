@@ -1,0 +1,185 @@
+"""Train the model that a recipe names, once; the rest of the run reads it as its source."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from compress.create.architecture import build_config, build_model
+from compress.create.material import prepare, read_data
+from compress.create.objective import describe_generation, loss_for
+from compress.create.spec import TrainSpec
+from compress.errors import CompressError
+from compress.models.source import Source, load_model, resolve
+from compress.progress import Progress
+from compress.train import fit
+
+if TYPE_CHECKING:
+    from compress.recipe import Recipe
+    from compress.workspace import Workspace
+
+RECORD = "training.json"  # beside the trained model: what it was trained from
+HISTORY = "training.jsonl"
+
+
+def draft(spec: TrainSpec, cache_dir: str | Path | None = None) -> Source:
+    """A model of the shape that training will give, to plan on before there is one.
+
+    It lies in a temporary folder that goes when the returned source does.
+
+    Raises:
+        CompressError: an architecture that does not exist or does not fit the section.
+    """
+    if spec.from_ is not None:
+        return resolve(spec.from_, cache_dir=cache_dir)
+    config = build_config(spec)
+    describe_generation(config, spec, None)
+    folder = Path(tempfile.mkdtemp(prefix="compress-draft-"))
+    build_model(config, spec.objective.kind == "masked", 0).save_pretrained(folder)
+    source = Source(folder, _origin(spec), "trained")
+    weakref.finalize(source, shutil.rmtree, folder, ignore_errors=True)
+    return source
+
+
+def create(
+    spec: TrainSpec,
+    folder: Path,
+    work: Path,
+    *,
+    seed: int = 0,
+    data_root: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+    guard: Callable[[], None] = lambda: None,
+) -> Source:
+    """Train the model, or find it trained. Run again after any interruption: it goes on.
+
+    Args:
+        spec: the recipe's ``model.train``.
+        folder: where the model goes: an ordinary checkpoint, with its tokenizer or codebook.
+        work: for the checkpoints of the training; removed when the model is written.
+        seed: of the weights, the codebook and the training.
+        guard: called at every step; may raise to stop the training.
+
+    Raises:
+        CompressError: data or options that do not work, or a folder with a model that was trained
+            from something else.
+    """
+    progress = progress or Progress(quiet=True)
+    adapted = None if spec.from_ is None else resolve(spec.from_, cache_dir=cache_dir)
+    data = read_data(spec, data_root)
+    made_from = {"section": _digest(spec, seed, adapted), "data": data.digest}
+    if not _is_trained(folder, made_from):
+        progress.say(f"training the model on {data.description}")
+        material = prepare(spec, data, adapted.folder if adapted else None, seed)
+        model = _model(spec, adapted, material.reader, seed).to(device).train()
+        result = fit(
+            model,
+            loss_for(model, spec),
+            material.rows,
+            spec.training,
+            folder=work,
+            seed=seed,
+            name="train",
+            progress=progress,
+            guard=guard,
+        )
+        _write(
+            model, material.reader, result.history, {**made_from, "seconds": result.seconds}, folder
+        )
+    shutil.rmtree(work, ignore_errors=True)
+    return _source(spec, folder, adapted, data.description)
+
+
+def create_for(
+    recipe: Recipe,
+    workspace: Workspace,
+    device: torch.device,
+    data_root: str | Path | None,
+    cache_dir: str | Path | None,
+    progress: Progress,
+    guard: Callable[[], None],
+) -> Source:
+    """The model that a run trains first, in the run's folder."""
+    return create(
+        recipe.model.train, workspace.folder / "base", workspace.work / "base", seed=recipe.seed,
+        data_root=data_root, cache_dir=cache_dir, device=device, progress=progress, guard=guard,
+    )  # fmt: skip
+
+
+def _model(spec: TrainSpec, adapted: Source | None, reader: Any, seed: int) -> Any:
+    if adapted is not None:
+        model = load_model(adapted)
+    else:
+        model = build_model(build_config(spec), spec.objective.kind == "masked", seed)
+    describe_generation(model.config, spec, reader)
+    return model
+
+
+def _write(model: Any, reader: Any, history: Any, record: dict, folder: Path) -> None:
+    """Write the checkpoint under a temporary name and rename it when it is whole."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        model.to("cpu").eval().save_pretrained(partial)
+        reader.save_pretrained(partial)
+        lines = "".join(json.dumps(line, sort_keys=True) + "\n" for line in history)
+        (partial / HISTORY).write_text(lines)
+        (partial / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    except OSError as error:
+        raise CompressError(
+            f"to write the trained model to {folder}", error.strerror or str(error),
+            "Make room and run the same command again: training goes on from its last checkpoint",
+        ) from error  # fmt: skip
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_trained(folder: Path, made_from: dict[str, str]) -> bool:
+    path = folder / RECORD
+    if not path.is_file():
+        return False
+    earlier = json.loads(path.read_text())
+    for name, value in made_from.items():
+        if earlier.get(name) != value:
+            raise CompressError(
+                f"the {name} that the model in {folder} was trained from",
+                f"{value!r} instead of {earlier.get(name)!r}",
+                "The data or the options have changed since; start in a new folder",
+            )
+    return True
+
+
+def _digest(spec: TrainSpec, seed: int, adapted: Source | None) -> str:
+    data = [spec.model_dump(mode="json", by_alias=True), seed, adapted and adapted.digest]
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _origin(spec: TrainSpec) -> str:
+    what = spec.from_ or spec.architecture["model_type"]
+    return f"{what}, {'adapted' if spec.from_ else 'trained'} by this recipe"
+
+
+def _source(spec: TrainSpec, folder: Path, adapted: Source | None, data: str) -> Source:
+    options = spec.training
+    verb = "adapted" if adapted else "trained"
+    note = (
+        f"the original was {verb} by this run: {options.steps} steps of "
+        f"{options.batch} sequences from {data}"
+    )
+    notes = (*(adapted.notes if adapted else ()), note)
+    license_ = adapted.license if adapted else None
+    return Source(folder, _origin(spec), "trained", license=license_, notes=notes)

@@ -1,0 +1,205 @@
+"""A recipe that trains its own causal model: planned before, trained once, resumable."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import compress
+from compress.create.create import create, draft
+from compress.create.spec import TokenizerSpec, TrainSpec
+from compress.create.tokenizer import make_tokenizer
+from compress.data.text import load_text
+from compress.errors import CompressError
+from compress.models.source import load_config, load_model, load_tokenizer
+from compress.planner import plan
+from compress.recipe import parse_recipe, read_recipe
+from compress.runner import run
+
+
+def recipe(section, **more):
+    return parse_recipe({"name": "own", "model": {"train": section}, **more})
+
+
+def make(section, tmp_path, name="model", **more):
+    spec = TrainSpec.model_validate(section)
+    return create(spec, tmp_path / name, tmp_path / f"{name}-work", **more)
+
+
+def test_the_plan_needs_no_training_and_reads_no_text(sections):
+    wanted = recipe(
+        sections.causal(text={"source": "no/such.txt"}), steps=[{"method": "magnitude"}]
+    )
+    made = plan(wanted)
+    folder = made.source.folder
+    assert made.original.parameters > 10_000 and folder.is_dir()
+    assert load_config(folder).vocab_size == 259
+    del made
+    assert not folder.exists()
+
+
+def test_what_is_planned_is_what_is_trained(sections, tmp_path):
+    section = sections.causal(tokenizer={"kind": "bpe", "size": 300})
+    planned, trained = draft(TrainSpec.model_validate(section)), make(section, tmp_path)
+    configs = [load_config(source.folder).to_dict() for source in (planned, trained)]
+    for config in configs:
+        del config["_name_or_path"]
+    assert configs[0] == configs[1]
+
+
+def test_a_run_trains_then_compresses_what_it_trained(sections, text, tmp_path, helpers):
+    wanted = recipe(
+        sections.causal(),
+        steps=[{"method": "magnitude", "pattern": "2:4"}],
+        evaluation=helpers.evaluation(text),
+    )
+    result = run(wanted, tmp_path / "run")
+    base = load_model(tmp_path / "run" / "base")
+    small = load_model(result.model)
+    before = base.model.layers[0].mlp.up_proj.weight
+    after = small.model.layers[0].mlp.up_proj.weight
+    assert torch.equal(after[after != 0], before[after != 0])
+    assert float((after == 0).float().mean()) == 0.5
+    assert result.report.run.model == "llama, trained by this recipe"
+    tokenizer, _ = load_tokenizer(result.model)
+    assert tokenizer.decode(tokenizer("äé 1").input_ids) == "äé 1"
+    assert not (tmp_path / "run" / "work").exists()
+
+
+def test_training_lowers_the_loss_and_is_the_same_every_time(sections, tmp_path, helpers):
+    first = make(sections.causal(), tmp_path, "first", seed=3)
+    second = make(sections.causal(), tmp_path, "second", seed=3)
+    other = make(sections.causal(), tmp_path, "other", seed=4)
+    history = [json.loads(s) for s in (first.folder / "training.jsonl").read_text().splitlines()]
+    assert len(history) == 12 and history[-1]["loss"] < 0.8 * history[0]["loss"]
+    weights = [helpers.weights(s.folder) for s in (first, second, other)]
+    assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
+    assert not all(torch.equal(weights[0][n], weights[2][n]) for n in weights[0])
+
+
+def test_a_recipe_without_steps_only_trains(sections, tmp_path):
+    run(recipe(sections.causal()), tmp_path / "run")
+    assert (tmp_path / "run" / "base" / "model.safetensors").is_file()
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_what_is_trained_is_not_trained_again(sections, tmp_path, helpers):
+    source = make(sections.causal(), tmp_path)
+    before = helpers.contents(source.folder)
+    start = time.perf_counter()
+    make(sections.causal(), tmp_path)
+    assert time.perf_counter() - start < 0.5
+    assert helpers.contents(source.folder) == before
+
+
+def test_a_model_of_other_data_is_not_taken_for_it(sections, text, tmp_path):
+    own = tmp_path / "own.txt"
+    own.write_text(text.read_text())
+    section = sections.causal(text={"source": str(own)})
+    make(section, tmp_path)
+    with pytest.raises(CompressError, match="the section that the model"):
+        make({**section, "length": 16}, tmp_path)
+    own.write_text(text.read_text() + "more")
+    with pytest.raises(CompressError, match="the data that the model"):
+        make(section, tmp_path)
+
+
+def test_a_killed_training_goes_on_to_the_same_model(sections, tmp_path, helpers):
+    training = {"steps": 150, "batch": 4, "learning_rate": 1e-3, "checkpoint_every": 5}
+    file = tmp_path / "recipe.yaml"
+    wanted = recipe(sections.causal(training=training))
+    file.write_text(wanted.to_yaml())
+    assert read_recipe(file) == wanted
+    command = [sys.executable, "-m", "compress", "run", str(file), "--out", str(tmp_path / "a")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    work = tmp_path / "a" / "work" / "base"
+    deadline = time.monotonic() + 60
+    while not any(work.glob("*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert any(work.glob("*.safetensors")) and not (tmp_path / "a" / "base").exists()
+    run(wanted, tmp_path / "a")
+    run(wanted, tmp_path / "b")
+    one, two = (helpers.weights(tmp_path / name / "base") for name in "ab")
+    assert all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_the_api_plans_it_too(sections):
+    made = compress.plan({"model": {"train": sections.causal()}, "steps": ["magnitude"]})
+    assert made.result.nonzero < made.original.nonzero
+
+
+@pytest.mark.parametrize("size", [259, 300])
+def test_tokenizers_lose_nothing_and_end_in_the_special_ids(text, size):
+    kind = {"kind": "bytes"} if size == 259 else {"kind": "bpe", "size": size}
+    tokenizer = make_tokenizer(TokenizerSpec(**kind), load_text(str(text)), 24)
+    sample = "weights, 'größer' \n\n\tthan\x00 🙂  "
+    ids = tokenizer(sample).input_ids
+    assert tokenizer.decode(ids) == sample and max(ids) < size - 3
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.mask_token_id) == (
+        size - 3, size - 2, size - 1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": {"model_type": "lama"}}, "Did you mean 'llama'"),
+        ({"architecture": {"model_type": "llama", "hiden_size": 8}}, "Did you mean 'hidden_size'"),
+        ({"architecture": {"model_type": "llama", "vocab_size": 8}}, "Leave it out"),
+        ({"architecture": {"model_type": "llama", "hidden_size": "x"}}, "expected int, got str"),
+        ({"architecture": {"model_type": "vit"}}, "a causal language model"),
+        ({"length": 65}, "at most 64, the model's positions"),
+    ],
+)
+def test_architectures_that_do_not_work_are_refused_by_the_plan(sections, change, message):
+    with pytest.raises(CompressError, match=message):
+        plan(recipe(sections.causal(**change)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": None}, "either architecture"),
+        ({"from": "some/model"}, "either architecture"),
+        ({"text": None}, "either text or images"),
+        ({"length": None}, "length"),
+        ({"tokenizer": None}, "tokenizer"),
+        ({"tokenizer": {"kind": "bpe", "size": 200}}, "a size above 259"),
+        ({"objective": "causl"}, "'causal'"),
+        ({"lengt": 3}, "Did you mean 'length'"),
+        ({"training": {"steps": 3, "learning_rat": 1}}, "Did you mean 'learning_rate'"),
+    ],
+)
+def test_sections_that_do_not_parse(sections, change, message):
+    section = {k: v for k, v in sections.causal(**change).items() if v is not None}
+    with pytest.raises(CompressError, match=message):
+        recipe(section)
+
+
+def test_a_model_is_either_named_or_trained(sections):
+    for model in ({}, {"source": "a/b", "train": sections.causal()}):
+        with pytest.raises(CompressError, match="either source"):
+            parse_recipe({"model": model})
+
+
+def test_texts_that_are_too_short(sections, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("a few words")
+    with pytest.raises(CompressError, match="at least one sequence"):
+        make(sections.causal(text={"source": str(short)}), tmp_path)
+    with pytest.raises(CompressError, match="Lower tokenizer.size"):
+        make(
+            sections.causal(text={"source": str(short)}, tokenizer={"kind": "bpe", "size": 400}),
+            tmp_path,
+        )
+    assert not (tmp_path / "model").exists()
