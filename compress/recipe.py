@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -71,8 +71,10 @@ class CalibrationSpec(BaseModel):
         gt=0,
         description="sequences at once; small batches stay in the processor's cache and memory",
     )
-    mask_ratio: float = Field(
-        0.15, ge=0, lt=1, description="share of masked tokens, for masked language models"
+    mask_ratio: Annotated[float, Field(ge=0, le=1)] | Literal["stratified"] | None = Field(
+        None,
+        description="share of masked tokens, or stratified: shares spread evenly over (0, 1]; by "
+        "default stratified for masked generators, 0.15 for other masked language models",
     )
 
     @model_validator(mode="after")

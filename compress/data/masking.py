@@ -19,7 +19,7 @@ def mask_tokens(
     ids: torch.Tensor,
     mask_id: int,
     special_ids: Collection[int],
-    ratio: float,
+    ratio: float | torch.Tensor,
     generator: torch.Generator,
     *,
     vocab_size: int | None = None,
@@ -33,7 +33,7 @@ def mask_tokens(
         ids: int64 [rows, length].
         mask_id: the mask token.
         special_ids: tokens that are never chosen (padding, [CLS], [SEP], ...).
-        ratio: the share of eligible positions to choose, in (0, 1].
+        ratio: the share of eligible positions to choose, in (0, 1]; a number, or one a row [rows].
         generator: the source of all randomness, on the CPU.
         vocab_size: if given, 10 % of the chosen become a random token below it that is not special
             and 10 % stay; if None, all of them become the mask token.
@@ -44,7 +44,8 @@ def mask_tokens(
     Raises:
         CompressError: a ratio out of range, or a row with nothing to mask.
     """
-    if not 0 < ratio <= 1:
+    ratios = torch.as_tensor(ratio, dtype=torch.float64)
+    if not bool(((ratios > 0) & (ratios <= 1)).all()):
         raise CompressError("a masking ratio above 0 and at most 1", str(ratio))
     special = torch.tensor(sorted({*special_ids, mask_id}), dtype=ids.dtype, device=ids.device)
     eligible = ~torch.isin(ids, special)
@@ -54,7 +55,7 @@ def mask_tokens(
         raise CompressError(
             "a token to mask in each row", f"row {row} of special tokens only", "Use longer texts"
         )
-    wanted = (counts * ratio).round().clamp(min=1)
+    wanted = (counts * ratios.to(ids.device)).round().clamp(min=1)
     scores = torch.rand(ids.shape, generator=generator).to(ids.device)
     scores = scores.masked_fill(~eligible, 2.0)  # behind all eligible positions
     rank = scores.argsort(dim=1).argsort(dim=1)
