@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from transformers import PreTrainedConfig
 
 from compress.checkpoint.masks import PackedPattern, nonzero_mask, save_masks
 from compress.checkpoint.records import apply_record
@@ -139,6 +140,19 @@ def _masks(
         streamed.release_block(index)
 
 
+def _probe(config: PreTrainedConfig) -> dict[str, torch.Tensor]:
+    """Inputs to compare two models on: random tokens, or a random image for vision encoders."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = getattr(config.get_text_config(), "vocab_size", None)
+    if vocabulary is None:
+        size = config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        shape = (1, config.num_channels, height, width)
+        return {"pixel_values": torch.randn(shape, generator=generator)}
+    length = min(16, getattr(config, "max_position_embeddings", None) or 16)
+    return {"input_ids": torch.randint(vocabulary, (1, length), generator=generator)}
+
+
 def check_export(
     state: ModelState,
     folder: Path,
@@ -159,10 +173,7 @@ def check_export(
     Raises:
         CompressError: the checkpoint is not the model.
     """
-    vocabulary = state.config.get_text_config().vocab_size
-    length = min(16, getattr(state.config, "max_position_embeddings", None) or 16)
-    ids = torch.randint(vocabulary, (1, length), generator=torch.Generator().manual_seed(0))
-    batch = {"input_ids": ids}
+    batch = _probe(state.config)
     expected = streamed_logits(state, batch, scratch, device, dtype)
     index = TensorIndex.open(folder)
     if whole:

@@ -39,6 +39,7 @@ def initial_logits(
     alpha: float,
     std: float,
     generator: torch.Generator,
+    exact: bool = False,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
     """Logits [C, groups] to start from (equations 9 and 10).
@@ -51,12 +52,17 @@ def initial_logits(
         alpha: strength of the prior; from 5 on hardly a group starts with another mask.
         std: of the noise.
         generator: on ``device``.
+        exact: let the noise change nothing about which mask is the most probable at the start.
     """
     shape = (pattern.candidates, groups)
     logits = torch.randn(shape, generator=generator, device=device).mul_(std)
-    if prior is not None and alpha > 0:
+    if prior is not None and (alpha > 0 or exact):
         shared = candidates(pattern).to(device) @ prior.reshape(groups, pattern.m).t().float()
         logits.add_(shared - pattern.n**2 / pattern.m, alpha=alpha * float(logits.std()))
+        if exact:
+            wanted = shared.argmax(0, keepdim=True)
+            highest, found = logits.max(0, keepdim=True)
+            logits.scatter_(0, found, logits.gather(0, wanted)).scatter_(0, wanted, highest)
     return logits
 
 
@@ -140,6 +146,9 @@ class MaskedLinear(nn.Module):
     - ``"hard"``: the most probable mask, no noise;
     - ``"dense"``: no mask at all (the teacher of a distillation).
 
+    The dense weight itself is never written to. Where kept weights are to change, they change in a
+    copy, ``kept``, that takes its place under the mask (see :meth:`open_weight`).
+
     Args:
         inner: the linear (``nn.Linear`` or GPT-2's ``Conv1D``); its parameters stop requiring
             gradients and are never written to.
@@ -155,6 +164,7 @@ class MaskedLinear(nn.Module):
         self.inner, self.pattern, self.stream = inner.requires_grad_(False), pattern, stream
         self.logits = nn.Parameter(logits)
         self.mode: Draw | str = "hard"
+        self.kept: nn.Parameter | None = None
         self._drawn: torch.Tensor | None = None
 
     @property
@@ -171,7 +181,7 @@ class MaskedLinear(nn.Module):
         if self.mode == "dense":
             return self.dense
         if self.mode == "hard":
-            return self.dense * self.mask()
+            return (self.dense if self.kept is None else self.kept) * self.mask()
         noise = None
         if self.mode.seed is not None:
             # Numbers, not the state of a generator: recomputing a forward draws the same noise.
@@ -180,6 +190,24 @@ class MaskedLinear(nn.Module):
             noise = gumbel(tuple(self.logits.shape), generator)
         mask = soft_mask(self.logits, self.pattern, self.mode.kappa, self.mode.tau, noise)
         return self.dense * mask.view(self.dense.shape)
+
+    def open_weight(self, value: torch.Tensor | None = None) -> nn.Parameter:
+        """Let the kept weights change, from ``value`` [out, in] on (default: as they are)."""
+        if self.kept is None or value is not None:
+            start = self.dense if value is None else value
+            self.kept = nn.Parameter(start.detach().clone())
+        self.drop()
+        return self.kept
+
+    def settle(self, dense: bool = False) -> nn.Module:
+        """The linear itself, its weights masked (and changed) for good, or ``dense`` as before."""
+        if not dense:
+            with torch.no_grad():
+                self.mode = "hard"
+                self.dense.copy_(self.weight()).masked_fill_(~self.mask(), 0)
+            if self.pattern.sparsity:
+                self.inner.zeros = str(self.pattern)
+        return self.inner
 
     def hold(self) -> torch.Tensor:
         """Compute the weight once for several forwards to come, until :meth:`drop`."""

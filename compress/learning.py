@@ -7,6 +7,8 @@ makes up for the errors of those before it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from compress.calibrate.replay import BlockCall
 from compress.methods.base import Method, SiteWork
 from compress.methods.learning import Learning, ModelWork
 from compress.step_context import (
+    LEARN,
     SOLVE,
     TRAIN,
     StepContext,
@@ -25,6 +28,18 @@ from compress.step_context import (
     hidden_file,
     release_whole,
 )
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter of the module requires gradients meanwhile, except those added meanwhile."""
+    flags = [(p, p.requires_grad) for p in module.parameters()]
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
 
 
 class Reference:
@@ -79,7 +94,8 @@ def reference_of(
     Raises:
         CompressError: an interrupted run's file does not hold what it wrote.
     """
-    if not learning.blocks or (stage == SOLVE and learning.model):
+    learns = learning.blocks and (stage == LEARN or not learning.model)
+    if not learns and not (learning.tunes and stage == SOLVE):
         return None
     own = learning.targets == "dense"
     if start > 0 and own:
@@ -95,25 +111,33 @@ def learn_model(method: Method, context: StepContext, decision: Any) -> None:
     if sink.finished(TRAIN) == count:
         return
     batches = fill_whole(context)
-    source.model.requires_grad_(False)
+    with frozen(source.model):
+        metrics = _learn_filled(method, context, decision, batches)
+    for index in range(count):
+        # All or nothing: a stage of which only some blocks are noted is done again.
+        sink.record(TRAIN, index, metrics if index == 0 else None, None)
+    release_whole(context)
+
+
+def _learn_filled(
+    method: Method, context: StepContext, decision: Any, batches: list[dict[str, torch.Tensor]]
+) -> dict[str, float]:
+    source, sink = context.source, context.sink
     with torch.no_grad():
         for index, anatomy in enumerate(source.anatomy.blocks):
             for site in anatomy.sites:
                 names = method.targets(anatomy, site)
                 if names:
-                    work = SiteWork(
+                    site_work = SiteWork(
                         source.block(index), anatomy, site, names, {}, decision,
                         context.storage_dtype, learned=sink.learned(index),
                     )  # fmt: skip
-                    method.solve(work)
+                    method.solve(site_work)
     work = ModelWork(
         source.model, source.anatomy, batches, source.device, context.folder, context.seed,
         context.progress, context.guard,
     )  # fmt: skip
     method.learn_model(work)
-    for index in range(count):
+    for index in range(len(source.anatomy.blocks)):
         sink.keep(TRAIN, index, method.settle(source.block(index), dense=True))
-    for index in range(count):
-        # All or nothing: a stage of which only some blocks are noted is done again.
-        sink.record(TRAIN, index, work.metrics if index == 0 else None, None)
-    release_whole(context)
+    return work.metrics

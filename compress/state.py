@@ -230,8 +230,8 @@ def streamed_logits(
             hidden = calls[index][0](block, hidden)
             source.release_block(index)
     source.fill_outer()
-    logits = tail_logits(source.model, source.anatomy, batch, hidden)
-    return logits.float().cpu()
+    with torch.no_grad():
+        return tail_logits(source.model, source.anatomy, batch, hidden).float().cpu()
 
 
 def _shared_logits(

@@ -16,7 +16,7 @@ from compress.calibrate.activations import Activations
 from compress.calibrate.replay import BlockCall, BlockReplay
 from compress.calibrate.statistics import GRAM, MOMENTS, NOTHING, InputStatistics
 from compress.errors import CompressError
-from compress.learning import Reference, learn_model, reference_of
+from compress.learning import Reference, frozen, learn_model, reference_of
 from compress.methods.base import BlockSurvey, Method, SiteWork
 from compress.methods.learning import BlockWork
 from compress.models.anatomy import Site, block_anatomy
@@ -97,10 +97,11 @@ def _stream(stage: str, method: Method, context: StepContext, decision: Any) -> 
             else:
                 if reference is not None:
                     reference.advance(index, block, hidden, calls[index])
-                note = _solve_block(stage, method, context, index, replay, decision, reference)
-                hidden = _advance(context, stage, index, replay)
-                if stage == LEARN:
-                    sink.keep(stage, index, method.settle(block, dense=True))
+                with frozen(block):
+                    note = _solve_block(stage, method, context, index, replay, decision, reference)
+                    hidden = _advance(context, stage, index, replay)
+                    if stage == LEARN:
+                        sink.keep(stage, index, method.settle(block, dense=True))
         except CompressError as error:
             raise error.within(f"step {method.name}, block {index}") from error
         finally:
@@ -129,7 +130,7 @@ def _needs_inputs(stage: str, method: Method) -> bool:
     if stage == LEARN:
         return learning.blocks or learning.observes
     if stage == SOLVE and learning is not None and learning.model:
-        return learning.updates
+        return learning.updates or learning.tunes
     return method.needs == "calibration"
 
 
@@ -185,20 +186,7 @@ def _solve_block(
             method.solve, method.statistic, method, context, index, replay, decision, learned
         )
     if learning is not None and learning.blocks and not learned:
-        # What the replay has stored was computed before anything was learned.
-        replay.close()
-        work = BlockWork(
-            block,
-            anatomy,
-            replay.inputs,
-            reference.targets,
-            replay.calls,
-            source.device,
-            context.seed + index,
-            context.guard,
-        )
-        method.learn_block(work)
-        metrics |= work.metrics
+        metrics |= _learn(method.learn_block, context, index, replay, reference)
     if stage == LEARN:
         return metrics
     if learning is not None and learning.updates:
@@ -207,10 +195,31 @@ def _solve_block(
             metrics |= _visit(
                 method.update, method.update_statistic, method, context, index, replay, decision, {}
             )
+    if learning is not None and learning.tunes:
+        metrics |= _learn(method.tune_block, context, index, replay, reference)
     method.settle(block)
     final = block_anatomy(block, anatomy.path, index, source.model.config, anatomy.family)
     context.sink.store(index, block, final)
     return metrics
+
+
+def _learn(
+    learn: Callable[[BlockWork], None],
+    context: StepContext,
+    index: int,
+    replay: BlockReplay,
+    reference: Reference,
+) -> dict[str, float]:
+    """Let a method learn on a block from its inputs and targets."""
+    # What the replay has stored was computed before anything was learned.
+    replay.close()
+    source = context.source
+    work = BlockWork(
+        source.block(index), source.anatomy.blocks[index], replay.inputs, reference.targets,
+        replay.calls, source.device, context.seed + index, context.guard,
+    )  # fmt: skip
+    learn(work)
+    return work.metrics
 
 
 def _visit(

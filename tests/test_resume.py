@@ -24,6 +24,7 @@ OPTIONS = {
     "magnitude": {"pattern": "2:4"},
     "wanda": {"pattern": "2:4"},
     "sparsegpt": {"pattern": "2:4"},
+    "maskllm": {"training": {"steps": 2, "batch": 2}, "end_to_end": {"steps": 2, "batch": 2}},
     "rtn": {"group_size": 16},
     "gptq": {"group_size": 16},
     "w8a8": {},

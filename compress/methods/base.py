@@ -170,6 +170,9 @@ class Method(BaseModel):
     def learn_block(self, work: BlockWork) -> None:
         """Learn on one block whose sites have been solved, before its outputs are final."""
 
+    def tune_block(self, work: BlockWork) -> None:
+        """Learn on one block whose zeros are final; only called with ``learns.tunes``."""
+
     def learn_model(self, work: ModelWork) -> None:
         """Learn on the whole model, whose sites have been solved."""
 
@@ -180,7 +183,8 @@ class Method(BaseModel):
             dense: put them back as they were instead.
 
         Returns:
-            What was learned, by linear; a later pass of the step finds it in ``SiteWork.learned``.
+            With ``dense``, what was learned, by linear: later passes of the step find it in
+            ``SiteWork.learned``.
         """
         return {}
 

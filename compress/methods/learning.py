@@ -25,7 +25,8 @@ class Learning:
         targets: what a block is to reproduce: ``dense``, the outputs of the uncompressed model, or
             ``prefix``, what the uncompressed block makes of the inputs that reach it now.
         observes: what learning starts from depends on the inputs of the linears.
-        updates: the weights change once more when all has been learned.
+        updates: the weights of each site change in closed form when all has been learned.
+        tunes: each block's weights learn when all else has been learned.
     """
 
     blocks: bool
@@ -33,6 +34,7 @@ class Learning:
     targets: str = "dense"
     observes: bool = True
     updates: bool = False
+    tunes: bool = False
 
 
 @dataclass

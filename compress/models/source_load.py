@@ -31,6 +31,7 @@ TASKS: tuple[tuple[str, type], ...] = (
     ("ForMaskedLM", AutoModelForMaskedLM),
     ("ForSequenceClassification", AutoModelForSequenceClassification),
     ("ForImageClassification", AutoModelForImageClassification),
+    ("ForImageClassificationWithTeacher", AutoModelForImageClassification),
 )
 
 # One of these holds a vocabulary; without any, AutoTokenizer may invent a tokenizer of five tokens.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -179,13 +179,15 @@ def capture_inputs(
     Writes the hidden states that enter the first block to ``inputs``.
 
     Returns:
-        calls[block][batch]. Batches of one shape share the argument objects.
+        calls[block][batch]. Batches of one tensor that have one shape share the argument objects.
     """
     blocks = [model.get_submodule(b.path) for b in anatomy.blocks]
     calls: list[list[BlockCall]] = [[] for _ in blocks]
     by_shape: dict[tuple[int, ...], list[BlockCall]] = {}
     for index, batch in enumerate(batches):
-        shape = tuple(next(iter(batch.values())).shape)
+        # Masks and conditions reach the blocks as arguments: only what is all shape is shared.
+        alone = len(batch) == 1
+        shape = tuple(next(iter(batch.values())).shape) if alone else (index,)
         first_time = shape not in by_shape
         recorded: list[BlockCall] = []
         recording = _recording(blocks, recorded, inputs, index, every=first_time)
@@ -249,14 +251,47 @@ def tail_logits(
     """Logits of a batch from the hidden states that left the last block.
 
     Runs the model's own forward with the blocks replaced by stubs, so that final norms, heads,
-    scalings and soft caps are the model's.
+    scalings and soft caps are the model's. Gradients flow to ``hidden`` where they are enabled.
     """
     blocks = [model.get_submodule(b.path) for b in anatomy.blocks]
     for block in blocks:
         block.forward = lambda *_a, **_k: hidden
     try:
-        with torch.no_grad():
-            return _forward(model, batch).logits
+        return _forward(model, batch).logits
     finally:
         for block in blocks:
             del block.forward
+
+
+def trunk_hidden(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    batch: dict[str, torch.Tensor],
+    layers: Collection[int] = (),
+) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+    """Hidden states that leave the last block, and those that leave the blocks ``layers``.
+
+    The counterpart of :func:`tail_logits`; gradients flow where they are enabled.
+    """
+    last = len(anatomy.blocks) - 1
+    found: dict[int, torch.Tensor] = {}
+
+    def hook(index: int):
+        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+            found[index] = output[0] if isinstance(output, tuple) else output
+            if index == last:
+                raise _Captured
+
+        return keep
+
+    hooks = [
+        model.get_submodule(anatomy.blocks[i].path).register_forward_hook(hook(i))
+        for i in sorted({*layers, last})
+    ]
+    try:
+        with contextlib.suppress(_Captured):
+            _forward(model, batch)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return found[last], {i: found[i] for i in layers}

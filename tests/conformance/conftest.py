@@ -49,6 +49,10 @@ CASES: dict[str, Case] = {
     "magnitude": _PRUNE,
     "wanda": _PRUNE,
     "sparsegpt": _PRUNE,
+    "maskllm": Case(
+        {"training": {"steps": 2, "batch": 2, "clip": None}},
+        {"pattern": "4:4", "prior": "magnitude", "training": None},
+    ),
     "rtn": _ROUND,
     "gptq": _ROUND,
     "w8a8": Case({}, {}, tolerance=0.1),

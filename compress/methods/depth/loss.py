@@ -46,11 +46,12 @@ def loss_batch(
     if labels is not None and labels.shape != ids.shape:
         labels = None  # of sequences, not of tokens
     kind = type(model).__name__
-    if kind.endswith(("ForCausalLM", "LMHeadModel")):
+    bidirectional = getattr(model.config, "is_causal", None) is False
+    if kind.endswith(("ForCausalLM", "LMHeadModel")) and not bidirectional:
         targets = functional.pad(_real(batch, ids if labels is None else labels)[:, 1:], (0, 1))
         targets[:, -1] = IGNORED
         return LossBatch(inputs, targets)
-    if not kind.endswith("ForMaskedLM"):
+    if not kind.endswith("ForMaskedLM") and not bidirectional:
         raise CompressError(
             "a causal or masked language model, whose loss tells what a block is worth",
             kind,
@@ -94,7 +95,8 @@ def tail_loss(
         inputs = {
             k: v[:, piece] if v.shape[:2] == (rows, length) else v for k, v in batch.inputs.items()
         }
-        logits = tail_logits(model, anatomy, inputs, hidden[:, piece])
+        with torch.no_grad():
+            logits = tail_logits(model, anatomy, inputs, hidden[:, piece])
         losses = functional.cross_entropy(
             logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
         )

@@ -25,10 +25,48 @@ def lowest_mask(score: torch.Tensor, sparsity: float) -> torch.Tensor:
     return mask
 
 
-class SparsityMethod(LinearMethod):
-    """Options and checks of every one-shot pruner of single weights."""
+class ZeroingMethod(LinearMethod):
+    """A method that leaves zeros in linears, in N:M groups or anywhere."""
 
     writes: ClassVar[frozenset[str]] = frozenset({VALUES, ZEROS})
+
+    pattern: str
+
+    @property
+    def parsed(self) -> Pattern | None:
+        """The N:M pattern, None where the zeros may lie anywhere."""
+        return None if self.pattern == UNSTRUCTURED else Pattern.parse(self.pattern)
+
+    @property
+    def share(self) -> float:
+        """Share of weights that become zero."""
+        return self.parsed.sparsity
+
+    def check(self, anatomy: Anatomy, outline: Outline) -> None:
+        super().check(anatomy, outline)
+        group = self.parsed.m if self.parsed else 1
+        for block in outline.blocks:
+            for site in block.anatomy.sites:
+                for name in self.targets(block.anatomy, site):
+                    width = block.linears[name].in_features
+                    inner = block.linears[name].rank
+                    if width % group or inner % group:
+                        raise CompressError(
+                            f"input widths divisible by {group} for the pattern {self.pattern}",
+                            f"{inner if inner % group else width} at {block.anatomy.path}.{name}",
+                            "Exclude this layer, choose another pattern, or give an earlier width "
+                            f"or low-rank step a multiple of {group}",
+                        )
+
+    def predict(self, outline: Outline) -> Outline:
+        def change(linear: LinearOutline) -> LinearOutline:
+            return replace(linear, density=min(linear.density, 1 - self.share))
+
+        return self.predict_linears(outline, change)
+
+
+class SparsityMethod(ZeroingMethod):
+    """Options and checks of every one-shot pruner of single weights."""
 
     pattern: str = Field(
         UNSTRUCTURED,
@@ -62,38 +100,11 @@ class SparsityMethod(LinearMethod):
         return self
 
     @property
-    def parsed(self) -> Pattern | None:
-        """The N:M pattern, None where the zeros may lie anywhere."""
-        return None if self.pattern == UNSTRUCTURED else Pattern.parse(self.pattern)
-
-    @property
     def share(self) -> float:
         """Share of weights that become zero."""
         if self.parsed is not None:
             return self.parsed.sparsity
         return 0.5 if self.sparsity is None else self.sparsity
-
-    def check(self, anatomy: Anatomy, outline: Outline) -> None:
-        super().check(anatomy, outline)
-        group = self.parsed.m if self.parsed else 1
-        for block in outline.blocks:
-            for site in block.anatomy.sites:
-                for name in self.targets(block.anatomy, site):
-                    width = block.linears[name].in_features
-                    inner = block.linears[name].rank
-                    if width % group or inner % group:
-                        raise CompressError(
-                            f"input widths divisible by {group} for the pattern {self.pattern}",
-                            f"{inner if inner % group else width} at {block.anatomy.path}.{name}",
-                            "Exclude this layer, choose another pattern, or give an earlier width "
-                            f"or low-rank step a multiple of {group}",
-                        )
-
-    def predict(self, outline: Outline) -> Outline:
-        def change(linear: LinearOutline) -> LinearOutline:
-            return replace(linear, density=min(linear.density, 1 - self.share))
-
-        return self.predict_linears(outline, change)
 
     def mask(self, score: torch.Tensor) -> torch.Tensor:
         """Boolean mask [rows, columns] of what stays, by rows or N:M groups of ``score``."""
@@ -103,7 +114,7 @@ class SparsityMethod(LinearMethod):
 
     def apply_mask(self, work: SiteWork, name: str, mask: torch.Tensor) -> None:
         """Zero what the mask does not keep and note it on the module for later steps."""
-        work.weight(name).mul_(mask)
+        work.weight(name).masked_fill_(~mask, 0)  # a product would leave negative zeros
         self.mark(work, name)
 
     def mark(self, work: SiteWork, name: str) -> None:

@@ -1,0 +1,240 @@
+"""How masks learn: from a block's outputs or from the language model's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from compress.calibrate.activations import Activations
+from compress.calibrate.replay import BlockCall
+from compress.learned_masks import Draw, linear_schedule, masked_linears, set_mode
+from compress.methods.learning import BlockWork, ModelWork
+from compress.train import Moment, TokenSource, TrainingOptions, fit
+from compress.train.language import DistillationOptions, LanguageLoss, relative_error
+
+_HELD_OUT = 0.05  # share of the calibration batches that only measure
+
+
+@dataclass(frozen=True)
+class MaskSchedule:
+    """How masks are drawn from the start of training to its end.
+
+    Attributes:
+        kappa, tau: see :func:`compress.learned_masks.soft_mask`; linear in the steps.
+        regularization: reward for the squared norm of the kept weights, falling to 0 linearly.
+    """
+
+    kappa: tuple[float, float]
+    tau: tuple[float, float]
+    regularization: float
+
+    def draw(self, moment: Moment) -> Draw:
+        return Draw(
+            linear_schedule(self.kappa, moment.progress),
+            linear_schedule(self.tau, moment.progress),
+            moment.number(),
+        )
+
+    def reward(self, linears: dict, moment: Moment) -> torch.Tensor | float:
+        """The term that is subtracted from the loss (eq. 8)."""
+        if not self.regularization:
+            return 0.0
+        norms = sum(linear.hold().square().sum() for linear in linears.values())
+        return self.regularization * (1 - moment.progress) * norms
+
+
+class BlockOutputs(nn.Module):
+    """A block and what it is to return: a module whose forward is the relative error.
+
+    The error of a token is |y - y'|^2 / |y|^2, averaged over tokens: the next block normalises each
+    token by its length, and a plain mean would see only the few tokens of huge norm.
+    """
+
+    def __init__(
+        self, block: nn.Module, inputs: Activations, targets: Activations, calls: list[BlockCall]
+    ) -> None:
+        super().__init__()
+        self.block, self._inputs, self._targets, self._calls = block, inputs, targets, calls
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        device = next(self.block.parameters()).device
+        total = 0.0
+        for index in indices.tolist():
+            target = self._targets.read(index).to(device)
+            output = self._calls[index](self.block, self._inputs.read(index).to(device))
+            total = total + relative_error(output, target)
+        return total / len(indices)
+
+
+class Indices:
+    """A source of examples that are numbers: what they stand for is read from files."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def get(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"indices": indices}
+
+
+def split_held_out(count: int) -> tuple[int, list[int]]:
+    """How many leading batches are learned from, and those that only measure."""
+    held = max(1, round(_HELD_OUT * count)) if count > 1 else 0
+    return count - held, list(range(count - held, count)) or [0]
+
+
+def learn_on_block(work: BlockWork, schedule: MaskSchedule, options: TrainingOptions) -> None:
+    """Learn the masks of one block's masked linears from its outputs.
+
+    Where held-out batches show no gain, the block keeps the masks it came with. Metrics: relative
+    error on held-out batches ``before`` and ``after``, and the share of groups that ``changed``.
+    """
+    linears = masked_linears(work.block)
+    outputs = BlockOutputs(work.block, work.inputs, work.targets, work.calls)
+    before = {name: linear.logits.detach().clone() for name, linear in linears.items()}
+
+    def loss(module: nn.Module, batch: dict, moment: Moment):
+        set_mode(linears, schedule.draw(moment))
+        for linear in linears.values():
+            linear.hold()
+        error = module(batch["indices"])
+        return error - schedule.reward(linears, moment), {"error": float(error.detach())}
+
+    parameters = [linear.logits for linear in linears.values()]
+    _fit_block(work, outputs, loss, parameters, options, linears, "masks")
+    changed = groups = 0
+    for name, linear in linears.items():
+        moved = linear.logits.detach().argmax(0) != before[name].argmax(0)
+        changed, groups = changed + int(moved.sum()), groups + moved.numel()
+    if work.metrics["masks.after"] >= work.metrics["masks.before"]:
+        for name, linear in linears.items():
+            linear.logits.data.copy_(before[name])
+        changed = 0
+    work.metrics["masks.changed"] = changed / groups
+    _hold_hard(linears)
+
+
+def tune_on_block(work: BlockWork, options: TrainingOptions) -> None:
+    """Train the kept weights of one block on its outputs; the masks stay.
+
+    Metrics: relative error on held-out batches before and after.
+    """
+    linears = masked_linears(work.block)
+    outputs = BlockOutputs(work.block, work.inputs, work.targets, work.calls)
+    for linear in linears.values():
+        linear.open_weight()
+    parameters = [linear.kept for linear in linears.values()]
+
+    def loss(module: nn.Module, batch: dict, moment: Moment):
+        for linear in linears.values():
+            linear.hold()
+        error = module(batch["indices"])
+        return error, {"error": float(error.detach())}
+
+    start = [p.detach().clone() for p in parameters]
+    _fit_block(work, outputs, loss, parameters, options, linears, "tuning")
+    if work.metrics["tuning.after"] >= work.metrics["tuning.before"]:
+        for parameter, value in zip(parameters, start, strict=True):
+            parameter.data.copy_(value)
+    _hold_hard(linears)
+
+
+def _fit_block(
+    work: BlockWork,
+    outputs: BlockOutputs,
+    loss: Callable,
+    parameters: list[nn.Parameter],
+    options: TrainingOptions,
+    linears: dict,
+    what: str,
+) -> None:
+    learned, held = split_held_out(len(work.inputs))
+    work.metrics[f"{what}.before"] = _error(outputs, linears, held)
+    fit(
+        outputs,
+        loss,
+        Indices(learned),
+        options,
+        parameters=parameters,
+        seed=work.seed,
+        guard=work.guard,
+        device=work.device,
+    )
+    work.metrics[f"{what}.after"] = _error(outputs, linears, held)
+
+
+def _error(outputs: BlockOutputs, linears: dict, batches: list[int]) -> float:
+    _hold_hard(linears)
+    with torch.no_grad():
+        return float(outputs(torch.tensor(batches)))
+
+
+def _hold_hard(linears: dict) -> None:
+    set_mode(linears, "hard")
+    with torch.no_grad():
+        for linear in linears.values():
+            linear.hold()
+
+
+def learn_on_model(
+    work: ModelWork,
+    schedule: MaskSchedule,
+    options: TrainingOptions,
+    distillation: DistillationOptions | None,
+) -> None:
+    """Learn the masks of a whole model from the language model's loss (eq. 8).
+
+    With ``distillation`` the teacher is the same model with its masks off: it costs a forward pass
+    and no memory. Metrics: ``masks.loss``, the mean of the last tenth of the steps, and the share
+    of groups that ``masks.changed``.
+    """
+    linears = masked_linears(work.model)
+    before = {name: linear.logits.detach().argmax(0) for name, linear in linears.items()}
+    language = LanguageLoss(work.model, work.anatomy, distillation)
+
+    def loss(_module: nn.Module, batch: dict, moment: Moment):
+        teacher = None
+        if distillation is not None:
+            set_mode(linears, "dense")
+            with torch.no_grad():
+                teacher = language.observe(batch)
+        set_mode(linears, schedule.draw(moment))
+        reward = schedule.reward(linears, moment)
+        value, figures = language(batch, teacher)
+        return value - reward, figures
+
+    try:
+        result = fit(
+            work.model,
+            loss,
+            _windows(work.batches),
+            options,
+            parameters=[linear.logits for linear in linears.values()],
+            folder=work.folder,
+            seed=work.seed,
+            name="masks",
+            progress=work.progress,
+            guard=work.guard,
+            device=work.device,
+        )
+    finally:
+        set_mode(linears, "hard")
+    last = result.history[-max(1, options.steps // 10) :]
+    changed = sum(int((m.logits.argmax(0) != before[n]).sum()) for n, m in linears.items())
+    groups = sum(m.logits.shape[1] for m in linears.values())
+    work.metrics["masks.loss"] = sum(line["loss"] for line in last) / len(last)
+    work.metrics["masks.changed"] = changed / groups
+
+
+def _windows(batches: list[dict[str, torch.Tensor]]) -> TokenSource:
+    """Calibration batches, one after the other, as windows of one source."""
+    labels = [b["labels"] for b in batches if "labels" in b]
+    return TokenSource(
+        torch.cat([b["input_ids"] for b in batches]).cpu(),
+        torch.cat(labels).cpu() if len(labels) == len(batches) else None,
+    )

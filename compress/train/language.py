@@ -1,0 +1,166 @@
+"""The loss of a language model, alone or beside a teacher, without logits for a whole batch.
+
+[tokens, vocabulary] logits are the largest tensor of training a small model: 400 MB for 2,048
+tokens and 49,152 words, three times over with gradients and a teacher. Here they exist for a few
+hundred tokens at a time and are computed once more in the backward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from compress.errors import CompressError
+from compress.models.anatomy import Anatomy
+from compress.models.stream import tail_logits, trunk_hidden
+
+IGNORED = -100
+_LOGIT_BYTES = 64 * 2**20  # of one chunk in float32; the backward pass needs three times as much
+
+
+class DistillationOptions(BaseModel):
+    """How much a model learns from the uncompressed one (Hinton et al. 2015, arXiv 1503.02531)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labels: float = Field(1.0, ge=0, description="weight of the cross entropy with the text")
+    logits: float = Field(1.0, ge=0, description="weight of KL(teacher || student)")
+    temperature: float = Field(1.0, gt=0, description="of both models' distributions in the KL")
+    hidden: float = Field(0.0, ge=0, description="weight of the hidden states' relative error")
+    layers: tuple[int, ...] = Field(
+        (), description="blocks whose outputs are compared, from 0; the last where none is named"
+    )
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What the uncompressed model made of a batch: states out of the last and the named blocks."""
+
+    last: torch.Tensor
+    layers: dict[int, torch.Tensor]
+
+
+class LanguageLoss:
+    """Mean loss a predicted token, in nats, of a causal or masked language model.
+
+    A causal model predicts each next token; a masked one the batch's ``labels`` (-100 elsewhere).
+
+    Args:
+        model, anatomy: any AutoModelForCausalLM or AutoModelForMaskedLM.
+        distillation: None to learn from the text alone.
+    """
+
+    def __init__(
+        self, model: nn.Module, anatomy: Anatomy, distillation: DistillationOptions | None = None
+    ) -> None:
+        self.model, self.anatomy, self.distillation = model, anatomy, distillation
+        named = distillation.layers if distillation is not None and distillation.hidden else ()
+        self.layers = tuple(named)
+        self.vocabulary = model.get_output_embeddings().weight.shape[0]
+
+    def observe(self, batch: dict[str, torch.Tensor]) -> Teacher:
+        """What the model, as it is now, has to teach about a batch; call it without gradients."""
+        return Teacher(*trunk_hidden(self.model, self.anatomy, _inputs(batch), self.layers))
+
+    def __call__(
+        self, batch: dict[str, torch.Tensor], teacher: Teacher | None = None
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """The loss (a scalar) and its parts, named ``cross_entropy``, ``kl`` and ``hidden``."""
+        inputs, targets = _inputs(batch), self.targets(batch)
+        last, layers = trunk_hidden(self.model, self.anatomy, inputs, self.layers)
+        count = (targets != IGNORED).sum().clamp_min(1)
+        sums = last.new_zeros(2)
+        span = max(1, _LOGIT_BYTES // (4 * self.vocabulary * len(targets)))
+        for start in range(0, targets.shape[1], span):
+            piece = slice(start, start + span)
+            if bool((targets[:, piece] != IGNORED).any()):
+                taught = None if teacher is None else teacher.last[:, piece]
+                sums = sums + checkpoint(
+                    self._chunk, last[:, piece], taught, _cut(inputs, targets, piece),
+                    targets[:, piece], use_reentrant=False,
+                )  # fmt: skip
+        cross_entropy, divergence = sums / count
+        figures = {"cross_entropy": float(cross_entropy.detach())}
+        if teacher is None:
+            return cross_entropy, figures
+        weights = self.distillation
+        loss = weights.labels * cross_entropy + weights.logits * divergence
+        figures["kl"] = float(divergence.detach())
+        if weights.hidden:
+            pairs = [(layers[i], teacher.layers[i]) for i in self.layers] or [(last, teacher.last)]
+            apart = sum(relative_error(mine, theirs) for mine, theirs in pairs) / len(pairs)
+            loss = loss + weights.hidden * apart
+            figures["hidden"] = float(apart.detach())
+        return loss, figures
+
+    def targets(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The token to predict at each position [batch, length], -100 where there is none.
+
+        Raises:
+            CompressError: a masked model's batch has no labels.
+        """
+        labels = batch.get("labels")
+        if type(self.model).__name__.endswith("ForMaskedLM") or _bidirectional(self.model):
+            if labels is None:
+                raise CompressError(
+                    f"labels in each batch, for {type(self.model).__name__}: the masked tokens, "
+                    "-100 elsewhere",
+                    f"batches of {', '.join(sorted(batch))}",
+                    "Give batches {input_ids, labels}, or calibrate a recipe on text",
+                )
+            return labels
+        targets = batch["input_ids"] if labels is None else labels
+        if "attention_mask" in batch:
+            targets = targets.masked_fill(batch["attention_mask"] == 0, IGNORED)
+        return functional.pad(targets[:, 1:], (0, 1), value=IGNORED)
+
+    def _chunk(
+        self,
+        hidden: torch.Tensor,
+        taught: torch.Tensor | None,
+        inputs: dict[str, torch.Tensor],
+        targets: torch.Tensor,
+    ) -> torch.Tensor:
+        """Sums over a few positions: cross entropy, KL(teacher || student)."""
+        logits = tail_logits(self.model, self.anatomy, inputs, hidden).float()
+        chosen = targets != IGNORED
+        total = functional.cross_entropy(logits[chosen], targets[chosen], reduction="sum")
+        if taught is None or not self.distillation.logits:
+            return torch.stack([total, torch.zeros_like(total)])
+        heat = self.distillation.temperature
+        with torch.no_grad():
+            wanted = tail_logits(self.model, self.anatomy, inputs, taught).float()
+        divergence = functional.kl_div(
+            functional.log_softmax(logits[chosen] / heat, -1),
+            functional.log_softmax(wanted[chosen] / heat, -1),
+            reduction="sum",
+            log_target=True,
+        )
+        # The gradient of the softened KL shrinks with the square of the temperature.
+        return torch.stack([total, divergence * heat**2])
+
+
+def relative_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean over tokens of |output - target|^2 / |target|^2, states [..., hidden size]."""
+    apart = (output - target).square().mean(-1)
+    return (apart / target.square().mean(-1).clamp_min(1e-12)).mean()
+
+
+def _inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in batch.items() if k != "labels"}
+
+
+def _cut(
+    inputs: dict[str, torch.Tensor], targets: torch.Tensor, piece: slice
+) -> dict[str, torch.Tensor]:
+    """A few positions of all inputs that have positions."""
+    return {k: v[:, piece] if v.shape[:2] == targets.shape else v for k, v in inputs.items()}
+
+
+def _bidirectional(model: nn.Module) -> bool:
+    return getattr(model.config, "is_causal", None) is False
