@@ -44,9 +44,9 @@ def draft(spec: TrainSpec, cache_dir: str | Path | None = None) -> Source:
     config = build_config(spec)
     describe_generation(config, spec, None)
     folder = Path(tempfile.mkdtemp(prefix="compress-draft-"))
-    build_model(config, spec.objective.kind == "masked", 0).save_pretrained(folder)
     source = Source(folder, _origin(spec), "trained")
     weakref.finalize(source, shutil.rmtree, folder, ignore_errors=True)
+    build_model(config, spec.objective.kind == "masked", 0).save_pretrained(folder)
     return source
 
 

@@ -20,7 +20,7 @@ def loss_for(model: nn.Module, spec: TrainSpec) -> LossFunction:
         return next_token
     from compress.create.masked import MaskedObjective
 
-    return MaskedObjective(model, spec)
+    return MaskedObjective(model, spec.objective)
 
 
 def describe_generation(config: Any, spec: TrainSpec, reader: Any) -> None:

@@ -65,10 +65,16 @@ class Objective(BaseModel):
     )
     ratios: str | None = Field(
         None,
-        description="masked: how mask ratios are drawn; by default uniform (low-discrepancy) for "
-        "bounds, arccos of a uniform number for maskgit",
+        description="masked: law of the mask ratios (compress.masked.mask_ratios); by default "
+        "uniform for bounds, cosine for maskgit",
     )
-    schedule: str = Field("cosine", description="masked: by default used to sample from the model")
+    schedule: str | None = Field(
+        None,
+        description="masked: by default used to sample; linear for bounds, cosine for maskgit",
+    )
+    shift: bool = Field(
+        False, description="masked: position i predicts token i + 1, for an adapted causal model"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="masked")
     drop_condition: float = Field(
         0.1, ge=0, le=1, description="masked images: share of rows trained without their class, "

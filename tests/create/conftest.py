@@ -42,7 +42,7 @@ def sections(text) -> SimpleNamespace:
         }
 
     def masked(**more: Any) -> dict[str, Any]:
-        return causal(architecture=_BERT, objective="masked", **more)
+        return causal(**{"architecture": _BERT, "objective": "masked", **more})
 
     def digits(**more: Any) -> dict[str, Any]:
         return {
