@@ -59,7 +59,8 @@ def _nucleus(probabilities: Tensor, share: float) -> Tensor:
 
 def gumbel(uniform: Tensor) -> Tensor:
     """Standard Gumbel noise from uniform numbers."""
-    return -torch.log(-torch.log(uniform.clamp_min(_TINY)).clamp_min(_TINY))
+    exponential = -torch.log(uniform.clamp_min(_TINY))
+    return -torch.log(exponential.clamp_min(_TINY))
 
 
 def preference(

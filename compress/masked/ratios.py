@@ -35,10 +35,10 @@ def mask_ratios(
             0.55, 0.25, 0.5, 1 (Li et al. 2023, MAGE, https://arxiv.org/abs/2211.09117);
             beta[:a,b], by default 12, 3 (Ni et al. 2024, ENAT).
         generator: on the CPU.
-        spread: low-discrepancy draws u_b = (U + b) / B mod 1 with one U for all (Sahoo et al. 2024,
+        spread: low-discrepancy draws u_b = (U + b / B) mod 1 with one U for all (Sahoo et al. 2024,
             MDLM, https://arxiv.org/abs/2406.07524, appendix C.3): each ratio has the same law as
             when drawn alone, their mean has less noise.
-        shuffle: in random order; else a spread draw rises (or falls) along the batch.
+        shuffle: in random order; else a spread draw runs through (0, 1] once along the batch.
         length: tokens a sequence, for log and exp.
 
     Returns:
@@ -50,7 +50,7 @@ def mask_ratios(
     quantile = _quantile(prior, length)
     if spread:
         offset = torch.rand(1, generator=generator, dtype=torch.float64)
-        draws = (offset + torch.arange(count, dtype=torch.float64)) / max(count, 1) % 1.0
+        draws = (offset + torch.arange(count, dtype=torch.float64) / max(count, 1)) % 1.0
     else:
         draws = torch.rand(count, generator=generator, dtype=torch.float64)
     if shuffle:

@@ -52,6 +52,8 @@ def start_rows(
         raise CompressError(
             "one of count, prompts, classes and rows", " and ".join(given) or "none", where=WHERE
         )
+    if count is not None and count < 1:
+        raise CompressError("at least one sample", f"count {count}", where=WHERE)
     if rows is not None:
         start = _partial(rows, spec)
     else:
@@ -154,9 +156,9 @@ def _heads(prompts: Prompts, spec: MaskedGeneration) -> Tensor:
 
 def _class_tokens(spec: MaskedGeneration, count: int | None, classes: Classes | None) -> Tensor:
     if classes is None and not isinstance(spec.condition, ClassCondition):
-        return torch.full((count or 0,), spec.mask_id)
+        return torch.full((1 if count is None else count,), spec.mask_id)
     if classes is None:
-        return torch.full((count or 1,), spec.class_id(None))
+        return torch.full((1 if count is None else count,), spec.class_id(None))
     numbers = classes.tolist() if isinstance(classes, Tensor) else list(classes)
     ids = [spec.class_id(None if n is None else int(n)) for n in numbers]
     return torch.tensor(ids, dtype=torch.long)
