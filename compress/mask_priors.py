@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from compress.calibrate.statistics import GRAM, MOMENTS, NOTHING, InputStatistics
@@ -83,10 +85,16 @@ def check_prior_file(prior: str, shapes: dict[str, tuple[int, int]], pattern: Pa
         shapes: path of each linear in the model -> (out, in).
 
     Raises:
-        CompressError: a linear without a mask, a mask of another shape or pattern, a damaged file.
+        CompressError: no such file, a damaged one, a linear without a mask, a mask of another shape
+            or pattern.
     """
     if prior in _KINDS:
         return
+    if not Path(prior).is_file():
+        raise CompressError(
+            "the mask file that `prior` names", f"no file {prior}",
+            "Run the recipe that writes it first, or set prior to one of " + ", ".join(PRIORS),
+        )  # fmt: skip
     layout = mask_layout(prior)
     for label, shape in shapes.items():
         info = layout.get(f"{label}.weight")

@@ -56,14 +56,17 @@ class Progress(AbstractContextManager):
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def update(self, name: str, done: int, total: int) -> None:
-        """``done`` of ``total`` units of the task ``name`` are finished."""
+    def update(self, name: str, done: int, total: int, note: str = "") -> None:
+        """``done`` of ``total`` units of the task ``name`` are finished; ``note`` tells more."""
         if self.quiet:
             return
         if self._bar is not None:
+            from rich.markup import escape
+
             if name not in self._tasks:
                 self._tasks[name] = self._bar.add_task(name, total=total)
-            self._bar.update(self._tasks[name], completed=done, total=total)
+            described = escape(f"{name}, {note}" if note else name)
+            self._bar.update(self._tasks[name], completed=done, total=total, description=described)
             return
         now = time.monotonic()
         if done <= self._started.get(name, (now, 0, done))[2]:
@@ -75,4 +78,5 @@ class Progress(AbstractContextManager):
             left = ""
             if done < total and done > first and now > start:
                 left = f", about {(now - start) / (done - first) * (total - done):.0f} s left"
-            print(f"{name}: {done}/{total}{left}", file=sys.stderr, flush=True)
+            told = f", {note}" if note else ""
+            print(f"{name}: {done}/{total}{told}{left}", file=sys.stderr, flush=True)

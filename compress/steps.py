@@ -76,7 +76,7 @@ def _stream(stage: str, method: Method, context: StepContext, decision: Any) -> 
     calls: list[list[BlockCall]] = [[] for _ in range(count)]
     hidden, reference = None, None
     if needs_inputs:
-        hidden, calls = _first_inputs(stage, context, start)
+        hidden, calls = _first_inputs(stage, method, context, start)
         if stage != SURVEY and method.learns is not None:
             reference = reference_of(stage, method.learns, context, start, hidden)
     learned: dict[str, Any] = {}
@@ -128,14 +128,14 @@ def _needs_inputs(stage: str, method: Method) -> bool:
     """Whether hidden states must be carried from block to block."""
     learning = method.learns
     if stage == LEARN:
-        return learning.blocks or learning.observes
+        return learning.blocks or learning.observes > 0
     if stage == SOLVE and learning is not None and learning.model:
         return learning.updates or learning.tunes
     return method.needs == "calibration"
 
 
 def _first_inputs(
-    stage: str, context: StepContext, start: int
+    stage: str, method: Method, context: StepContext, start: int
 ) -> tuple[Activations, list[list[BlockCall]]]:
     """Inputs of block ``start`` and how each block is called."""
     source = context.source
@@ -147,7 +147,10 @@ def _first_inputs(
         )
     hidden = Activations(hidden_file(context, stage, 0))
     source.fill_outer()
-    batches = [{k: v.to(source.device) for k, v in batch.items()} for batch in context.batches]
+    chosen = context.batches
+    if stage == LEARN and not method.learns.blocks:
+        chosen = chosen[: method.learns.observes]  # the others are for the model as a whole
+    batches = [{k: v.to(source.device) for k, v in batch.items()} for batch in chosen]
     calls = capture_inputs(source.model, source.anatomy, batches, hidden)
     source.release_outer()
     if start == 0:
@@ -181,10 +184,15 @@ def _solve_block(
     source, learning = context.source, method.learns
     block, anatomy = source.block(index), source.anatomy.blocks[index]
     learned = context.sink.learned(index) if stage == SOLVE and learning is not None else {}
+    first = replay
+    if learning is not None and replay is not None and learning.observes < len(replay.inputs):
+        first = replay.head(max(1, learning.observes))
     with torch.no_grad():
         metrics = _visit(
-            method.solve, method.statistic, method, context, index, replay, decision, learned
+            method.solve, method.statistic, method, context, index, first, decision, learned
         )
+    if first is not replay:
+        first.close()
     if learning is not None and learning.blocks and not learned:
         metrics |= _learn(method.learn_block, context, index, replay, reference)
     if stage == LEARN:

@@ -105,6 +105,14 @@ class BlockReplay:
         self._cuts: dict[str, _Cut] = {}
         self._batch = 0
 
+    def head(self, count: int) -> BlockReplay:
+        """A replay of the first ``count`` batches only, with files of its own."""
+        inputs = Activations(self.inputs.path, shapes=self.inputs.shapes[:count])
+        return BlockReplay(
+            self.block, self.anatomy, inputs, self.calls[:count], self.scratch, self.device,
+            self._learned,
+        )  # fmt: skip
+
     def visit(self, site: Site, observe: Callable[[str, torch.Tensor], None]) -> None:
         """Run all batches up to ``site`` and pass on its input, ``observe(linear name, x)``.
 

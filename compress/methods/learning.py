@@ -24,7 +24,8 @@ class Learning:
         model: the whole model learns together, after all blocks have been passed.
         targets: what a block is to reproduce: ``dense``, the outputs of the uncompressed model, or
             ``prefix``, what the uncompressed block makes of the inputs that reach it now.
-        observes: what learning starts from depends on the inputs of the linears.
+        observes: on how many calibration batches, at most, the statistics are collected that
+            learning starts from; 0 where it needs none.
         updates: the weights of each site change in closed form when all has been learned.
         tunes: each block's weights learn when all else has been learned.
     """
@@ -32,7 +33,7 @@ class Learning:
     blocks: bool
     model: bool
     targets: str = "dense"
-    observes: bool = True
+    observes: int = 0
     updates: bool = False
     tunes: bool = False
 

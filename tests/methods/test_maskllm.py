@@ -10,7 +10,7 @@ from compress.checkpoint.masks import load_masks
 from compress.errors import CompressError
 
 BLOCK = {"steps": 40, "batch": 2, "learning_rate": 5e-3, "clip": None}
-MODEL = {"steps": 30, "batch": 4, "learning_rate": 5e-3, "clip": None, "eps": 1e-8}
+MODEL = {"steps": 30, "batch": 4, "learning_rate": 5e-3, "clip": None}
 
 
 @pytest.fixture
@@ -171,3 +171,18 @@ def test_a_mask_file_of_another_model_is_refused(checkpoint, text, tmp_path, hel
 def test_a_low_rank_pair_is_refused(apply, tiny, tokens):
     with pytest.raises(CompressError, match="low-rank"):
         compress.apply(tiny("llama"), [{"method": "svd", "rank": 8}, {"method": "maskllm"}], tokens)
+
+
+def test_the_prior_is_chosen_on_the_first_batches(tiny, tokens):
+    def masks(ids, **options):
+        model = tiny("llama")
+        step = {"method": "maskllm", "prior": "search", "training": None, **options}
+        compress.apply(model, [step], ids)
+        return {n: w != 0 for n, w in linears(model).items()}
+
+    few, same, all_ = (
+        masks(tokens, prior_batches=3), masks(tokens[:3]), masks(tokens)
+    )  # fmt: skip
+    first = "model.layers.0.self_attn.q_proj"
+    assert torch.equal(few[first], same[first])
+    assert any(not torch.equal(few[n], all_[n]) for n in few)

@@ -65,6 +65,11 @@ class MaskLLM(ZeroingMethod):
         description="Mask to start from: magnitude, wanda, sparsegpt (its mask only), search (the "
         "least output error, by local search), none, or a masks.safetensors of an earlier run.",
     )
+    prior_batches: int = Field(
+        128,
+        gt=0,
+        description="Calibration batches, from the first on, that the prior is chosen on.",
+    )
     alpha: float = Field(
         3.0, ge=0, description="Strength of the prior (eq. 10); from 5 on it is followed exactly."
     )
@@ -126,9 +131,9 @@ class MaskLLM(ZeroingMethod):
             raise ValueError("end_to_end follows scope: block; for scope: model set training")
         if self.distillation is not None and self.scope == "block" and self.end_to_end is None:
             raise ValueError("distillation needs scope: model or end_to_end; blocks always distil")
-        if self.prior not in PRIORS and not Path(self.prior).is_file():
+        if self.prior not in PRIORS and Path(self.prior).suffix != ".safetensors":
             raise ValueError(
-                f"prior {self.prior!r} is neither one of {', '.join(PRIORS)} nor a mask file"
+                f"prior {self.prior!r} is neither one of {', '.join(PRIORS)} nor a .safetensors file"
             )
         if self.parsed.candidates < 2 and (self.training or self.end_to_end):
             raise ValueError(f"pattern {self.pattern} leaves nothing to learn")
@@ -150,7 +155,7 @@ class MaskLLM(ZeroingMethod):
             blocks=self.scope == "block" and self.training is not None,
             model=whole is not None,
             targets=self.targets_from,
-            observes=prior_statistic(self.prior) != NOTHING,
+            observes=0 if prior_statistic(self.prior) == NOTHING else self.prior_batches,
             updates=self.least_squares,
             tunes=self.tuning is not None,
         )

@@ -1,0 +1,48 @@
+"""How a module is held while it trains: recomputed in the backward pass, or sharded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from compress.errors import CompressError
+
+
+@contextlib.contextmanager
+def recomputing(module: nn.Module, wanted: bool) -> Iterator[None]:
+    """Let a module of transformers store the inputs of its layers only (gradient checkpointing).
+
+    The layers count as training meanwhile, since they recompute in that mode only; what is inside
+    them, dropout say, keeps its mode. Random numbers are the same when recomputed.
+
+    Raises:
+        CompressError: the module cannot.
+    """
+    if not wanted:
+        yield
+        return
+    if not getattr(module, "supports_gradient_checkpointing", False):
+        raise CompressError(
+            "a module that supports gradient checkpointing",
+            type(module).__name__,
+            "Set gradient_checkpointing: false and a smaller micro_batch",
+        )
+    module.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": True})
+    layers = [m for m in module.modules() if getattr(m, "gradient_checkpointing", False)]
+    modes = [m.training for m in layers]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer, mode in zip(layers, modes, strict=True):
+            layer.training = mode
+        module.gradient_checkpointing_disable()
+
+
+@contextlib.contextmanager
+def sharding(module: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+    yield module
