@@ -251,11 +251,12 @@ def _vocabulary(config: Any) -> int | None:
 
 def _around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids that a tokenizer puts in front of a text and behind it."""
-    inner = tokenizer("a", add_special_tokens=False)["input_ids"]
-    outer = tokenizer("a")["input_ids"]
-    for start in range(len(outer) - len(inner) + 1):
-        if outer[start : start + len(inner)] == inner:
-            return tuple(outer[:start]), tuple(outer[start + len(inner) :])
+    for probe in ("a", "A", "1"):  # vocabularies of molecules or proteins lack some of them
+        inner = tokenizer(probe, add_special_tokens=False)["input_ids"]
+        outer = tokenizer(probe)["input_ids"]
+        for start in range(len(outer) - len(inner) + 1 if inner else 0):
+            if outer[start : start + len(inner)] == inner:
+                return tuple(outer[:start]), tuple(outer[start + len(inner) :])
     return (), ()
 
 

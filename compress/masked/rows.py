@@ -83,6 +83,7 @@ def _partial(rows: Tensor, spec: MaskedGeneration) -> Start:
         raise CompressError(
             "rows of token ids [samples, length]", f"{rows.dtype} {list(rows.shape)}", where=WHERE
         )
+    _check_classes(rows, spec)
     unknown = rows == spec.mask_id
     empty = (unknown.sum(dim=1) == 0).nonzero()
     if len(empty):
@@ -91,6 +92,23 @@ def _partial(rows: Tensor, spec: MaskedGeneration) -> Start:
             "Leave such rows out", where=WHERE,
         )  # fmt: skip
     return Start(rows.long().clone(), ~unknown & ~spec.fixed(rows))
+
+
+def _check_classes(rows: Tensor, spec: MaskedGeneration) -> None:
+    """Refuse rows of a model with classes whose class token is missing."""
+    condition = spec.condition
+    if not isinstance(condition, ClassCondition):
+        return
+    classes = range(condition.offset, condition.offset + condition.classes)
+    known = {*classes, *(() if condition.null is None else (condition.null,))}
+    place = condition.position
+    found = rows[:, place].tolist() if rows.shape[1] > place else [None]
+    for number, token in enumerate(found):
+        if token not in known:
+            raise CompressError(
+                f"a class token ({classes[0]} to {classes[-1]}) at position {place} of each row",
+                f"{token} in row {number}", "Put it there, or give classes", where=WHERE,
+            )  # fmt: skip
 
 
 def _fresh(

@@ -33,6 +33,11 @@ class Samples:
     counters: Counters
 
     @property
+    def evaluations(self) -> float:
+        """Network evaluations a sample; with guidance a step takes two."""
+        return self.counters.rows / len(self.tokens)
+
+    @property
     def generated(self) -> Tensor:
         """The produced tokens alone, [samples, tokens].
 

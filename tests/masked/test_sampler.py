@@ -177,6 +177,8 @@ def test_guidance(images):
     twice = sample(images(), SamplerOptions(steps=4, guidance=1.0), classes=[1, 2, 3]).counters
     once = sample(images(), SamplerOptions(steps=4), classes=[1, 2, 3]).counters
     assert (twice.rows, twice.calls, once.rows) == (24, 4, 12)
+    many = sample(images(), SamplerOptions(steps=4, guidance=1.0), classes=[1] * 5, batch=2)
+    assert many.evaluations == 8 and many.counters.calls == 12
 
 
 def test_temperatures_change_along_the_steps():
@@ -238,6 +240,16 @@ def test_what_does_not_fit_the_text_is_refused_before_any_work(text, options, gi
     with pytest.raises(CompressError, match=message):
         sample(denoiser, SamplerOptions(**options), **given)
     assert denoiser.counters.calls == 0
+
+
+@pytest.mark.parametrize("token", [27, 3])
+def test_rows_of_a_model_with_classes_need_their_class(images, token):
+    rows = torch.full((2, 17), 27)
+    rows[:, 0] = torch.tensor([16, token])
+    with pytest.raises(CompressError, match=f"got {token} in row 1"):
+        sample(images(), SamplerOptions(), rows=rows)
+    rows[1, 0] = 26
+    assert sample(images(), SamplerOptions(), rows=rows).tokens[:, 0].tolist() == [16, 26]
 
 
 def test_guidance_needs_a_model_trained_without_classes_too(images):
