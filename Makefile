@@ -3,10 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint tables clean
+.PHONY: quickstart masked-demo test lint tables clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/compress run quickstart --out runs/quickstart
+
+# The second run takes the model that the first has trained.
+masked-demo: $(VENV)/.installed
+	$(BIN)/compress run masked/digits --out runs/masked-digits
+	$(BIN)/compress run masked/digits-4bit --out runs/masked-digits-4bit \
+		--set model=runs/masked-digits/base
+	$(BIN)/compress compare runs/masked-digits runs/masked-digits-4bit \
+		--out runs/masked-demo.html
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
