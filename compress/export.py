@@ -27,7 +27,7 @@ from compress.state import ModelState, SourceBlock, streamed_logits
 _COMPANIONS = (
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
     "spiece.model", "sentencepiece*", "chat_template*", "generation_config.json",
-    "preprocessor_config.json", "processor_config.json", "LICENSE*",
+    "preprocessor_config.json", "processor_config.json", "codebook.safetensors", "LICENSE*",
 )  # fmt: skip
 
 
