@@ -39,7 +39,9 @@ def launched() -> World:
         return World()
     from accelerate import PartialState
 
-    state = PartialState(timeout=_PATIENCE)
+    # Without being told, accelerate opens no group on a machine that has no GPU.
+    cpu = not torch.accelerator.is_available()
+    state = PartialState(cpu=cpu, timeout=_PATIENCE)
     return World(state.process_index, state.num_processes)
 
 

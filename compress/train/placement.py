@@ -10,6 +10,8 @@ from torch import nn
 
 from compress.errors import CompressError
 
+_RECOMPUTE = {"use_reentrant": False, "preserve_rng_state": True}
+
 
 @contextlib.contextmanager
 def recomputing(module: nn.Module, wanted: bool) -> Iterator[None]:
@@ -30,7 +32,10 @@ def recomputing(module: nn.Module, wanted: bool) -> Iterator[None]:
             type(module).__name__,
             "Set gradient_checkpointing: false and a smaller micro_batch",
         )
-    module.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": True})
+    # Both names are in use: transformers has renamed it within version 5.
+    renamed = hasattr(module, "activation_checkpointing_enable")
+    kind = "activation" if renamed else "gradient"
+    getattr(module, f"{kind}_checkpointing_enable")(_RECOMPUTE)
     layers = [m for m in module.modules() if getattr(m, "gradient_checkpointing", False)]
     modes = [m.training for m in layers]
     for layer in layers:
@@ -40,7 +45,7 @@ def recomputing(module: nn.Module, wanted: bool) -> Iterator[None]:
     finally:
         for layer, mode in zip(layers, modes, strict=True):
             layer.training = mode
-        module.gradient_checkpointing_disable()
+        getattr(module, f"{kind}_checkpointing_disable")()
 
 
 @contextlib.contextmanager
