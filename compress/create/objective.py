@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from compress.create.spec import TrainSpec
-from compress.train import LossFunction, Moment
-
-Batch = dict[str, torch.Tensor]
+from compress.models.anatomy import anatomy_of
+from compress.train import LossFunction
+from compress.train.language import LanguageLoss
 
 
 def loss_for(model: nn.Module, spec: TrainSpec) -> LossFunction:
     """The loss of the section's objective, as compress.train.fit takes it."""
     if spec.objective.kind == "causal":
-        return next_token
+        next_token = LanguageLoss(model, anatomy_of(model))
+        return lambda _model, batch, _moment: next_token(batch)
     from compress.create.masked import MaskedObjective
 
     return MaskedObjective(model, spec.objective)
@@ -29,12 +28,3 @@ def describe_generation(config: Any, spec: TrainSpec, reader: Any) -> None:
         from compress.create.masked import describe
 
         describe(config, spec, reader)
-
-
-def next_token(model: nn.Module, batch: Batch, _moment: Moment) -> tuple[torch.Tensor, dict]:
-    """Mean cross entropy (nats) of the next token; padding is neither read nor predicted."""
-    labels = batch["input_ids"][:, 1:]
-    if "attention_mask" in batch:
-        labels = labels.masked_fill(batch["attention_mask"][:, 1:] == 0, -100)
-    logits = model(**batch).logits[:, :-1]
-    return cross_entropy(logits.flatten(0, 1).float(), labels.flatten()), {}

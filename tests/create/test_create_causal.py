@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
+import shutil
 import time
 
 import pytest
@@ -111,26 +108,39 @@ def test_a_model_of_other_data_is_not_taken_for_it(sections, text, tmp_path):
         make(section, tmp_path)
 
 
-def test_a_killed_training_goes_on_to_the_same_model(sections, tmp_path, helpers):
-    training = {"steps": 150, "batch": 4, "learning_rate": 1e-3, "checkpoint_every": 5}
+def test_an_interrupted_training_goes_on_to_the_same_model(sections, tmp_path, helpers):
+    calls = iter(range(100))
+
+    def stop_at_the_seventh_step():
+        if next(calls) == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(sections.causal(), tmp_path, "a", guard=stop_at_the_seventh_step)
+    assert any((tmp_path / "a-work").rglob("*")) and not (tmp_path / "a").exists()
+    steps = []
+    one = make(sections.causal(), tmp_path, "a", guard=lambda: steps.append(1)).folder
+    two = make(sections.causal(), tmp_path, "b").folder
+    assert len(steps) == 8  # a checkpoint every four steps: on from the fourth
+    one, two = helpers.weights(one), helpers.weights(two)
+    assert all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_a_run_that_is_started_again_trains_on(sections, tmp_path, helpers):
+    wanted = recipe(sections.causal(), steps=[{"method": "magnitude"}])
     file = tmp_path / "recipe.yaml"
-    wanted = recipe(sections.causal(training=training))
     file.write_text(wanted.to_yaml())
     assert read_recipe(file) == wanted
-    command = [sys.executable, "-m", "compress", "run", str(file), "--out", str(tmp_path / "a")]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
-    work = tmp_path / "a" / "work" / "base"
-    deadline = time.monotonic() + 60
-    while not any(work.glob("*.safetensors")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert any(work.glob("*.safetensors")) and not (tmp_path / "a" / "base").exists()
-    run(wanted, tmp_path / "a")
-    run(wanted, tmp_path / "b")
-    one, two = (helpers.weights(tmp_path / name / "base") for name in "ab")
-    assert all(torch.equal(one[n], two[n]) for n in one)
+    run(wanted, tmp_path / "whole")
+    # What a run leaves that was stopped behind its training: all but the steps.
+    (tmp_path / "part").mkdir()
+    for name in (".lock", "recipe.yaml", "base"):
+        source, target = tmp_path / "whole" / name, tmp_path / "part" / name
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    run(read_recipe(file), tmp_path / "part")
+    assert helpers.contents(tmp_path / "part" / "model") == helpers.contents(
+        tmp_path / "whole" / "model"
+    )
 
 
 def test_the_api_plans_it_too(sections):
