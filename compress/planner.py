@@ -232,6 +232,11 @@ def _evaluation_bytes(recipe: Recipe, original: Outline, result: Outline) -> int
 
 def _warnings(recipe: Recipe, original: Outline, result: Outline) -> tuple[str, ...]:
     found = list(result.notes)
+    if recipe.model.train is not None:
+        training = recipe.model.train.training
+        found.append(
+            f"the model is trained first: {training.steps} steps of {training.batch} sequences"
+        )
     if recipe.model.trust_remote_code:
         found.append("code that comes with the checkpoint will be run (trust_remote_code)")
     if recipe.evaluation is None and recipe.steps:

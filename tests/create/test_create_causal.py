@@ -38,6 +38,7 @@ def test_the_plan_needs_no_training_and_reads_no_text(sections):
     folder = made.source.folder
     assert made.original.parameters > 10_000 and folder.is_dir()
     assert load_config(folder).vocab_size == 259
+    assert "the model is trained first: 12 steps of 4 sequences" in made.warnings
     del made
     assert not folder.exists()
 
