@@ -58,13 +58,15 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Compress, verify, evaluate, report. The same command again resumes an interrupted run."""
+    from compress import distributed
     from compress.progress import Progress
     from compress.recipe import parse_size, read_recipe
     from compress.runner import run as carry_out
 
+    follows = distributed.launched().rank > 0
     parsed = read_recipe(recipe, overrides)
     folder = out or Path("runs") / parsed.name
-    with Progress(quiet) as progress:
+    with Progress(quiet or follows) as progress:
         result = carry_out(
             parsed,
             folder,
@@ -74,6 +76,8 @@ def run(
             progress=progress,
             command="compress " + " ".join(sys.argv[1:]),
         )
+    if follows:
+        return
     if result.report is not None:
         from eval.report import print_report
 

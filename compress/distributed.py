@@ -1,7 +1,10 @@
 """Several processes that train together: who this one is, and sums over all.
 
+One process carries out a run, inside :func:`alone`, and calls the others to each training that all
+take part in (:func:`joined`, :func:`next_task`).
+
 The group is the one that ``accelerate launch`` describes; accelerate opens it (gloo on CPUs, nccl
-on GPUs). Everything but training happens in one process, inside :func:`alone`.
+on GPUs).
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
+
+from compress.errors import CompressError
 
 _PATIENCE = timedelta(days=14)  # a process may wait for another one's whole run
 _BUCKET = 2**22  # values that are summed at once: enough to hide latencies, little memory
@@ -77,6 +82,52 @@ def sum_over_processes(tensors: Sequence[torch.Tensor]) -> None:
         for piece, target in zip(flat.split([t.numel() for t in bucket]), bucket, strict=True):
             target.copy_(piece.view_as(target))
         bucket, held = [], 0
+
+
+@contextlib.contextmanager
+def joined(task: int) -> Iterator[None]:
+    """Call the other processes to a task, and train with them meanwhile.
+
+    They have to be in :func:`next_task`. A process that runs by itself just goes on.
+    """
+    global _alone
+    tell(task)
+    before, _alone = _alone, False
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+def tell(task: int | None) -> None:
+    """Tell all processes that wait in :func:`next_task`; None sends them home."""
+    if launched().size > 1:
+        _broadcast(-1 if task is None else task)
+
+
+def next_task() -> int | None:
+    """Wait until the first process names a task; None when there is nothing more to do.
+
+    Raises:
+        CompressError: another process has ended.
+    """
+    task = _broadcast(0)
+    return None if task < 0 else task
+
+
+def _broadcast(value: int) -> int:
+    from accelerate import PartialState
+    from torch import distributed
+
+    message = torch.tensor([value], device=PartialState().device)
+    try:
+        distributed.broadcast(message, src=0)
+    except RuntimeError as error:
+        raise CompressError(
+            f"all {launched().size} processes of this run alive", "one that has ended",
+            "What it said is the reason; run the same command again to go on",
+        ) from error  # fmt: skip
+    return int(message)
 
 
 def wait_for_all() -> None:

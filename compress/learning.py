@@ -137,7 +137,8 @@ def _learn_filled(
         source.model, source.anatomy, batches, source.device, context.folder, context.seed,
         context.progress, context.guard,
     )  # fmt: skip
-    method.learn_model(work)
+    with context.joined():
+        method.learn_model(work)
     for index in range(len(source.anatomy.blocks)):
         sink.keep(TRAIN, index, method.settle(source.block(index), dense=True))
     return work.metrics

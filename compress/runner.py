@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from compress import memory
+from compress import distributed, memory
 from compress.calibrate.batches import Calibration, calibration_batches
 from compress.data.codebook import load_codebook
 from compress.errors import CompressError
@@ -22,6 +22,7 @@ from compress.evaluation import Evaluator
 from compress.export import check_export, export, export_masks
 from compress.methods.base import DEPTH, MODULES, WIDTH
 from compress.models.source import load_tokenizer
+from compress.models.stream import StreamedModel
 from compress.planner import Plan, plan
 from compress.progress import Progress
 from compress.recipe import Recipe, parse_size
@@ -78,31 +79,53 @@ def run(
         CompressError: anything that makes the run impossible; finished blocks are kept.
     """
     progress = progress or Progress(quiet=True)
-    with Workspace(Path(out)) as workspace:
+    workspace = Workspace(Path(out))
+    if distributed.launched().rank > 0:
+        from compress.follower import follow
+
+        follow(recipe, workspace, data_root, max_memory, cache_dir)
+        workspace.read()
+        return _finished(workspace)
+    with distributed.alone(), workspace:
         if workspace.claimed:
             workspace.claim(recipe.to_yaml())
+        report = None
         if workspace.find(event="done"):
             progress.say(f"{out} is complete; nothing to do")
-            return _finished(workspace)
-        made = plan(recipe, max_memory=max_memory, cache_dir=cache_dir)
-        if recipe.model.train is not None:
-            from compress.create.create import create_for
-
-            workspace.claim(recipe.to_yaml())
-            trained = create_for(
-                recipe, workspace, _device(recipe.device), data_root, cache_dir, progress,
-                guard=lambda: memory.check_limit(max_memory),
-            )  # fmt: skip
-            made = plan(recipe, max_memory=max_memory, cache_dir=cache_dir, trained=trained)
-        job = _Job(made, workspace, data_root, max_memory, progress, command)
-        job.prepare()
-        job.evaluate_before()
-        job.compress()
-        job.write()
-        report = job.report()
-        workspace.append({"event": "done"})
-        workspace.clean()
+        else:
+            made = planned(recipe, workspace, data_root, max_memory, cache_dir, progress)
+            job = Job(made, workspace, data_root, max_memory, progress, command)
+            job.prepare()
+            job.evaluate_before()
+            job.compress()
+            job.write()
+            report = job.report()
+            workspace.append({"event": "done"})
+            workspace.clean()
+        distributed.tell(None)
         return _finished(workspace, report)
+
+
+def planned(
+    recipe: Recipe,
+    workspace: Workspace,
+    data_root: str | Path | None,
+    max_memory: int | None,
+    cache_dir: str | Path | None,
+    progress: Progress,
+) -> Plan:
+    """The plan of a run; a model that the recipe trains first is trained where it is not yet."""
+    made = plan(recipe, max_memory=max_memory, cache_dir=cache_dir)
+    if recipe.model.train is None:
+        return made
+    from compress.create.create import create_for
+
+    workspace.claim(recipe.to_yaml())
+    trained = create_for(
+        recipe, workspace, _device(recipe.device), data_root, cache_dir, progress,
+        guard=lambda: memory.check_limit(max_memory),
+    )  # fmt: skip
+    return plan(recipe, max_memory=max_memory, cache_dir=cache_dir, trained=trained)
 
 
 def _finished(workspace: Workspace, report: Any = None) -> RunResult:
@@ -120,7 +143,7 @@ def _finished(workspace: Workspace, report: Any = None) -> RunResult:
     )
 
 
-class _Job:
+class Job:
     """One run's stages; each looks in the journal first and does what is left."""
 
     def __init__(
@@ -159,22 +182,15 @@ class _Job:
             )
         self.digest = self.plan.source.digest or self.plan.state.source.index.digest()
         must = {"model": self.digest}
-        if self.recipe.calibration is not None or self.recipe.evaluation is not None:
-            tokenizer = self._tokenizer()
-            if self.recipe.calibration is not None:
-                self.calibration = calibration_batches(
-                    self.recipe.calibration,
-                    tokenizer,
-                    self.plan.state.config,
-                    seed=self.recipe.seed,
-                    data_root=self.data_root,
-                )
-                must["calibration tokens"] = self.calibration.digest
-            if self.recipe.evaluation is not None:
-                self.evaluator = Evaluator(
-                    self.plan, tokenizer, self.workspace, self.device, self.data_root, self.progress
-                )
-                must["evaluation tokens"] = self.evaluator.digest
+        if self.recipe.calibration is not None:
+            self.calibrate()
+            must["calibration tokens"] = self.calibration.digest
+        if self.recipe.evaluation is not None:
+            self.evaluator = Evaluator(
+                self.plan, self._tokenizer(), self.workspace, self.device, self.data_root,
+                self.progress,
+            )  # fmt: skip
+            must["evaluation tokens"] = self.evaluator.digest
         may = {"python": platform.python_version(), "compress": _version("compress")}
         may |= {name: _version(name) for name in _VERSIONED}
         may["threads"] = torch.get_num_threads()
@@ -185,6 +201,17 @@ class _Job:
             self.progress.say(f"note: {name} was {then} when this run was started and is {now} now")
         if not self.workspace.find(event="started"):
             self.workspace.append({"event": "started", "at": datetime.now(UTC).isoformat()})
+
+    def calibrate(self) -> None:
+        """Read the calibration text, where the recipe has one."""
+        if self.recipe.calibration is not None:
+            self.calibration = calibration_batches(
+                self.recipe.calibration,
+                self._tokenizer(),
+                self.plan.state.config,
+                seed=self.recipe.seed,
+                data_root=self.data_root,
+            )
 
     def _tokenizer(self) -> Any:
         tokenizer, reason = load_tokenizer(
@@ -209,29 +236,18 @@ class _Job:
     def _step(self, number: int, method: Any) -> None:
         name = f"step {number + 1}/{len(self.recipe.steps)} {method.name}"
         source = self.state.streamed(self.device)
-        sink = JournalSink(
-            self.workspace, number, method.name, self.state, source.anatomy, self.dtype
-        )
+        sink = self.sink(number, source, JournalSink)
         finished = self.workspace.find(event="step", step=number)
         if not finished:
             memory.give_back()
             memory.reset_peak()
             started, resumed = time.perf_counter(), bool(self.workspace.find(step=number))
             torch.manual_seed(self.recipe.seed)
-            context = StepContext(
-                source,
-                self.calibration.batches if self.calibration else [],
-                self.scratch,
-                labels=self.calibration.labels if self.calibration else None,
-                folder=sink.folder / "training",
-                seed=self.recipe.seed,
-                progress=self.progress,
-                storage_dtype=self.dtype,
-                sink=sink,
-                report=lambda stage, index, count, _note: self.progress.update(
-                    f"{name} ({stage})", index + 1, count
-                ),
-                guard=lambda: memory.check_limit(self.limit),
+            context = self.context(source, sink)
+            context.progress = self.progress
+            context.joined = lambda: distributed.joined(number)
+            context.report = lambda stage, index, count, _note: self.progress.update(
+                f"{name} ({stage})", index + 1, count
             )
             decision = run_step(method, context)
             kept = method.kept_blocks(decision, source.anatomy)
@@ -248,6 +264,25 @@ class _Job:
             self.workspace.append(event)
             finished = [event]
         self.state = sink.result(finished[0]["kept"])
+
+    def sink(self, number: int, source: StreamedModel, kind: type[JournalSink]) -> JournalSink:
+        """Where a step's blocks go, and what its journal says."""
+        name = self.recipe.steps[number].name
+        return kind(self.workspace, number, name, self.state, source.anatomy, self.dtype)
+
+    def context(self, source: StreamedModel, sink: JournalSink) -> StepContext:
+        """What a step works with."""
+        return StepContext(
+            source,
+            self.calibration.batches if self.calibration else [],
+            self.scratch,
+            labels=self.calibration.labels if self.calibration else None,
+            folder=sink.folder / "training",
+            seed=self.recipe.seed,
+            storage_dtype=self.dtype,
+            sink=sink,
+            guard=lambda: memory.check_limit(self.limit),
+        )
 
     def write(self) -> None:
         """Assemble the checkpoint and prove that it is the model."""

@@ -112,3 +112,16 @@ class JournalSink:
 
     def _events(self, stage: str) -> list[dict[str, Any]]:
         return self.workspace.find(event="block", step=self.step, stage=stage)
+
+
+class ReadingSink(JournalSink):
+    """The sink of a process that takes part in a training of a run that another one carries out."""
+
+    def store(self, index: int, block: nn.Module, anatomy: BlockAnatomy) -> None:
+        """The other process stores the same block."""
+
+    def keep(self, stage: str, index: int, tensors: dict[str, torch.Tensor]) -> None:
+        """The other process keeps the same tensors."""
+
+    def record(self, stage: str, index: int, note: Any, activations: dict[str, Any] | None) -> None:
+        """The journal is the other process's."""

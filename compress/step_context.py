@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,6 +96,7 @@ class StepContext:
         storage_dtype: dtype of unquantised values in the checkpoint that will be written.
         report: called with (stage, block index, number of blocks, note) after each block.
         guard: called before each block; raises when a limit is exceeded.
+        joined: entered while the whole model trains; calls other processes to take part.
     """
 
     source: StreamedModel
@@ -108,6 +110,7 @@ class StepContext:
     sink: Sink = field(default_factory=MemorySink)
     report: Callable[[str, int, int, Any], None] = lambda *_: None
     guard: Callable[[], None] = lambda: None
+    joined: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def fill_whole(context: StepContext) -> list[dict[str, torch.Tensor]]:

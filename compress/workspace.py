@@ -141,6 +141,10 @@ class Workspace:
         old, new = earlier.get("may", {}), facts["may"]
         return {k: [old.get(k), v] for k, v in new.items() if old.get(k) != v}
 
+    def read(self) -> None:
+        """Take over what the process that holds the lock has put into the journal."""
+        self.events = self._read_journal()
+
     def append(self, event: dict[str, Any]) -> None:
         """Add an event to the journal and make it durable."""
         line = json.dumps(event, sort_keys=True) + "\n"
