@@ -187,18 +187,19 @@ def parse_step(step: Any, where: str = "step") -> Method:
 
 
 def split_evaluation(section: dict[str, Any], where: str = "recipe"):
-    """Split the evaluation section into (TextSpec, ImageSpec or None, eval.EvaluationSpec)."""
+    """Split the evaluation section into (TextSpec or None, eval.EvaluationSpec)."""
     from eval import EvaluationSpec
 
-    section, data = dict(section), None
-    if "text" in section and "images" in section:
+    section = dict(section)
+    text, images = section.pop("text", None), section.get("images")
+    if text is not None and images is not None:
         raise CompressError("either text or images", "both", where=f"{where}, evaluation")
-    for name, cls in (("text", TextSpec), ("images", ImageSpec)):
-        found = section.pop(name, None)
-        if found is not None:
-            data = _validate(cls, found, f"{where}, evaluation.{name}")
-            section["perplexity"] = found
-    return data, _validate(EvaluationSpec, section, f"{where}, evaluation")
+    spec = _validate(TextSpec, text, f"{where}, evaluation.text") if text is not None else None
+    if text is not None:
+        section["perplexity"] = text
+    if images is not None:
+        _validate(ImageSpec, images, f"{where}, evaluation.images")
+    return spec, _validate(EvaluationSpec, section, f"{where}, evaluation")
 
 
 class _Loader(yaml.SafeLoader):
