@@ -201,6 +201,19 @@ def test_sections_of_images_that_do_not_parse(sections, change, message):
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"calibration": {"images": {}, "text": {"source": "a"}}}, "either text or images"),
+        ({"evaluation": {"images": {}, "text": {"source": "a"}}}, "either text or images"),
+        ({"evaluation": {"images": {"sourc": "digits"}}}, "Did you mean 'source'"),
+    ],
+)
+def test_data_is_either_text_or_images(sections, change, message):
+    with pytest.raises(CompressError, match=message):
+        parse_recipe({"model": {"train": sections.digits()}, **change})
+
+
+@pytest.mark.parametrize(
     ("objective", "message"),
     [
         ({"ratios": "unifrom"}, "Did you mean 'uniform'"),
