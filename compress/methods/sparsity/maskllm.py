@@ -68,7 +68,7 @@ class MaskLLM(ZeroingMethod):
     prior_batches: int = Field(
         128,
         gt=0,
-        description="Calibration batches, from the first on, that the prior is chosen on.",
+        description="Calibration batches, the first ones, that the prior is chosen on.",
     )
     alpha: float = Field(
         3.0, ge=0, description="Strength of the prior (eq. 10); from 5 on it is followed exactly."
@@ -133,7 +133,8 @@ class MaskLLM(ZeroingMethod):
             raise ValueError("distillation needs scope: model or end_to_end; blocks always distil")
         if self.prior not in PRIORS and Path(self.prior).suffix != ".safetensors":
             raise ValueError(
-                f"prior {self.prior!r} is neither one of {', '.join(PRIORS)} nor a .safetensors file"
+                f"prior {self.prior!r} is neither a .safetensors file nor one of "
+                + ", ".join(PRIORS)
             )
         if self.parsed.candidates < 2 and (self.training or self.end_to_end):
             raise ValueError(f"pattern {self.pattern} leaves nothing to learn")

