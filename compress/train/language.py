@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from compress.errors import CompressError
 from compress.models.anatomy import Anatomy
 from compress.models.stream import tail_logits, trunk_hidden
+from compress.train.moment import Moment
 
 IGNORED = -100
 _LOGIT_BYTES = 64 * 2**20  # of one chunk in float32; the backward pass needs three times as much
@@ -62,6 +63,10 @@ class LanguageLoss:
         named = distillation.layers if distillation is not None and distillation.hidden else ()
         self.layers = tuple(named)
         self.vocabulary = model.get_output_embeddings().weight.shape[0]
+
+    def prepare(self, batch: dict[str, torch.Tensor], _moment: Moment) -> dict[str, torch.Tensor]:
+        """The batch as it is: calibration has masked it where the model needs masks."""
+        return batch
 
     def observe(self, batch: dict[str, torch.Tensor]) -> Teacher:
         """What the model, as it is now, has to teach about a batch; call it without gradients."""

@@ -19,7 +19,7 @@ from compress.train.checkpoint import CheckpointFolder
 from compress.train.moment import Moment, derive_seed
 from compress.train.options import TrainingOptions, compute_dtype, learning_rate
 from compress.train.parameters import Group, Trained, named_groups
-from compress.train.placement import recomputing, sharding
+from compress.train.recompute import recomputing
 from compress.train.source import BatchSource, Order, sample_digest
 
 Batch = dict[str, torch.Tensor]
@@ -69,7 +69,8 @@ def fit(
     ``module.train()``. Torch's global generators are left as they were.
 
     Args:
-        module: on the device that it is to be trained on.
+        module: on the device that it is to be trained on. It may be sharded over the processes
+            (``torch.distributed.fsdp.fully_shard``, or prepared by accelerate with FSDP version 2).
         loss: called with module, micro-batch and moment; returns the mean loss of the micro-batch
             (a scalar; micro-batches count equally) and figures for the history.
         source: of examples.
@@ -92,8 +93,8 @@ def fit(
     """
     groups = named_groups(module, parameters)
     place = torch.device(device or next(module.parameters()).device)
-    with recomputing(module, options.gradient_checkpointing), sharding(module, place) as ready:
-        run = _Run(ready, loss, source, options, groups, seed, place)
+    with recomputing(module, options.gradient_checkpointing):
+        run = _Run(module, loss, source, options, groups, seed, place)
         run.resume(Path(folder) if folder is not None else None)
         cuda = [place] if place.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):

@@ -261,7 +261,7 @@ def test_progress_tells_loss_speed_and_time_left(train, training, capsys):
     assert "tokens/s" in told and "s left" in told
 
 
-def test_two_processes_equal_one(train, launch, tmp_path):
+def test_two_processes_equal_one_sharded_or_not(train, launch, tmp_path):
     done = launch(tmp_path / "out.pt", tmp_path / "folder", processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     together = torch.load(tmp_path / "out.pt", weights_only=True)
@@ -269,4 +269,5 @@ def test_two_processes_equal_one(train, launch, tmp_path):
     alone, result = train()
     assert together.pop("losses").tolist() == pytest.approx(losses(result), rel=1e-5)
     for name, value in alone.items():
-        assert torch.allclose(together[name], value, rtol=1e-4, atol=1e-6), name
+        for copy in (together[name], together[f"sharded.{name}"]):
+            assert torch.allclose(copy, value, rtol=1e-4, atol=1e-6), name

@@ -1,10 +1,12 @@
 """A training in a process of its own: ``python training_script.py OUT [FOLDER [KILL_AT]]``.
 
-Writes the trained parameters and losses to OUT; ends itself by SIGKILL before step KILL_AT.
+Writes the trained parameters and losses to OUT; ends itself by SIGKILL before step KILL_AT. Several
+processes do it once more with the module sharded over them, from a checkpoint in the middle.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -49,6 +51,10 @@ def noisy_loss(module, batch, moment):
     return loss, {"noise": float(common.mean())}
 
 
+class Stopped(Exception):
+    pass
+
+
 def main(out: str, folder: str | None = None, kill_at: str | None = None) -> None:
     steps = 0
 
@@ -64,12 +70,35 @@ def main(out: str, folder: str | None = None, kill_at: str | None = None) -> Non
         module, noisy_loss, Points(), OPTIONS, seed=3, guard=guard,
         folder=None if folder is None else Path(folder),
     )  # fmt: skip
+    many = distributed.world().size > 1
+    sharded = train_sharded(Path(f"{folder}-sharded")) if many else {}
     if distributed.world().rank == 0:
         state = dict(module.state_dict()) | {
             "losses": torch.tensor([line["loss"] for line in result.history], dtype=torch.float64),
             "processes": torch.tensor(distributed.world().size),
         }
-        torch.save(state, out)
+        torch.save(state | {f"sharded.{n}": t for n, t in sharded.items()}, out)
+
+
+def train_sharded(folder: Path) -> dict[str, torch.Tensor]:
+    """The same training of a sharded module, cut off behind its second checkpoint and resumed."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    calls = iter(range(7))
+
+    def stop() -> None:
+        if next(calls, None) is None:
+            raise Stopped
+
+    mesh = init_device_mesh("cpu", (distributed.world().size,))
+    for guard in (stop, lambda: None):
+        module = make_module()
+        fully_shard(module[3], mesh=mesh)
+        fully_shard(module, mesh=mesh)
+        with contextlib.suppress(Stopped):
+            fit(module, noisy_loss, Points(), OPTIONS, seed=3, folder=folder, guard=guard)
+    return {name: p.detach().full_tensor() for name, p in module.named_parameters()}
 
 
 if __name__ == "__main__":

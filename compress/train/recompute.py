@@ -1,11 +1,10 @@
-"""How a module is held while it trains: recomputed in the backward pass, or sharded."""
+"""Recomputing layers in the backward pass instead of storing what they computed."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 
-import torch
 from torch import nn
 
 from compress.errors import CompressError
@@ -46,8 +45,3 @@ def recomputing(module: nn.Module, wanted: bool) -> Iterator[None]:
         for layer, mode in zip(layers, modes, strict=True):
             layer.training = mode
         getattr(module, f"{kind}_checkpointing_disable")()
-
-
-@contextlib.contextmanager
-def sharding(module: nn.Module, device: torch.device) -> Iterator[nn.Module]:
-    yield module
