@@ -15,6 +15,11 @@ from compress.calibrate.batches import Calibration
 from compress.data.text import load_text
 from compress.data.tokens import check_ids, check_tokenizer, token_digest, token_stream
 from compress.errors import CompressError
+from compress.evaluation_material import (
+    GeneratorMaterial,
+    check_objective,
+    generator_material,
+)
 from compress.models.source import load_model
 from compress.planner import Plan
 from compress.progress import Progress
@@ -45,6 +50,8 @@ class Evaluator:
         self.device, self.data_root, self.progress = device, data_root, progress
         text_spec, self.spec = split_evaluation(plan.recipe.evaluation)
         self.text, self.tokens, self.bytes = None, None, None
+        self.material = GeneratorMaterial()
+        self.generates = check_objective(plan.state.config, self.spec)
         if text_spec is not None:
             check_tokenizer(tokenizer, plan.state.config)
             self.text = load_text(text_spec, data_root)
@@ -53,9 +60,15 @@ class Evaluator:
             self._check_length()
             # Special tokens and byte fallbacks make decoding the honest way to count the bytes.
             self.bytes = len(tokenizer.decode(self.tokens.tolist()).encode())
+        if self.generates:
+            self.material = generator_material(
+                self.spec, plan.state.config, tokenizer, self.text, data_root
+            )
 
     @property
     def digest(self) -> str | None:
+        if self.material.sequences is not None:
+            return token_digest(self.material.sequences.tokens)
         return None if self.tokens is None else token_digest(self.tokens)
 
     def before(self) -> EvaluationResult:
@@ -81,7 +94,7 @@ class Evaluator:
             self.progress.say("evaluating the compressed model")
             model = self._load(self.workspace.model)
             baseline = None
-            if self.spec.latency_spec() is not None:
+            if self.spec.latency_spec() is not None or self.generates:
                 baseline = self._load(self.plan.source.folder)
             after = self._evaluate(model, self.workspace.model, baseline)
             del model, baseline
@@ -128,6 +141,8 @@ class Evaluator:
             bytes_count=self.bytes,
             folder=folder,
             baseline=baseline,
+            sequences=self.material.sequences,
+            judges=self.material.judges,
             data_root=self.data_root,
             trust_remote_code=self.plan.recipe.model.trust_remote_code,
             progress=self.progress.update,
@@ -164,6 +179,16 @@ class Evaluator:
                     bytes=calibration.text.bytes,
                     tokens=calibration.tokens,
                     detail=calibration.text.description,
+                )
+            )
+        if self.material.images is not None:
+            entries.append(
+                DataEntry(
+                    role="evaluation",
+                    name=self.spec.images["source"],
+                    sha256=self.digest,
+                    tokens=self.material.sequences.tokens.numel(),
+                    detail=self.material.images.description,
                 )
             )
         if self.text is not None:

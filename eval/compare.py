@@ -177,7 +177,8 @@ def _same_text(entries: Sequence[Entry]) -> None:
     """Perplexities of two texts, windows or tokenizers cannot be compared."""
 
     def key(entry: Entry) -> tuple | None:
-        scored = entry.result.perplexity or entry.result.masked
+        bound = entry.result.generator and entry.result.generator.likelihood
+        scored = entry.result.perplexity or bound or entry.result.masked
         return scored and (entry.result.tokens_sha256, scored.window)
 
     keys = {entry.name: key(entry) for entry in entries}

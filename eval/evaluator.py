@@ -12,8 +12,12 @@ import torch
 from torch import LongTensor, nn
 
 from compress.errors import CompressError
+from compress.masked.description import MaskedGeneration, is_masked_generator
 from eval.cost import cost, paired_latency
 from eval.kind import kind_of
+from eval.quality.denoising import Sequences
+from eval.quality.generation import Judges
+from eval.quality.generator import evaluate_generator, text_sequences
 from eval.quality.masked import masked_scores
 from eval.quality.perplexity import perplexity
 from eval.quality.tasks import run_tasks
@@ -31,6 +35,8 @@ def evaluate(
     bytes_count: int | None = None,
     folder: str | Path | None = None,
     baseline: nn.Module | None = None,
+    sequences: Sequences | None = None,
+    judges: Judges | None = None,
     data_root: str | Path | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
@@ -38,23 +44,29 @@ def evaluate(
     """Measure quality and cost of ``model``; the result can be stored as JSON and used again.
 
     Args:
-        model: causal (perplexity, tasks) or masked (masked scores) language model.
+        model: causal (perplexity, tasks) or masked (masked scores, tasks) language model, or a
+            masked generator (likelihood bound, hidden tokens, samples).
         tokenizer: its tokenizer; needed for tasks and for masked scores, else it may be None.
         spec: what to measure.
         tokens: token ids [n] of the evaluation text without special tokens; needed when
             ``spec.perplexity`` is given.
         bytes_count: UTF-8 bytes of the text behind ``tokens``, for bits per byte.
         folder: the checkpoint on disk, for bytes and peak memory.
-        baseline: the original model; with it, latency is measured in pairs.
+        baseline: the original model; with it, latency is measured in pairs, and the divergence of
+            a masked generator from it.
+        sequences: of a masked generator, what it is scored on where that is not ``tokens``.
+        judges: of a masked generator, what its samples are judged with; a text's by default.
         data_root: folder with the data of local tasks.
         trust_remote_code: handed on to the process that measures memory.
         progress: called with (part, done, total).
 
     Raises:
-        CompressError: from the parts; also tasks for a masked model, or a spec without its tokens.
+        CompressError: from the parts; also a spec without its tokens, or without a description of
+            the generator that it asks for.
     """
     kind = kind_of(model)
-    _check(kind, model, tokenizer, spec, tokens)
+    generates = describe(model, tokenizer, spec)
+    _check(kind, model, tokenizer, spec, tokens if sequences is None else sequences.tokens)
     seconds: dict[str, float] = {}
     parts: dict[str, Any] = {}
 
@@ -65,10 +77,27 @@ def evaluate(
 
     if tokens is not None and spec.perplexity is not None:
         tokens, bytes_count = _head(tokens, bytes_count, spec.max_tokens, tokenizer)
-        if kind == "masked":
+        if generates is not None:
+            length = spec.window or generates.length or window_of(model, generates)
+            sequences = sequences or text_sequences(tokens, generates, length, bytes_count)
+        elif kind == "masked":
             measure("masked", _masked, model, tokenizer, spec, tokens, progress)
         else:
             measure("perplexity", _perplexity, model, spec, tokens, bytes_count, progress)
+    if generates is not None:
+        measure(
+            "generator",
+            evaluate_generator,
+            model,
+            generates,
+            spec.generator,
+            data=sequences,
+            length=spec.window or window_of(model, generates),
+            judges=judges or _text_judges(tokenizer),
+            original=baseline,
+            batch_size=max(spec.batch_size, 16),
+            progress=progress,
+        )
     if spec.tasks:
         measure(
             "tasks",
@@ -80,6 +109,7 @@ def evaluate(
             num_fewshot=spec.num_fewshot,
             batch_size=spec.batch_size,
             data_root=data_root,
+            masked=spec.masked_tasks,
         )
     latency = spec.latency_spec()
     if latency and baseline is not None:
@@ -99,7 +129,7 @@ def evaluate(
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         spec=spec,
-        tokens_sha256=_digest(tokens) if spec.perplexity is not None else None,
+        tokens_sha256=_scored(tokens, sequences, spec),
         seconds=seconds,
         **parts,
     )
@@ -117,18 +147,45 @@ def _check(
             "Load it with AutoModelForCausalLM or AutoModelForMaskedLM",
             where="evaluate",
         )
-    if kind == "masked" and spec.tasks:
-        raise CompressError(
-            "a causal language model for lm-eval tasks",
-            f"the masked language model {type(model).__name__}",
-            "Leave tasks out; masked scores measure it",
-            where="evaluate",
-        )
-    scored = kind == "masked" and spec.perplexity is not None
-    if scored and getattr(tokenizer, "mask_token_id", None) is None:
+    described = is_masked_generator(model.config)
+    scored = kind == "masked" and (spec.perplexity is not None or spec.tasks)
+    if scored and not described and getattr(tokenizer, "mask_token_id", None) is None:
         raise CompressError(
             "a tokenizer with a mask token", "none", "Use the model's own", where="evaluate"
         )
+
+
+def describe(model: nn.Module, tokenizer: Any, spec: EvaluationSpec) -> MaskedGeneration | None:
+    """What ``model`` generates, where it is evaluated as a masked generator.
+
+    Raises:
+        CompressError: ``objective: masked`` for a model that cannot be one.
+    """
+    if spec.objective == "causal":
+        return None
+    if spec.objective == "masked" or is_masked_generator(model.config):
+        return MaskedGeneration.of(model, tokenizer)
+    return None
+
+
+def window_of(model: nn.Module, description: MaskedGeneration) -> int:
+    """Tokens of a sequence, where neither the recipe nor the description says: 128, if they fit."""
+    around = len(description.prefix) + len(description.suffix)
+    return description.length or min(128, _positions(model) - around - 2)
+
+
+def _text_judges(tokenizer: Any) -> Judges:
+    if not hasattr(tokenizer, "batch_decode"):
+        return Judges()
+    return Judges(to_text=lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True))
+
+
+def _scored(
+    tokens: LongTensor | None, sequences: Sequences | None, spec: EvaluationSpec
+) -> str | None:
+    if sequences is not None:
+        return _digest(sequences.tokens)
+    return _digest(tokens) if spec.perplexity is not None else None
 
 
 def _head(

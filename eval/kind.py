@@ -16,8 +16,15 @@ def kind_of(model: nn.Module) -> Kind:
     """Return what the head of ``model`` predicts, from the class tables of transformers.
 
     Classes that transformers does not list (our own model types, remote code) are told by the
-    ending of their name, which the library's naming rule makes reliable.
+    ending of their name, which the library's naming rule makes reliable. A causal class whose
+    config says ``is_causal=False`` sees all tokens: it is a masked model.
     """
+    kind = _kind_of_class(model)
+    bidirectional = getattr(getattr(model, "config", None), "is_causal", None) is False
+    return "masked" if kind == "causal" and bidirectional else kind
+
+
+def _kind_of_class(model: nn.Module) -> Kind:
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,

@@ -7,9 +7,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from eval.cost import CostResult, PairedLatency
+from eval.quality.generator import GeneratorResult, GeneratorSpec
 from eval.quality.masked import MaskedResult
 from eval.quality.perplexity import PerplexityResult
-from eval.quality.tasks import TasksResult
+from eval.quality.tasks import TaskSpec, TasksResult
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,14 +36,32 @@ class MaskedSpec(BaseModel):
 
 
 class EvaluationSpec(BaseModel):
-    """What to measure. Perplexity is for causal models, masked scores for masked ones."""
+    """What to measure: perplexity of causal models, masked scores of masked ones, and of masked
+    generators (models with ``masked_generation`` in their config) their likelihood and samples.
+    """
 
     model_config = _FROZEN
+
+    objective: Literal["auto", "causal", "masked"] = Field(
+        default="auto",
+        description="auto: what the config and the class say; masked: as a masked generator, also "
+        "where the config does not call the model one; causal: never as one",
+    )
 
     perplexity: dict[str, Any] | None = Field(
         default=None,
         description="where the text comes from, as the caller describes it; kept for the report. "
         "The tokens themselves are handed to evaluate(), which loads no data",
+    )
+    images: dict[str, Any] | None = Field(
+        default=None,
+        description="which images a model of images is held against (source, limit), as the caller "
+        "describes them; kept for the report",
+    )
+    packing: Literal["stream", "documents"] = Field(
+        default="stream",
+        description="masked generators of text: windows of one stream, or a document a sequence "
+        "with the tokenizer's special tokens around it",
     )
     window: int | None = Field(
         default=None,
@@ -54,7 +73,9 @@ class EvaluationSpec(BaseModel):
     max_tokens: int | None = Field(default=32768, ge=2, description="use the head of the text")
     batch_size: int = Field(default=1, ge=1)
     masked: MaskedSpec = MaskedSpec()
-    tasks: tuple[str, ...] = Field(default=(), description="lm-eval tasks, causal models only")
+    generator: GeneratorSpec = GeneratorSpec()
+    tasks: tuple[str, ...] = Field(default=(), description="lm-eval tasks")
+    masked_tasks: TaskSpec = TaskSpec()
     limit: int | None = Field(default=None, ge=1, description="documents per task")
     num_fewshot: int | None = Field(default=None, ge=0)
     latency: bool | LatencySpec = Field(
@@ -83,6 +104,7 @@ class EvaluationResult(BaseModel):
     tokens_sha256: str | None = Field(description="digest of the token ids that were scored")
     perplexity: PerplexityResult | None = None
     masked: MaskedResult | None = None
+    generator: GeneratorResult | None = None
     tasks: TasksResult | None = None
     cost: CostResult
     latency: PairedLatency | None = Field(

@@ -23,36 +23,59 @@ class Sequences:
     """Token sequences that a masked generator is scored on.
 
     Attributes:
-        tokens: int64 [rows, length], condition tokens included.
+        tokens: int64 [rows, length], condition tokens included; what lies behind the end of a
+            shorter row is never read.
         free: bool [rows, length]; False where a token is never hidden nor scored: a class token,
-            a prompt, [CLS] and [SEP].
-        bytes_count: UTF-8 bytes of the text behind the free tokens, where there is one.
+            a prompt, [CLS] and [SEP], padding.
+        sizes: int64 [rows], tokens of each row.
+        bytes_per_token: UTF-8 bytes of the text per free token, where there is a text.
     """
 
     tokens: LongTensor
     free: Tensor
-    bytes_count: int | None = None
+    sizes: Tensor
+    bytes_per_token: float | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def head(self, rows: int) -> Sequences:
-        """The first ``rows`` sequences; their bytes are unknown."""
-        return self if rows >= len(self) else Sequences(self.tokens[:rows], self.free[:rows])
+        """The first ``rows`` sequences."""
+        first = (self.tokens[:rows], self.free[:rows], self.sizes[:rows])
+        return Sequences(*first, self.bytes_per_token)
 
     @property
     def lengths(self) -> Tensor:
         """Free positions of each row, int64 [rows]."""
         return self.free.sum(dim=1)
 
+    def batches(self, size: int, rows: Tensor | None = None) -> Iterator[tuple[Tensor, int]]:
+        """Batches of at most ``size`` rows of one length, which need no padding.
+
+        Args:
+            rows: int64, which rows (again where one is repeated); all if None.
+
+        Yields:
+            Indices into ``rows`` int64 [n], and the length of these sequences.
+        """
+        sizes = self.sizes if rows is None else self.sizes[rows]
+        for length in sizes.unique().tolist():
+            for part in (sizes == length).nonzero()[:, 0].split(size):
+                yield part, length
+
 
 def sequences(
-    tokens: LongTensor, *, fixed: Tensor | None = None, bytes_count: int | None = None
+    tokens: LongTensor,
+    *,
+    fixed: Tensor | None = None,
+    sizes: Tensor | None = None,
+    bytes_per_token: float | None = None,
 ) -> Sequences:
     """Check token ids [rows, length] and the positions that stay visible.
 
     Args:
         fixed: bool [rows, length] or [length]: never hidden (a prompt, a class token).
+        sizes: int64 [rows], tokens of each row, where some are padded.
 
     Raises:
         CompressError: not a matrix of integers, no rows, or a row with nothing to predict.
@@ -62,7 +85,9 @@ def sequences(
             "token ids [sequences, length], at least one", f"{tokens.dtype} {list(tokens.shape)}",
             where=WHERE,
         )  # fmt: skip
-    free = torch.ones(tokens.shape, dtype=torch.bool)
+    rows, length = tokens.shape
+    sizes = torch.full((rows,), length) if sizes is None else sizes.cpu()
+    free = torch.arange(length) < sizes[:, None]
     if fixed is not None:
         free &= ~fixed.cpu().expand(tokens.shape)
     empty = (free.sum(dim=1) == 0).nonzero()
@@ -73,7 +98,7 @@ def sequences(
             "Leave such sequences out, or make the prompt shorter",
             where=WHERE,
         )
-    return Sequences(tokens.cpu(), free, bytes_count)
+    return Sequences(tokens.cpu(), free, sizes, bytes_per_token)
 
 
 def hidden_nll(
@@ -115,9 +140,3 @@ def hidden_nll(
     nll[hidden] = total - chosen
     hits[hidden] = logits.argmax(dim=1) == target
     return nll, hits
-
-
-def batches(rows: int, size: int) -> Iterator[slice]:
-    """Slices of at most ``size`` rows."""
-    for start in range(0, rows, size):
-        yield slice(start, min(rows, start + size))

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from compress.errors import CompressError
-from eval.quality.denoising import WHERE, Denoise, Sequences, batches, hidden_nll
+from eval.quality.denoising import WHERE, Denoise, Sequences, hidden_nll
 from eval.quality.masks import stratified_counts, uniform_mask
 from eval.stats import clustered_mean, interval
 
@@ -85,12 +85,15 @@ def likelihood_bound(
     masks, weights = draw_masks(data, draws, estimator, torch.Generator().manual_seed(seed))
     rows = torch.arange(len(data)).repeat_interleave(draws)
     nats = torch.zeros(len(rows), dtype=torch.float64)
-    for part in batches(len(rows), batch_size):
-        if masks[part].any():
-            nll, _ = hidden_nll(denoise, data.tokens[rows[part]], masks[part], mask_id)
+    done = 0
+    for part, length in data.batches(batch_size, rows):
+        hidden = masks[part, :length]
+        if hidden.any():
+            nll, _ = hidden_nll(denoise, data.tokens[rows[part], :length], hidden, mask_id)
             nats[part] = nll.sum(dim=1) * weights[part]
+        done += len(part)
         if progress:
-            progress(part.stop, len(rows))
+            progress(done, len(rows))
     return likelihood_result(
         nats.view(-1, draws).mean(dim=1), data, rule="any order", draws=draws, estimator=estimator,
         seed=seed, evaluations=len(rows),
@@ -130,7 +133,6 @@ def likelihood_result(
     counts = data.lengths.tolist()
     mean, error = clustered_mean(nats.tolist(), counts)
     bounds = interval(mean, error, len(counts))
-    total = mean * sum(counts)
     return LikelihoodResult(
         rule=rule,
         nats=mean,
@@ -138,7 +140,7 @@ def likelihood_result(
         perplexity=_exp(mean),
         perplexity_interval=bounds and (_exp(bounds[0]), _exp(bounds[1])),
         bits_per_token=mean / math.log(2),
-        bits_per_byte=total / math.log(2) / data.bytes_count if data.bytes_count else None,
+        bits_per_byte=mean / math.log(2) / data.bytes_per_token if data.bytes_per_token else None,
         sequences=len(counts),
         tokens=sum(counts),
         window=data.tokens.shape[1],

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from compress.errors import CompressError, did_you_mean
-from eval.quality.denoising import WHERE, Denoise, Sequences, batches
+from eval.quality.denoising import WHERE, Denoise, Sequences
 from eval.quality.likelihood import LikelihoodResult, likelihood_result
 
 Rule = Literal["confidence", "left-to-right", "margin", "entropy"]
@@ -47,11 +47,14 @@ def exact_ordered_nll(
         )  # fmt: skip
     nats = torch.zeros(len(data), dtype=torch.float64)
     evaluations = 0
-    for part in batches(len(data), batch_size):
-        nats[part], used = _decode(denoise, data.tokens[part], data.free[part], mask_id, rule)
+    done = 0
+    for part, length in data.batches(batch_size):
+        tokens, free = data.tokens[part, :length], data.free[part, :length]
+        nats[part], used = _decode(denoise, tokens, free, mask_id, rule)
         evaluations += used
+        done += len(part)
         if progress:
-            progress(part.stop, len(data))
+            progress(done, len(data))
     return likelihood_result(nats, data, rule=rule, evaluations=evaluations)
 
 

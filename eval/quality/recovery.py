@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from compress.errors import CompressError
-from eval.quality.denoising import WHERE, Denoise, Sequences, batches, hidden_nll
+from eval.quality.denoising import WHERE, Denoise, Sequences, hidden_nll
 from eval.quality.masks import share_mask
 from eval.stats import clustered_mean
 
@@ -59,12 +59,15 @@ def recovery(
     found = []
     for number, ratio in enumerate(ratios):
         hidden = share_mask(ratio, data.free, torch.Generator().manual_seed(seed))
-        rows = []
-        for part in batches(len(data), batch_size):
-            rows.append(_score(denoise, original, data.tokens[part], hidden[part], mask_id))
+        rows = torch.zeros(len(data), 3, dtype=torch.float64)
+        done = number * len(data)
+        for part, length in data.batches(batch_size):
+            tokens = data.tokens[part, :length]
+            rows[part] = _score(denoise, original, tokens, hidden[part, :length], mask_id)
+            done += len(part)
             if progress:
-                progress(number * len(data) + part.stop, len(ratios) * len(data))
-        found.append(_result(ratio, torch.cat(rows), hidden, original is not None, seed))
+                progress(done, len(ratios) * len(data))
+        found.append(_result(ratio, rows, hidden, original is not None, seed))
     return tuple(found)
 
 

@@ -1,4 +1,4 @@
-"""lm-eval tasks on a causal model in memory."""
+"""lm-eval tasks on a model in memory: causal ones by lm-eval itself, masked ones by our class."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import urllib.request
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from compress.errors import CompressError, did_you_mean
-from eval.kind import require_causal
+from eval.kind import kind_of, require_causal
 from eval.quality.local_tasks import local_tasks, resolve
 
 WHERE = "lm-eval tasks"
@@ -57,6 +57,22 @@ class TasksResult(BaseModel):
     limit: int | None = Field(description="documents per task, or None for all")
     batch_size: int
     lm_eval: str = Field(description="version of lm-eval")
+    score: Literal["causal", "bound", "pll"] = Field(
+        default="causal", description="what the log-likelihood of an answer is"
+    )
+
+
+class TaskSpec(BaseModel):
+    """How a masked model scores the answers of lm-eval tasks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    score: Literal["bound", "pll"] = Field(
+        default="bound",
+        description="the likelihood bound, or the pseudo-log-likelihood (each token masked alone)",
+    )
+    draws: int = Field(default=16, ge=1, description="masks an answer, for the bound")
+    seed: int = 0
 
 
 def run_tasks(
@@ -68,34 +84,37 @@ def run_tasks(
     num_fewshot: int | None = None,
     batch_size: int = 1,
     data_root: str | Path | None = None,
+    masked: TaskSpec | None = None,
 ) -> TasksResult:
-    """Run lm-eval tasks on a causal model in memory.
+    """Run lm-eval tasks on a model in memory.
 
     With a data root, the tasks in ``eval/tasks`` read their data from it, with lm-eval's own
     prompts; every other task comes from lm-eval's index, whose data are on the hub.
 
     Args:
-        model: a causal ``PreTrainedModel``.
+        model: a causal ``PreTrainedModel``, or a masked one.
         tokenizer: its tokenizer.
         tasks: names; groups and tags of lm-eval are allowed.
         limit: documents per task.
         num_fewshot: examples in the prompt; None takes the task's own.
         batch_size: requests per forward.
         data_root: folder with one sub-folder per data set.
+        masked: how a masked model scores answers.
 
     Raises:
-        CompressError: not a causal model, an unknown task, missing data, a hub out of reach.
+        CompressError: neither a causal nor a masked model, an unknown task, missing data, a hub out
+            of reach.
     """
-    require_causal(model, WHERE)
+    if kind_of(model) != "masked":
+        require_causal(model, WHERE)
     if tokenizer is None:
         raise CompressError("a tokenizer", "none", "Tasks are texts; give the model's tokenizer")
     import lm_eval
-    from lm_eval.models.huggingface import HFLM
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     specs, manager, digests = _specs(tasks, Path(data_root) if data_root else None)
     training = model.training
-    harness = HFLM(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size)
+    harness, score = _harness(model, tokenizer, batch_size, masked or TaskSpec())
     try:
         results = lm_eval.simple_evaluate(
             model=harness,
@@ -113,7 +132,21 @@ def run_tasks(
         limit=limit,
         batch_size=batch_size,
         lm_eval=version("lm_eval"),
+        score=score,
     )
+
+
+def _harness(model: nn.Module, tokenizer: Any, batch_size: int, masked: TaskSpec) -> Any:
+    """lm-eval's model around ours, and what its log-likelihoods are."""
+    if kind_of(model) == "masked":
+        from eval.quality.masked_lm import MaskedLM
+
+        options = masked.model_dump()
+        return MaskedLM(model, tokenizer, batch_size=max(batch_size, 16), **options), masked.score
+    from lm_eval.models.huggingface import HFLM
+
+    causal = HFLM(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size)
+    return causal, "causal"
 
 
 def _specs(

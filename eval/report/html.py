@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from eval.cost.size import human_bytes
+from eval.quality.generator import GeneratorResult
 from eval.report.page import definitions, figure, page, rows_table, section, table, text
 from eval.report.plot import scatter
 from eval.report.points import QualityAxis, cost_axes, format_quality, point, quality_axis
 from eval.report.rows import cost_rows, count, latency_rows, quality_rows, seconds, times
+from eval.report.samples import samples_section
 from eval.report.schema import Report
 
 _MARKS = {"good": "✓", "note": "·", "warning": "!"}
@@ -23,6 +25,7 @@ def render_html(report: Report) -> str:
             _findings(report),
             _plots(report),
             section("Quality", rows_table(quality_rows(report)), _quality_note(report)),
+            samples_section(report),
             section("Cost", rows_table(cost_rows(report)), _cost_note(report)),
             section("Steps", steps_table(report)),
             section("Data", _data(report)),
@@ -128,10 +131,32 @@ def _quality_note(report: Report) -> str:
             f"{found.window}, seed {found.seed}); {found.pll_positions:,} positions masked one "
             "at a time for the pseudo-perplexity (Salazar et al. 2020)."
         )
+    if report.after.generator:
+        notes += _generator_notes(report.after.generator)
     if found := report.after.tasks:
         limit = f", at most {found.limit} documents a task" if found.limit else ""
-        notes.append(f"Tasks by lm-eval {found.lm_eval}{limit}; ± is 1.96 standard errors.")
+        kinds = {"bound": ", answers by the likelihood bound", "pll": ", by pseudo-likelihood"}
+        how = kinds.get(found.score, "")
+        notes.append(f"Tasks by lm-eval {found.lm_eval}{how}{limit}; ± is 1.96 standard errors.")
     return "".join(f'<p class="small">{text(note)}</p>' for note in notes)
+
+
+def _generator_notes(found: GeneratorResult) -> Iterator[str]:
+    if bound := found.likelihood:
+        yield (
+            f"The perplexity bound is that of decoding in random order: {bound.sequences:,} "
+            f"held-out sequences, {bound.tokens:,} tokens, {bound.draws} masks each "
+            f"({bound.estimator} estimator, {bound.evaluations:,} network evaluations, seed "
+            f"{bound.seed}). Intervals (95 %) take sequences as units."
+        )
+    if found.ordered:
+        first = found.ordered[0]
+        yield (
+            f"In an order: exact decoding of {first.sequences:,} sequences, one token a step, "
+            "without sampling noise."
+        )
+    if found.recovery:
+        yield "Hidden tokens: both models see the same masks; KL is in nats per hidden token."
 
 
 def _cost_note(report: Report) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from eval.cost.size import human_bytes
 from eval.report.rows import Row, cost_rows, quality_rows, seconds
+from eval.report.samples import samples_table
 from eval.report.schema import Report
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|<>#])")
@@ -29,6 +30,10 @@ def render_markdown(report: Report) -> str:
     for heading, rows in (("Quality", quality_rows(report)), ("Cost", cost_rows(report))):
         if rows:
             parts += [f"## {heading}", rows_markdown(rows)]
+    head, rows = samples_table(report)
+    if rows:
+        parts.insert(-2, "## Samples")
+        parts.insert(-2, grid(head, rows))
     if report.steps:
         parts += ["## Steps", _steps(report)]
     if report.data:

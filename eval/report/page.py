@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from eval.report.rows import Row
+from eval.report.cells import Row
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -81,6 +81,9 @@ figure { margin: 0; background: var(--card); border: 1px solid var(--line); bord
 .plot .bar { stroke: var(--soft); stroke-width: 1.5; opacity: .7; }
 .plot .bar.frontier { stroke: var(--accent); }
 .plot .link, .plot .front { fill: none; stroke: var(--accent); stroke-width: 1.5; opacity: .6; }
+.plot .front.original { stroke: var(--ink); }
+.samples { display: block; max-width: 100%; height: auto; margin: 0 auto .5rem;
+  image-rendering: pixelated; border-radius: .25rem; }
 .plot .link { stroke-dasharray: 4 4; }
 @media (max-width: 34rem) { main { padding: 1.5rem 1rem 3rem; } h1 { font-size: 1.4rem; }
   th, td { padding: .5rem .45rem; font-size: .875rem; }
@@ -100,7 +103,7 @@ def text(value: Any) -> str:
 
 def page(title: str, body: Iterable[str]) -> str:
     """Wrap sections into one self-contained page that loads nothing and runs no script."""
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'

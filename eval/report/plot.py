@@ -88,6 +88,39 @@ def scatter(
     )
 
 
+def curves(
+    series: Sequence[tuple[str, str, Sequence[Point]]],
+    x_label: str,
+    y_label: str,
+    format_x: Callable[[float], str],
+    format_y: Callable[[float], str],
+) -> str:
+    """Draw a joined line of points for each series.
+
+    Args:
+        series: name, style (original | frontier | other) and points; the name stands at the last
+            point, the labels of the points are not drawn.
+    """
+    points = [p for _, _, line in series for p in line]
+    x_axis = _axis([p.x for p in points], LEFT, WIDTH - RIGHT, from_zero=True)
+    spans = [v for p in points for v in (p.y, p.low, p.high) if v is not None]
+    y_axis = _axis(spans, HEIGHT - BOTTOM, TOP, from_zero=False)
+    parts = [*_grid(x_axis, y_axis, x_label, y_label, format_x, format_y)]
+    ends = []
+    for name, style, line in series:
+        styled = [p._replace(style=style) for p in sorted(line, key=lambda p: p.x)]
+        parts.append(_line(styled, x_axis, y_axis, f"front {style}"))
+        parts += [_mark(p, x_axis, y_axis) for p in styled]
+        ends.append(styled[-1]._replace(label=name))
+    parts += _labels([p for p in ends if p.label], x_axis, y_axis)
+    title = escape(f"{y_label} against {x_label}: " + ", ".join(name for name, _, _ in series))
+    return (
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">'
+        + "".join(parts)
+        + "</svg>"
+    )
+
+
 def _axis(values: Sequence[float], start: float, end: float, *, from_zero: bool) -> Axis:
     low, high = min(values), max(values)
     log = low > 0 and high / low > 8

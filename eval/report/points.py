@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from eval.cost.size import human_bytes
+from eval.report.cells import count
 from eval.report.plot import Point
-from eval.report.rows import count
 from eval.spec import EvaluationResult
 
 
@@ -36,9 +36,11 @@ COSTS = (
 
 
 def quality_axis(results: Sequence[EvaluationResult]) -> QualityAxis | None:
-    """Return the first quality that every result has: perplexity, cross entropy, then a task."""
+    """Return the first quality that all have: perplexity, its bound, cross entropy, a task."""
     if all(r.perplexity for r in results):
         return QualityAxis("perplexity (lower is better)", _perplexity, False)
+    if all(r.generator and r.generator.likelihood for r in results):
+        return QualityAxis("perplexity bound (lower is better)", _bound, False)
     if all(r.masked for r in results):
         return QualityAxis("masked cross entropy, nats (lower is better)", _entropy, False)
     common = [set(_task_metrics(r)) for r in results]
@@ -67,6 +69,12 @@ def point(
 def _perplexity(result: EvaluationResult) -> tuple[float, float | None, float | None]:
     low, high = result.perplexity.interval or (None, None)
     return result.perplexity.perplexity, low, high
+
+
+def _bound(result: EvaluationResult) -> tuple[float, float | None, float | None]:
+    found = result.generator.likelihood
+    low, high = found.perplexity_interval or (None, None)
+    return found.perplexity, low, high
 
 
 def _entropy(result: EvaluationResult) -> tuple[float, float | None, float | None]:

@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 from eval.cost.latency import PairedTimes
 from eval.cost.size import human_bytes
+from eval.quality.likelihood import LikelihoodResult
 from eval.quality.masked import MaskedResult
 from eval.quality.perplexity import PerplexityResult
+from eval.report.cells import (
+    Interval,
+    Row,
+    count,
+    error_of,
+    number,
+    ratio,
+    ratios,
+    seconds,
+    span,
+    times,
+)
+from eval.report.generator_rows import generator_rows
 from eval.report.schema import Report
 from eval.spec import EvaluationResult
 from eval.stats import clustered_mean, interval
-
-Interval = tuple[float, float]
-
-
-class Row(NamedTuple):
-    """One line of the table.
-
-    Attributes:
-        name: what was measured.
-        before, after: formatted values; before is "" where there is no original.
-        ratio: after / before, or "" where a ratio says nothing.
-        error_before, error_after: formatted 95 % intervals or standard errors, or "".
-        error_ratio: the interval of the ratio, or "".
-        better: -1 worse than before beyond its error, 1 better, 0 neither or unknown.
-    """
-
-    name: str
-    before: str
-    after: str
-    ratio: str = ""
-    error_before: str = ""
-    error_after: str = ""
-    error_ratio: str = ""
-    better: int = 0
 
 
 def quality_ratio(
@@ -63,18 +52,23 @@ def _exp(nats: float) -> float:
     return math.exp(max(-700.0, min(nats, 700.0)))
 
 
-def _likelihood(result: EvaluationResult) -> PerplexityResult | MaskedResult | None:
-    return result.perplexity or result.masked
+def _likelihood(
+    result: EvaluationResult,
+) -> PerplexityResult | LikelihoodResult | MaskedResult | None:
+    bound = result.generator and result.generator.likelihood
+    return result.perplexity or bound or result.masked
 
 
 def quality_rows(report: Report) -> list[Row]:
-    """Rows of quality: perplexity or masked scores, then tasks."""
+    """Rows of quality: perplexity, masked scores or a generator's, then tasks."""
     before, after = report.before, report.after
     rows: list[Row] = []
     if after.perplexity:
         rows += _perplexity_rows(before, after)
     if after.masked:
         rows += _masked_rows(before, after)
+    if after.generator:
+        rows += generator_rows(before and before.generator, after.generator)
     if after.tasks:
         for task, result in after.tasks.tasks.items():
             first = before and before.tasks and before.tasks.tasks.get(task)
@@ -92,8 +86,8 @@ def _perplexity_rows(before: EvaluationResult | None, after: EvaluationResult) -
             "Perplexity",
             number(old.perplexity) if old else "",
             number(new.perplexity),
-            error_before=_span(old.interval) if old else "",
-            error_after=_span(new.interval),
+            error_before=span(old.interval) if old else "",
+            error_after=span(new.interval),
             **_likelihood_ratio(before, after),
         )
     ]
@@ -116,7 +110,7 @@ def _likelihood_ratio(before: EvaluationResult | None, after: EvaluationResult) 
         return {}
     factor, bounds = paired
     better = 0 if bounds is None else (bounds[1] < 1) - (bounds[0] > 1)
-    return {"ratio": ratio(factor), "error_ratio": _ratios(bounds), "better": better}
+    return {"ratio": ratio(factor), "error_ratio": ratios(bounds), "better": better}
 
 
 def _masked_rows(before: EvaluationResult | None, after: EvaluationResult) -> list[Row]:
@@ -128,8 +122,8 @@ def _masked_rows(before: EvaluationResult | None, after: EvaluationResult) -> li
             name,
             number(getattr(old, value)) if old else "",
             number(getattr(new, value)),
-            error_before=_error(getattr(old, error)) if old else "",
-            error_after=_error(getattr(new, error)),
+            error_before=error_of(getattr(old, error)) if old else "",
+            error_after=error_of(getattr(new, error)),
             **more,
         )
 
@@ -138,8 +132,8 @@ def _masked_rows(before: EvaluationResult | None, after: EvaluationResult) -> li
         number(old.pseudo_perplexity) if old else "",
         number(new.pseudo_perplexity),
         times(new.pseudo_perplexity, old.pseudo_perplexity if old else None),
-        _span(old.pseudo_perplexity_interval) if old else "",
-        _span(new.pseudo_perplexity_interval),
+        span(old.pseudo_perplexity_interval) if old else "",
+        span(new.pseudo_perplexity_interval),
     )
     return [
         row(
@@ -170,8 +164,8 @@ def _score_row(name: str, old, new) -> Row:  # noqa: ANN001  Metric or None
         number(old.value) if old else "",
         number(new.value),
         times(new.value, old.value if old else None),
-        _error(old.stderr) if old else "",
-        _error(new.stderr),
+        error_of(old.stderr) if old else "",
+        error_of(new.stderr),
         better=better,
     )
 
@@ -240,54 +234,6 @@ def _time_row(name: str, timed: PairedTimes) -> Row:
         seconds(timed.before),
         seconds(timed.after),
         ratio(1 / timed.speedup),
-        error_ratio=_ratios((1 / high, 1 / low)),
+        error_ratio=ratios((1 / high, 1 / low)),
         better=(low > 1) - (high < 1),
     )
-
-
-def number(value: float | None) -> str:
-    """Four significant digits, without an exponent up to a million."""
-    if value is None:
-        return ""
-    if value and not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.3g}"
-    digits = 3 - math.floor(math.log10(abs(value))) if value else 2
-    return f"{value:,.{max(0, min(digits, 4))}f}"
-
-
-def count(value: float) -> str:
-    """Counts with a unit: 134.5 M."""
-    for limit, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= limit:
-            return f"{value / limit:.4g}{unit}"
-    return f"{value:g}"
-
-
-def seconds(value: float) -> str:
-    """Time with a unit."""
-    if value >= 120:
-        return f"{value / 60:.1f} min"
-    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
-
-
-def times(after: float, before: float | None) -> str:
-    """after / before as "0.52x", or "" where there is nothing to divide by."""
-    return ratio(after / before) if before else ""
-
-
-def ratio(value: float) -> str:
-    """Three significant digits: 0.523x."""
-    digits = 2 - math.floor(math.log10(value)) if value > 0 else 2
-    return f"{value:,.{max(0, min(digits, 4))}f}x"
-
-
-def _span(bounds: Interval | None) -> str:
-    return f"{number(bounds[0])} to {number(bounds[1])}" if bounds else ""
-
-
-def _ratios(bounds: Interval | None) -> str:
-    return f"{ratio(bounds[0])[:-1]} to {ratio(bounds[1])[:-1]}" if bounds else ""
-
-
-def _error(stderr: float | None) -> str:
-    return f"±\u00a0{number(1.96 * stderr)}" if stderr is not None else ""

@@ -80,7 +80,7 @@ def test_the_text_is_identified(tokens) -> None:
     [
         (LlamaForCausalLM, None, SPEC, "tokens of the evaluation text"),
         (LlamaModel, None, EvaluationSpec(), "AutoModelForCausalLM"),
-        (BertForMaskedLM, None, EvaluationSpec(tasks=("piqa",)), "Leave tasks out"),
+        (BertForMaskedLM, None, EvaluationSpec(tasks=("piqa",)), "mask token"),
         (LlamaForCausalLM, None, EvaluationSpec(tasks=("piqa",)), "a tokenizer"),
     ],
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
 
 from compress.errors import CompressError
-from eval.quality.denoising import Sequences, hidden_nll, sequences
+from eval.quality.denoising import hidden_nll, sequences
 from eval.quality.likelihood import draw_masks, likelihood_bound
 from eval.quality.masks import share_mask, stratified_counts, uniform_mask
 from eval.quality.ordered import exact_ordered_nll
@@ -172,8 +172,20 @@ def test_a_prompt_is_never_hidden(denoise) -> None:
     assert found.tokens == 16 and found.window == 6 and found.evaluations == 16
 
 
+def test_rows_of_different_lengths_are_scored_without_their_padding(denoise) -> None:
+    tokens, sizes = text(3, 6), torch.tensor([6, 4, 4])
+    data = sequences(tokens, sizes=sizes)
+    changed = tokens.clone()
+    changed[1:, 4:] = 0
+    again = sequences(changed, sizes=sizes)
+    for score in (likelihood_bound, exact_ordered_nll, recovery):
+        assert score(denoise, data, MASK) == score(denoise, again, MASK)
+    alone = exact_ordered_nll(denoise, sequences(tokens[1:2, :4]), MASK)
+    assert exact_ordered_nll(denoise, data, MASK).window_nll[1] == pytest.approx(alone.nats)
+
+
 def test_units(denoise) -> None:
-    found = likelihood_bound(denoise, sequences(text(4, 6), bytes_count=48), MASK)
+    found = likelihood_bound(denoise, sequences(text(4, 6), bytes_per_token=2.0), MASK)
     assert found.bits_per_token == pytest.approx(found.nats / math.log(2))
     assert found.bits_per_byte == pytest.approx(found.bits_per_token * 24 / 48)
     assert found.perplexity == pytest.approx(math.exp(found.nats))
@@ -208,7 +220,7 @@ def test_masks_hide_what_they_are_asked_to() -> None:
 
 
 def test_integral_masks_have_the_stated_ratio() -> None:
-    data = Sequences(torch.zeros(400, 50, dtype=torch.long), torch.ones(400, 50, dtype=torch.bool))
+    data = sequences(torch.zeros(400, 50, dtype=torch.long))
     masks, weights = draw_masks(data, 1, "integral-spread", torch.Generator().manual_seed(0))
     share = masks.float().mean(1)
     assert (share - 1 / weights).abs().max() < 0.4
