@@ -11,8 +11,10 @@ from torch import nn
 from compress.calibrate.activations import Activations
 from compress.calibrate.replay import BlockCall
 from compress.learned_masks import Draw, linear_schedule, masked_linears, set_mode
+from compress.masked.description import is_masked_generator
 from compress.methods.learning import BlockWork, ModelWork
 from compress.train import Moment, TokenSource, TrainingOptions, fit
+from compress.train.generator import GeneratorLoss
 from compress.train.language import DistillationOptions, LanguageLoss, relative_error
 
 _HELD_OUT = 0.05  # share of the calibration batches that only measure
@@ -195,10 +197,13 @@ def learn_on_model(
     """
     linears = masked_linears(work.model)
     before = {name: linear.logits.detach().argmax(0) for name, linear in linears.items()}
-    language = LanguageLoss(work.model, work.anatomy, distillation)
+    if is_masked_generator(work.model.config):
+        language = GeneratorLoss(work.model, distillation)
+    else:
+        language = LanguageLoss(work.model, work.anatomy, distillation)
 
     def loss(_module: nn.Module, batch: dict, moment: Moment):
-        teacher = None
+        batch, teacher = language.prepare(batch, moment), None
         if distillation is not None:
             set_mode(linears, "dense")
             with torch.no_grad():

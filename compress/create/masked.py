@@ -17,12 +17,10 @@ from compress.masked import (
     mask_ratios,
     masked_loss,
 )
-from compress.masked.ratios import check_prior
+from compress.masked.ratios import TRAINING_PRIORS, check_prior
 from compress.masked.schedules import check_schedule
 from compress.train import Moment
 
-# By default ratios follow the law that the weighting was published with, and so does sampling.
-_PRIORS = {"maskgit": "cosine", "mdlm": "uniform", "llada": "uniform"}
 _SCHEDULES = {"maskgit": "cosine", "mdlm": "linear", "llada": "linear"}
 
 
@@ -40,7 +38,7 @@ class MaskedObjective:
     def __init__(self, model: nn.Module, objective: Objective) -> None:
         self.spec = MaskedGeneration.of(model)
         self.objective = objective
-        self.prior = objective.ratios or _PRIORS[objective.weighting]
+        self.prior = objective.ratios or TRAINING_PRIORS[objective.weighting]
 
     def __call__(
         self, model: nn.Module, batch: dict[str, torch.Tensor], moment: Moment
@@ -75,7 +73,7 @@ def describe(config: Any, spec: TrainSpec, reader: Any) -> None:
         CompressError: no such prior or schedule, or a tokenizer without a mask token.
     """
     weighting = spec.objective.weighting
-    check_prior(spec.objective.ratios or _PRIORS[weighting])
+    check_prior(spec.objective.ratios or TRAINING_PRIORS[weighting])
     schedule = spec.objective.schedule or _SCHEDULES[weighting]
     common = {
         "weighting": weighting,

@@ -17,6 +17,10 @@ PRIORS = ("uniform", "arccos", "truncated_normal", "beta", "cosine", "linear", "
 _GRID = 4097
 
 
+# The law of mask ratios that each weighting was published with.
+TRAINING_PRIORS = {"maskgit": "cosine", "mdlm": "uniform", "llada": "uniform"}
+
+
 def mask_ratios(
     count: int,
     prior: str = "uniform",
