@@ -17,8 +17,8 @@ Batch = dict[str, torch.Tensor]
 class GeneratorLoss:
     """The training loss that the model's description names; see :class:`LanguageLoss`.
 
-    The masks that calibration batches come with are put aside: a model that must predict at all mask
-    ratios learns from new ones in every step.
+    The masks that calibration batches come with are put aside: a model that must predict at all
+    mask ratios learns from new ones in every step.
 
     Args:
         model: whose config describes a masked generator.

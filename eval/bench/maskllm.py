@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from compress.recipe import read_recipe
-from eval.bench.options import entry, parser, publish, say, work_folder
-from eval.bench.process import measure
+from eval.bench.options import entry, parser, publish, work_folder
 from eval.bench.rows import RESULTS, Row
-from eval.bench.runs import journal, run_command, write_recipe
-from eval.report import Report, load_report
+from eval.bench.runs import run_once, step_peak, step_seconds, write_recipe
+from eval.report import load_report
 
 _COMMAND = "python -m eval.bench.maskllm --only {}"
 _PARTS = ("smollm2", "tiny", "curves")
@@ -36,26 +35,8 @@ def _row(part: str, figure: str, value: float, **more: Any) -> Row:
     return Row(figure=figure, value=value, command=_COMMAND.format(part), **(base | more))
 
 
-def _run(work: Path, name: str, recipe_text: str, data_root: Path | None) -> tuple[Report, Path]:
-    """Carry out a recipe in ``work/name``, or read what a finished run left there."""
-    out = work / name
-    if not (out / "report.json").exists():
-        recipe = work / f"{name}.yaml"
-        recipe.write_text(recipe_text, encoding="utf-8")
-        say(f"running {name}")
-        measure(run_command(recipe, out, data_root), work / f"{name}.log")
-    return load_report(out / "report.json"), out
-
-
-def _seconds(out: Path) -> float:
-    return sum(event["seconds"] for event in journal(out) if event["event"] == "step")
-
-
-def _peak(out: Path) -> float:
-    return max(event["peak_bytes"] for event in journal(out) if event["event"] == "step") / 1e9
-
-
-def _perplexities(report: Report) -> tuple[float, float]:
+def _perplexities(out: Path) -> tuple[float, float]:
+    report = load_report(out / "report.json")
     return report.before.perplexity.perplexity, report.after.perplexity.perplexity
 
 
@@ -81,19 +62,19 @@ def smollm2(work: Path, arguments: Namespace) -> list[Row]:
         if arguments.smoke:
             overrides.append("steps.0.tuning.steps=2" if "tuned" in name else training)
         recipe = read_recipe(name.replace("maskllm-", "maskllm/"), overrides)
-        report, out = _run(work, name, recipe.to_yaml(), arguments.data_root)
-        dense, after = _perplexities(report)
+        out = run_once(work, name, recipe.to_yaml(), arguments.data_root)
+        dense, after = _perplexities(out)
         masks = out / "model" / "masks.safetensors"
         what = {names[0]: "block by block", names[1]: "then together", names[2]: "weights tuned"}
         label = f"SmolLM2 2:4, masks learned {what[name]}"
         if name == names[2]:
             label = "SmolLM2 2:4, learned masks, kept weights tuned"
-        spent += _seconds(out)
+        spent += step_seconds(out)
         bar = {names[1]: 54.0, names[2]: 42.0}.get(name)
         rows += [
             _row("smollm2", f"{label}: perplexity", after, bar=bar),
-            _row("smollm2", f"{label}: time of the step", _seconds(out) / 60, unit="min"),
-            _row("smollm2", f"{label}: peak memory", _peak(out), unit="GB",
+            _row("smollm2", f"{label}: time of the step", step_seconds(out) / 60, unit="min"),
+            _row("smollm2", f"{label}: peak memory", step_peak(out) / 1e9, unit="GB",
                  bar=2.5 if name == names[0] else None),
         ]  # fmt: skip
         if name == names[1]:
@@ -123,9 +104,8 @@ def tiny(work: Path, arguments: Namespace) -> list[Row]:
     smoke = arguments.smoke
     overrides = ["steps=[]"] + (["model.train.training.steps=5"] if smoke else [])
     base_recipe = read_recipe("maskllm/tiny", overrides)
-    _, out = _run(work, "tiny-base", base_recipe.to_yaml(), None)
-    base = out / "base"
-    steps, third = (6, 2) if smoke else (600, 200)
+    base = run_once(work, "tiny-base", base_recipe.to_yaml()) / "base"
+    steps, third = (6, 2) if smoke else (300, 100)
 
     def learned(prior: str, count: int) -> dict[str, Any]:
         training = {"steps": count, "batch": 16, "learning_rate": 3e-3, **_BETAS}
@@ -140,8 +120,7 @@ def tiny(work: Path, arguments: Namespace) -> list[Row]:
     found: dict[str, float] = {}
     for name, step in variants.items():
         text = _tiny_recipe(work, base, f"tiny-{name}", step, smoke)
-        report, _ = _run(work, f"tiny-{name}", text, None)
-        dense, found[name] = _perplexities(report)
+        dense, found[name] = _perplexities(run_once(work, f"tiny-{name}", text))
     return [
         _row("tiny", "tiny llama, dense: perplexity", dense),
         _row("tiny", "tiny llama, SparseGPT 2:4 (weights updated): perplexity", found["sparsegpt"]),
@@ -182,11 +161,11 @@ def curves(work: Path, arguments: Namespace) -> list[Row]:
                 evaluation={"text": {**_WIKITEXT, "split": "test"}, "max_tokens": 8192,
                             "window": 1024, "latency": False, "memory": False},
             )  # fmt: skip
-            report, out = _run(work, name, path.read_text("utf-8"), arguments.data_root)
+            out = run_once(work, name, path.read_text("utf-8"), arguments.data_root)
             label = f"SmolLM2 2:4, {scope} scope, {budget} budget"
             rows += [
-                _row("curves", f"{label}: time", _seconds(out) / 60, unit="min"),
-                _row("curves", f"{label}: perplexity of 8,192 tokens", _perplexities(report)[1]),
+                _row("curves", f"{label}: time", step_seconds(out) / 60, unit="min"),
+                _row("curves", f"{label}: perplexity of 8,192 tokens", _perplexities(out)[1]),
             ]
         ours, theirs = rows[-3].value, rows[-1].value
         rows.append(

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from eval.bench.options import say
 from eval.bench.process import Usage, measure
 
 
@@ -74,6 +75,32 @@ def run_measured(
         sum(event["seconds"] for event in events if event["event"] == "step"),
         next(event["through"] for event in events if event["event"] == "verified"),
     )
+
+
+def run_once(work: Path, name: str, recipe_text: str, data_root: Path | None = None) -> Path:
+    """The folder ``work/name`` of a run of a recipe; a finished one is taken as it is, an
+    interrupted one goes on.
+
+    Raises:
+        CompressError: the run failed; the end of its output is shown.
+    """
+    out = work / name
+    if not (out / "report.json").exists():
+        recipe = work / f"{name}.yaml"
+        recipe.write_text(recipe_text, encoding="utf-8")
+        say(f"running {name}")
+        measure(run_command(recipe, out, data_root), work / f"{name}.log")
+    return out
+
+
+def step_seconds(folder: Path) -> float:
+    """Time of all steps of a run, evaluations and checks left out."""
+    return sum(event["seconds"] for event in journal(folder) if event["event"] == "step")
+
+
+def step_peak(folder: Path) -> float:
+    """Highest resident memory of any step of a run, bytes."""
+    return max(event["peak_bytes"] for event in journal(folder) if event["event"] == "step")
 
 
 def journal(folder: Path) -> list[dict[str, Any]]:
