@@ -55,6 +55,20 @@ def world() -> World:
     return World() if _alone else launched()
 
 
+def refuse_sharding() -> None:
+    """Refuse to run where the launcher has been told to shard models.
+
+    Raises:
+        CompressError: under ``accelerate launch --use_fsdp``.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise CompressError(
+            "processes that each hold the whole model, as runs train it",
+            "accelerate launch --use_fsdp",
+            "Leave --use_fsdp out; compress.train.fit takes sharded modules (docs/distributed.md)",
+        )
+
+
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Let this process train by itself meanwhile, whatever the others do."""

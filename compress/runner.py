@@ -80,6 +80,7 @@ def run(
     """
     progress = progress or Progress(quiet=True)
     workspace = Workspace(Path(out))
+    distributed.refuse_sharding()
     if distributed.launched().rank > 0:
         from compress.follower import follow
 

@@ -15,6 +15,7 @@ import yaml
 import compress
 from compress import distributed
 from compress.checkpoint.masks import load_masks
+from compress.errors import CompressError
 
 ROOT = Path(__file__).parents[1]
 FLAGS = "--multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no"
@@ -62,6 +63,13 @@ def test_two_processes_learn_the_masks_of_one(mask_recipe, tmp_path):
     assert len(one) > 5000
     # Sums in another order move logits in the seventh digit: only a tie can fall the other way.
     assert float((one == two).all(-1).float().mean()) >= 0.999
+
+
+def test_sharded_runs_are_refused(mask_recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as the launcher does
+    with pytest.raises(CompressError, match="Leave --use_fsdp out"):
+        compress.run(str(mask_recipe), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_process_by_itself_is_a_world_of_one():
