@@ -171,14 +171,15 @@ class Evaluator:
 
         entries = []
         if calibration is not None:
+            given = self.plan.recipe.calibration
             entries.append(
                 DataEntry(
                     role="calibration",
-                    name=self.plan.recipe.calibration.text.source,
+                    name=(given.text or given.images).source,
                     sha256=calibration.digest,
-                    bytes=calibration.text.bytes,
+                    bytes=calibration.bytes,
                     tokens=calibration.tokens,
-                    detail=calibration.text.description,
+                    detail=calibration.description,
                 )
             )
         if self.material.images is not None:
