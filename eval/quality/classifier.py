@@ -15,19 +15,21 @@ from torch import Tensor, nn
 from compress.errors import CompressError
 
 WHERE = "image classifier"
-_STEPS, _RATE = 1200, 2e-3
+STEPS = 1200
+_RATE = 2e-3
 _WIDTH = 32  # features: covariances of a few hundred images are still well determined
 _AT_ONCE = 1024
 
 
 class ImageClassifier:
-    """Two convolutions and two linear layers, trained for 1,200 steps from a fixed seed.
+    """Two convolutions and two linear layers, trained from a fixed seed.
 
     Args:
         pixels: float32 [n, height, width] in 0..1, real images for training.
         labels: int64 [n].
         test_pixels, test_labels: real images that were not trained on.
         seed: of the weights and the order of the images.
+        steps: of training.
 
     Attributes:
         name: what the encoder is called in FD(<name>).
@@ -45,6 +47,7 @@ class ImageClassifier:
         test_labels: Tensor,
         *,
         seed: int = 0,
+        steps: int = STEPS,
     ) -> None:
         for images, classes in ((pixels, labels), (test_pixels, test_labels)):
             if images.dim() != 3 or len(images) != len(classes) or not len(images):
@@ -60,7 +63,7 @@ class ImageClassifier:
             torch.manual_seed(seed)
             self.features_of = _trunk(self.image)
             self.head = nn.Linear(_WIDTH, self.classes)
-            _train(nn.Sequential(self.features_of, self.head), pixels, labels)
+            _train(nn.Sequential(self.features_of, self.head), pixels, labels, steps)
         self.name = f"cnn-{_WIDTH}"
         self.accuracy = float((self.classify(test_pixels) == test_labels).float().mean())
 
@@ -107,11 +110,11 @@ def _trunk(image: tuple[int, int]) -> nn.Sequential:
     )
 
 
-def _train(model: nn.Module, pixels: Tensor, labels: Tensor) -> None:
+def _train(model: nn.Module, pixels: Tensor, labels: Tensor, steps: int) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     batch = 128 if len(pixels) > 10_000 else 64
-    for _ in range(_STEPS):
+    for _ in range(steps):
         rows = torch.randint(len(pixels), (batch,))
         optimizer.zero_grad()
         logits = model(pixels[rows][:, None].float())

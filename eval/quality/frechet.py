@@ -34,6 +34,15 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     )  # fmt: skip
 
 
+def frechet_error(
+    reference: np.ndarray, samples: np.ndarray, *, draws: int = 50, seed: int = 0
+) -> float:
+    """Standard error of the distance over what might have been sampled (bootstrap, Efron 1979)."""
+    generator = np.random.default_rng(seed)
+    picks = generator.integers(len(samples), size=(draws, len(samples)))
+    return float(np.std([frechet_distance(reference, samples[pick]) for pick in picks], ddof=1))
+
+
 def gaussian_distance(
     mean_1: np.ndarray, covariance_1: np.ndarray, mean_2: np.ndarray, covariance_2: np.ndarray
 ) -> float:

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import LongTensor, Tensor
 
 from compress.errors import CompressError
-from eval.quality.classifier import ImageClassifier
-from eval.quality.frechet import frechet_distance
+from eval.quality.classifier import STEPS, ImageClassifier
+from eval.quality.frechet import frechet_distance, frechet_error
 from eval.quality.generated_text import Scorer, generative_perplexity, unigram_entropy
 from eval.quality.pictures import picture_grid, png_base64
 from eval.stats import clustered_mean
@@ -40,6 +40,7 @@ class RealImages:
         pixels, labels: float [n, height, width] in 0..1 and int64 [n]; the classifier learns from
             them, and distances are measured to them.
         test_pixels, test_labels: images that the classifier has not seen.
+        steps: of the classifier's training.
     """
 
     name: str
@@ -47,11 +48,14 @@ class RealImages:
     labels: Tensor
     test_pixels: Tensor
     test_labels: Tensor
+    steps: int = STEPS
 
     @cached_property
     def classifier(self) -> ImageClassifier:
         """Trained when first asked for, once for all models that are compared."""
-        return ImageClassifier(self.pixels, self.labels, self.test_pixels, self.test_labels)
+        return ImageClassifier(
+            self.pixels, self.labels, self.test_pixels, self.test_labels, steps=self.steps
+        )
 
     @cached_property
     def features(self) -> Any:
@@ -79,6 +83,7 @@ class ImageJudgement(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     frechet: float = Field(description="FD(<encoder>) to the real training images")
+    frechet_stderr: float | None = Field(description="bootstrap over samples")
     accuracy: float | None = Field(
         description="share of samples that the classifier puts into the class that was asked for"
     )
@@ -228,8 +233,11 @@ def _judge_images(
     if judges.decoder is None or judges.images is None:
         return None
     pixels, real = judges.decoder.decode(tokens), judges.images
+    features = real.classifier.features(pixels)
     found = ImageJudgement(
-        frechet=frechet_distance(real.features, real.classifier.features(pixels)), accuracy=None
+        frechet=frechet_distance(real.features, features),
+        frechet_stderr=frechet_error(real.features, features),
+        accuracy=None,
     )
     if classes is None:
         return found

@@ -37,7 +37,7 @@ class GeneratorSpec(BaseModel):
         default=("confidence",), description="orders of exact decoding; one evaluation a token"
     )
     ordered_sequences: int = Field(default=16, ge=1, description="sequences decoded in order")
-    samples: int = Field(default=200, ge=0, description="samples at each number of steps; 0: none")
+    samples: int = Field(default=500, ge=0, description="samples at each number of steps; 0: none")
     steps: tuple[int, ...] = Field(
         default=(4, 8, 16, 32),
         description="numbers of sampler steps; those above the length are left out",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 
+from eval.quality.generation import StepPoint
+from eval.report.cells import number
 from eval.report.rows import quality_ratio, quality_rows, times
 from eval.report.schema import Finding, Report
+from eval.spec import EvaluationResult
 
 _PATTERN = re.compile(r"\d+:\d+")
 
@@ -16,6 +20,7 @@ def findings(report: Report) -> tuple[Finding, ...]:
     found = [
         *_safety(report),
         *_quality(report),
+        *_samples(report),
         *_latency(report),
         *_zeros(report),
         *_precision(report),
@@ -35,7 +40,8 @@ def _safety(report: Report) -> Iterator[Finding]:
 
 def _quality(report: Report) -> Iterator[Finding]:
     after = report.after
-    result = after.perplexity or after.masked
+    bound = after.generator and after.generator.likelihood
+    result = after.perplexity or bound or after.masked
     if result and len(result.window_nll) < 10:
         yield Finding(
             level="note",
@@ -43,9 +49,8 @@ def _quality(report: Report) -> Iterator[Finding]:
         )
     paired = quality_ratio(report.before, after) if report.before else None
     if paired:
-        yield _likelihood_finding(
-            "Perplexity" if after.perplexity else "Masked perplexity", *paired
-        )
+        name = "The perplexity bound" if bound else "Masked perplexity"
+        yield _likelihood_finding("Perplexity" if after.perplexity else name, *paired)
     worse = [row.name for row in quality_rows(report) if row.better < 0 and " " in row.name]
     tasks = [name for name in worse if after.tasks and name.split()[0] in after.tasks.tasks]
     if tasks:
@@ -68,6 +73,37 @@ def _likelihood_finding(name: str, ratio: float, bounds: tuple[float, float] | N
         )
     level = "note" if ratio > 1.02 else "good"
     return Finding(level=level, text=f"{name} is {shown} the original.")
+
+
+def _samples(report: Report) -> Iterator[Finding]:
+    """Samples in the most steps that both models took: their classes and their distance."""
+    pair = _last_points(report.before), _last_points(report.after)
+    common = sorted(set(pair[0]) & set(pair[1]))
+    if not common:
+        return
+    old, new = pair[0][common[-1]].images, pair[1][common[-1]].images
+    if old is None or new is None:
+        return
+    for name, field, better in (
+        ("Class accuracy of samples", "accuracy", 1),
+        ("The Frechet distance of samples", "frechet", -1),
+    ):
+        first, second = getattr(old, field), getattr(new, field)
+        if first is None or second is None:
+            continue
+        errors = getattr(old, f"{field}_stderr") or 0.0, getattr(new, f"{field}_stderr") or 0.0
+        noise = 1.96 * math.hypot(*errors)
+        shown = f"from {number(first)} to {number(second)} (noise ± {number(noise)})"
+        if abs(second - first) <= noise:
+            yield Finding(level="good", text=f"{name} did not change measurably: {shown}.")
+        else:
+            level = "good" if (second - first) * better > 0 else "warning"
+            yield Finding(level=level, text=f"{name} went {shown}.")
+
+
+def _last_points(result: EvaluationResult | None) -> dict[int, StepPoint]:
+    samples = result and result.generator and result.generator.generation
+    return {point.steps: point for point in samples.points} if samples else {}
 
 
 def _latency(report: Report) -> Iterator[Finding]:

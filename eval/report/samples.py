@@ -25,7 +25,7 @@ def curve_kinds(found: GenerationResult) -> list[Curve]:
     point, kinds = found.points[0], []
     if point.images:
         name = f"FD({found.encoder.name}), lower is better"
-        kinds.append(Curve(name, lambda p: (p.images.frechet, None), False))
+        kinds.append(Curve(name, lambda p: (p.images.frechet, p.images.frechet_stderr), False))
         if point.images.accuracy is not None:
             kinds.append(
                 Curve(
