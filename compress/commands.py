@@ -191,12 +191,17 @@ def print_method(name: str) -> None:
     cls = METHODS.get(name)
     print(f"{cls.name}: {cls.summary}")
     print(f"source   {cls.source}")
-    print(f"scope    {cls.works_on}; needs {cls.needs}")
+    print(f"works on {cls.works_on}; needs {cls.needs}")
     print(f"reads    {', '.join(sorted(cls.reads))}; writes {', '.join(sorted(cls.writes))}")
     rows = []
     for option, field in cls.model_fields.items():
         kind = getattr(field.annotation, "__name__", None) or str(field.annotation)
-        default = "required" if field.is_required() else json.dumps(field.default)
+        if field.is_required():
+            default = "required"
+        elif field.default_factory is not None:
+            default = "depends"  # on other options; the meaning says how
+        else:
+            default = json.dumps(field.default)
         rows.append([option, kind.replace("typing.", ""), default, field.description or ""])
     print_table("options", ["option", "type", "default", "meaning"], rows)
 
@@ -219,6 +224,8 @@ def print_recipes() -> None:
     for name, path in shipped_recipes().items():
         data = yaml.safe_load(path.read_text())
         steps = ", ".join(s["method"] for s in data.get("steps", []))
-        model = data["model"] if isinstance(data["model"], str) else data["model"]["source"]
+        model = data["model"]
+        if isinstance(model, dict):
+            model = model.get("source", "trained by the recipe")
         rows.append([name, model, steps])
     print_table("recipes (compress run NAME)", ["name", "model", "steps"], rows)

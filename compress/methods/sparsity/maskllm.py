@@ -89,7 +89,8 @@ class MaskLLM(ZeroingMethod):
     training: TrainingOptions | None = Field(
         default_factory=_default_training,
         description="Of the scope chosen; null takes the prior as it is. Block by block, steps are "
-        "a block's and a batch counts calibration batches.",
+        "a block's and a batch counts calibration batches (200 steps by default); of the whole "
+        "model, by default as in the paper (2,000 steps of 256 sequences).",
     )
     targets_from: Literal["dense", "prefix"] = Field(
         "dense",
