@@ -38,13 +38,26 @@ def work(method: Method, outline: Outline, calibration: CalibrationSpec | None) 
                 if method.targets(block.anatomy, site) and method.statistic(site) == GRAM:
                     # Only the upper triangle is computed.
                     grams += 0.55 * block.linears[site.linears[0]].in_features ** 2
-    return tokens * (passes * (forward + attention) + grams)
+    in_batch = calibration.batch * calibration.length
+    by_block, by_model = method.learning_tokens(in_batch, calibration.length)
+    # A backward pass costs two forward passes; the dense targets of a block cost one more.
+    learning = 3 * (by_block + by_model) * (forward + attention)
+    if by_block:
+        learning += tokens * (forward + attention)
+    return tokens * (passes * (forward + attention) + grams) + learning
 
 
 def peak_bytes(method: Method, outline: Outline, calibration: CalibrationSpec | None) -> int:
     """Bytes held at once by a step beyond what the process holds anyway, float32 throughout."""
     outer = 4 * outline.outer_parameters
     block = 4 * max(_block_parameters(b) for b in outline.blocks)
+    learning = method.learns
+    if learning is not None and learning.model:
+        weights = sum(x.weights for b in outline.blocks for x in b.linears.values())
+        # Stored for the backward pass: a dozen states a block, the widest layer twice.
+        kept = 8 * len(outline.blocks) * _batch_bytes(outline, calibration)
+        held = outer + 4 * outline.parameters + method.learning_bytes(weights) + kept
+        return round(1.2 * held)
     if method.works_on != "block":
         return round(1.2 * (outer + 4 * outline.parameters)) + _batch_bytes(outline, calibration)
     largest = 4 * max(x.weights for b in outline.blocks for x in b.linears.values())
@@ -63,8 +76,11 @@ def peak_bytes(method: Method, outline: Outline, calibration: CalibrationSpec | 
             rows = sum(b.linears[n].out_features for n in site.linears)
             gram = copies * width * width if method.statistic(site) == GRAM else 0
             site_bytes = max(site_bytes, 4 * (gram + 3 * rows * width))
-    return max(outer + _batch_bytes(outline, calibration),
-               block + site_bytes + _batch_bytes(outline, calibration))  # fmt: skip
+    batch = _batch_bytes(outline, calibration)
+    if learning is not None:
+        largest = max(sum(x.weights for x in b.linears.values()) for b in outline.blocks)
+        site_bytes = max(site_bytes, method.learning_bytes(largest) + 8 * batch)
+    return max(outer + batch, block + site_bytes + batch)
 
 
 def _block_parameters(block: BlockOutline) -> int:

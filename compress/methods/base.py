@@ -217,6 +217,19 @@ class Method(BaseModel):
         """Indices of the blocks that stay, in order; None where the depth does not change."""
         return None
 
+    def learning_tokens(self, tokens_per_batch: int, length: int) -> tuple[int, int]:
+        """Tokens that go forwards and backwards through each block by itself, and through the whole
+        model, all training steps together.
+
+        Args:
+            tokens_per_batch: of a calibration batch. length: tokens of a sequence.
+        """
+        return 0, 0
+
+    def learning_bytes(self, weights: int) -> int:
+        """Memory that learning holds for so many weights of linears beyond the weights."""
+        return 0
+
     def survey_work(self, outline: Outline) -> float:
         """Forward passes over the calibration batches that precede the streaming pass."""
         return 1.0 if self.surveys else 0.0

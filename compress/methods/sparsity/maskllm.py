@@ -183,6 +183,20 @@ class MaskLLM(ZeroingMethod):
                 "Use scope: block, which learns from hidden states",
             )
 
+    def learning_tokens(self, tokens_per_batch: int, length: int) -> tuple[int, int]:
+        whole = self.training if self.scope == "model" else self.end_to_end
+        alone = (self.training if self.scope == "block" else None, self.tuning)
+        by_block = sum(o.steps * o.batch * tokens_per_batch for o in alone if o is not None)
+        passes = 1 if self.distillation is None else 4 / 3  # the teacher goes forwards only
+        by_model = 0 if whole is None else round(whole.steps * whole.batch * length * passes)
+        return by_block, by_model
+
+    def learning_bytes(self, weights: int) -> int:
+        logits = weights * self.parsed.candidates // self.parsed.m
+        # Logits and their start, gradient, two averages of Adam, noise, shares and a temporary;
+        # the masked weight and its gradient.
+        return 4 * (8 * logits + 2 * weights)
+
     def statistic(self, site: Site) -> str:
         return prior_statistic(self.prior)
 
