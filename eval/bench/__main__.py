@@ -10,6 +10,9 @@ BENCHMARKS = (
     ("resume", "killed ten times, ten times the same bytes", "15", "0.1"),
     ("evaluation", "speed and agreement of perplexity against lm-eval", "5", "0.6"),
     ("speedup", "prefill speed-up of narrower and shallower models", "8", "1.5"),
+    ("maskllm", "learned 2:4 masks, block by block and on the whole model", "200", "5"),
+    ("masked", "masked generators: the digits demo, every method, text, rxnfp", "90", "0.5"),
+    ("masked_estimators", "estimators of a masked generator's likelihood", "5", "0.1"),
 )
 
 
@@ -17,7 +20,7 @@ def main() -> None:
     from compress.tables import print_table
 
     print_table(
-        "Benchmarks; each writes rows into eval/results/spine.json",
+        "Benchmarks; each writes rows into a file of eval/results",
         ["command", "measures", "minutes, about", "GB of disk"],
         [[f"python -m eval.bench.{name}", *rest] for name, *rest in BENCHMARKS],
         right=(2, 3),
