@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from compress import distributed
+from compress.job import Job
 from compress.learning import learn_model
 from compress.progress import Progress
 from compress.recipe import Recipe
-from compress.runner import Job, planned
+from compress.runner import planned
 from compress.sink import JournalSink, ReadingSink
 from compress.step_context import SURVEY
 from compress.workspace import Workspace

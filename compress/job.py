@@ -1,0 +1,245 @@
+"""The stages of a run on one folder; each looks in the journal first and does what is left."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress import distributed, memory
+from compress.calibrate.batches import Calibration, calibration_batches
+from compress.data.codebook import load_codebook
+from compress.errors import CompressError
+from compress.evaluation import Evaluator
+from compress.export import check_export, export, export_masks
+from compress.methods.base import DEPTH, MODULES, WIDTH
+from compress.models.source import load_tokenizer
+from compress.models.stream import StreamedModel
+from compress.planner import Plan
+from compress.progress import Progress
+from compress.recipe import parse_size
+from compress.sink import JournalSink
+from compress.state import ModelState
+from compress.step_context import StepContext
+from compress.steps import run_step
+from compress.workspace import Workspace
+
+_ALWAYS_FITS = 64 * 2**20
+_VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "compressed-tensors", "lm-eval")
+
+
+class Job:
+    """One run's stages; each looks in the journal first and does what is left."""
+
+    def __init__(
+        self,
+        made: Plan,
+        workspace: Workspace,
+        data_root: str | Path | None,
+        max_memory: int | None,
+        progress: Progress,
+        command: str | None,
+    ) -> None:
+        self.plan, self.recipe, self.workspace = made, made.recipe, workspace
+        self.limit, self.progress, self.command = max_memory, progress, command
+        self.device = device_of(self.recipe.device)
+        self.data_root = data_root
+        if self.recipe.output.dtype is not None:
+            self.dtype = getattr(torch, self.recipe.output.dtype)
+        else:
+            self.dtype = made.state.source.storage_dtype
+        self.state: ModelState = made.state
+        self.calibration: Calibration | None = None
+        self.evaluator: Evaluator | None = None
+        self.scratch = workspace.work / "activations"
+        self.digest = ""
+        self.resumed = workspace.resumed
+
+    def prepare(self) -> None:
+        """Read the texts and pin everything the result depends on."""
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.workspace.folder).free
+        if not self.resumed and self.plan.disk_bytes > free:
+            raise CompressError(
+                f"{self.plan.disk_bytes / 1e9:.2f} GB of free disk for {self.workspace.folder}",
+                f"{free / 1e9:.2f} GB",
+                "Make room, choose another folder with --out, or lower calibration.samples",
+            )
+        self.digest = self.plan.source.digest or self.plan.state.source.index.digest()
+        must = {"model": self.digest}
+        if self.recipe.calibration is not None:
+            self.calibrate()
+            must["calibration tokens"] = self.calibration.digest
+        if self.recipe.evaluation is not None:
+            self.evaluator = Evaluator(
+                self.plan, self._tokenizer(), self.workspace, self.device, self.data_root,
+                self.progress,
+            )  # fmt: skip
+            must["evaluation tokens"] = self.evaluator.digest
+        may = {"python": platform.python_version(), "compress": _version("compress")}
+        may |= {name: _version(name) for name in _VERSIONED}
+        may["threads"] = torch.get_num_threads()
+        # Not before here: a recipe that was refused may be mended and run in the same folder.
+        self.workspace.claim(self.recipe.to_yaml())
+        changed = self.workspace.pin({"must": must, "may": may, "seed": self.recipe.seed})
+        for name, (then, now) in changed.items():
+            self.progress.say(f"note: {name} was {then} when this run was started and is {now} now")
+        if not self.workspace.find(event="started"):
+            self.workspace.append({"event": "started", "at": datetime.now(UTC).isoformat()})
+
+    def calibrate(self) -> None:
+        """Read the calibration text, where the recipe has one."""
+        if self.recipe.calibration is not None:
+            self.calibration = calibration_batches(
+                self.recipe.calibration,
+                self._tokenizer(),
+                self.plan.state.config,
+                seed=self.recipe.seed,
+                data_root=self.data_root,
+            )
+
+    def _tokenizer(self) -> Any:
+        tokenizer, reason = load_tokenizer(
+            self.plan.source.folder, trust_remote_code=self.recipe.model.trust_remote_code
+        )
+        reader = load_codebook(self.plan.source.folder) if tokenizer is None else tokenizer
+        if reader is None:
+            raise CompressError(
+                "a tokenizer beside the weights, to read texts with", reason,
+                "Put the model's tokenizer files into its folder",
+            )  # fmt: skip
+        return reader
+
+    def evaluate_before(self) -> None:
+        if self.evaluator is not None:
+            self.evaluator.before()
+
+    def compress(self) -> None:
+        for number, method in enumerate(self.recipe.steps):
+            self._step(number, method)
+
+    def _step(self, number: int, method: Any) -> None:
+        name = f"step {number + 1}/{len(self.recipe.steps)} {method.name}"
+        source = self.state.streamed(self.device)
+        sink = self.sink(number, source, JournalSink)
+        finished = self.workspace.find(event="step", step=number)
+        if not finished:
+            memory.give_back()
+            memory.reset_peak()
+            started, resumed = time.perf_counter(), bool(self.workspace.find(step=number))
+            torch.manual_seed(self.recipe.seed)
+            context = self.context(source, sink)
+            context.progress = self.progress
+            context.joined = lambda: distributed.joined(number)
+            context.report = lambda stage, index, count, _note: self.progress.update(
+                f"{name} ({stage})", index + 1, count
+            )
+            decision = run_step(method, context)
+            kept = method.kept_blocks(decision, source.anatomy)
+            event = {
+                "event": "step",
+                "step": number,
+                "method": method.name,
+                "seconds": time.perf_counter() - started,
+                "peak_bytes": memory.peak(),
+                "resumed": resumed,
+                "kept": kept,
+                "decision": decision,
+            }
+            self.workspace.append(event)
+            finished = [event]
+        self.state = sink.result(finished[0]["kept"])
+
+    def sink(self, number: int, source: StreamedModel, kind: type[JournalSink]) -> JournalSink:
+        """Where a step's blocks go, and what its journal says."""
+        name = self.recipe.steps[number].name
+        return kind(self.workspace, number, name, self.state, source.anatomy, self.dtype)
+
+    def context(self, source: StreamedModel, sink: JournalSink) -> StepContext:
+        """What a step works with."""
+        return StepContext(
+            source,
+            self.calibration.batches if self.calibration else [],
+            self.scratch,
+            labels=self.calibration.labels if self.calibration else None,
+            folder=sink.folder / "training",
+            seed=self.recipe.seed,
+            storage_dtype=self.dtype,
+            sink=sink,
+            guard=lambda: memory.check_limit(self.limit),
+        )
+
+    def write(self) -> None:
+        """Assemble the checkpoint and prove that it is the model."""
+        if not self.recipe.steps:
+            return
+        if not self.workspace.find(event="written"):
+            export(
+                self.state,
+                self.plan.source,
+                self.workspace.model,
+                self.dtype,
+                parse_size(self.recipe.output.max_shard_size),
+            )
+            export_masks(self.state, self.workspace.model, self._mask_base())
+            self.workspace.append({"event": "written"})
+        if not self.workspace.find(event="verified"):
+            memory.give_back()
+            proof = check_export(
+                self.state,
+                self.workspace.model,
+                self.dtype,
+                self.scratch,
+                self.device,
+                self._fits_whole(),
+            )
+            self.workspace.append({"event": "verified", **proof})
+
+    def _mask_base(self) -> str:
+        """Digest of the checkpoint that the result's masks fit; none after a change of shape."""
+        shaping = {DEPTH, WIDTH, MODULES}
+        return "" if any(shaping & set(m.writes) for m in self.recipe.steps) else self.digest
+
+    def _fits_whole(self) -> bool:
+        """Whether loading the result whole stays within the peak that the plan has stated.
+
+        A run that evaluates needs that much anyway; one that only streams must not take more for
+        its last check than for all its work. Small models always fit.
+        """
+        needed = 1.5 * 4 * self.plan.result.parameters
+        budget = self.plan.peak_bytes if self.limit is None else self.limit
+        return needed < max(budget - memory.resident(), _ALWAYS_FITS)
+
+    def report(self) -> Any:
+        """Evaluate what was written and put everything into the report."""
+        if self.evaluator is None:
+            return None
+        return self.evaluator.report(self.calibration, self.command)
+
+
+def device_of(name: str) -> torch.device:
+    """The device that a recipe names; auto takes CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CompressError(
+            "a device that torch can use here (auto, cpu, cuda:N)", f"{name!r}: {error}",
+            "Set device: auto",
+        ) from None  # fmt: skip
+    return device
+
+
+def _version(package: str) -> str | None:
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
