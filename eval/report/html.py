@@ -143,11 +143,12 @@ def _quality_note(report: Report) -> str:
 
 def _generator_notes(found: GeneratorResult) -> Iterator[str]:
     if bound := found.likelihood:
+        control = ", token frequencies as control variate" if bound.control else ""
         yield (
             f"The perplexity bound is that of decoding in random order: {bound.sequences:,} "
             f"held-out sequences, {bound.tokens:,} tokens, {bound.draws} masks each "
-            f"({bound.estimator} estimator, {bound.evaluations:,} network evaluations, seed "
-            f"{bound.seed}). Intervals (95 %) take sequences as units."
+            f"({bound.estimator} estimator{control}, {bound.evaluations:,} network evaluations, "
+            f"seed {bound.seed}). Intervals (95 %) take sequences as units."
         )
     if found.ordered:
         first = found.ordered[0]

@@ -85,15 +85,16 @@ def test_integral_k_uniform_and_any_order_are_equal(denoise) -> None:
     assert uniform == pytest.approx(any_order / len(orders), rel=1e-6)
 
 
+@pytest.mark.parametrize("control", [True, False])
 @pytest.mark.parametrize("estimator", ["k-uniform", "integral", "integral-spread"])
-def test_estimators_are_unbiased(denoise, estimator: str) -> None:
+def test_estimators_are_unbiased(denoise, estimator: str, control: bool) -> None:
     tokens = text(3)
     exact = sum(by_enumeration(denoise, row) for row in tokens) / tokens.numel()
     values = torch.tensor(
         [
             likelihood_bound(
-                denoise, sequences(tokens), MASK, draws=40, estimator=estimator, seed=seed,
-                batch_size=200,
+                denoise, sequences(tokens), MASK, draws=40, estimator=estimator, control=control,
+                seed=seed, batch_size=200,
             ).nats
             for seed in range(25)
         ]
@@ -108,12 +109,34 @@ def test_k_uniform_has_the_smaller_variance(denoise) -> None:
     spread = {
         estimator: torch.tensor(
             likelihood_bound(
-                denoise, sequences(tokens), MASK, draws=1, estimator=estimator, batch_size=500
+                denoise,
+                sequences(tokens),
+                MASK,
+                draws=1,
+                estimator=estimator,
+                control=False,
+                batch_size=500,
             ).window_nll
         ).var()
         for estimator in ("k-uniform", "integral")
     }
     assert 4 * spread["k-uniform"] < spread["integral"]
+
+
+def test_the_control_variate_takes_away_what_frequencies_explain() -> None:
+    tokens = text(200, 6).pow(2) // 8  # 0..4, unevenly often
+    shares = torch.bincount(tokens.flatten(), minlength=VOCABULARY).float() / tokens.numel()
+
+    def denoise(ids: Tensor) -> Tensor:
+        return shares.log().expand(*ids.shape, VOCABULARY)
+
+    data = sequences(tokens)
+    exact = -shares.log()[tokens].double().mean(dim=1)
+    found = likelihood_bound(denoise, data, MASK, draws=1)
+    assert found.control
+    assert found.window_nll == pytest.approx(exact.tolist(), rel=1e-5)
+    plain = likelihood_bound(denoise, data, MASK, draws=1, control=False)
+    assert (torch.tensor(plain.window_nll) - exact).std() > 0.1
 
 
 def test_a_model_with_constant_logits_is_exact_for_every_draw() -> None:
