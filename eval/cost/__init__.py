@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from compress.semi_structured import describe_execution
 from eval.cost.latency import PairedLatency, paired_latency
 from eval.cost.macs import Macs, macs_per_token
 from eval.cost.memory import PeakMemory, peak_memory
@@ -35,6 +36,9 @@ class CostResult(BaseModel):
     macs: Macs
     memory: PeakMemory | None = Field(
         default=None, description="measured on a fresh process; None without a folder"
+    )
+    execution: str = Field(
+        default="", description="which products the model ran while it was measured, and where"
     )
 
 
@@ -65,4 +69,9 @@ def cost(
         peak = peak_memory(
             folder, prefill_tokens=prefill_tokens, trust_remote_code=trust_remote_code
         )
-    return CostResult(size=size(model, folder), macs=macs_per_token(model, context), memory=peak)
+    return CostResult(
+        size=size(model, folder),
+        macs=macs_per_token(model, context),
+        memory=peak,
+        execution=describe_execution(model),
+    )
