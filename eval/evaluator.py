@@ -119,7 +119,7 @@ def evaluate(
         cost,
         model,
         folder,
-        context=spec.context,
+        context=spec.context or _context(model, generates, sequences, spec),
         memory=spec.memory,
         trust_remote_code=trust_remote_code,
     )
@@ -172,6 +172,20 @@ def window_of(model: nn.Module, description: MaskedGeneration) -> int:
     """Tokens of a sequence, where neither the recipe nor the description says: 128, if they fit."""
     around = len(description.prefix) + len(description.suffix)
     return description.length or min(128, _positions(model) - around - 2)
+
+
+def _context(
+    model: nn.Module,
+    generates: MaskedGeneration | None,
+    sequences: Sequences | None,
+    spec: EvaluationSpec,
+) -> int:
+    """Tokens that a token attends to, where the spec does not say."""
+    if generates is None:
+        return 1024
+    if sequences is not None:
+        return int(sequences.sizes.max())
+    return spec.window or window_of(model, generates)
 
 
 def _text_judges(tokenizer: Any) -> Judges:

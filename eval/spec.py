@@ -82,7 +82,12 @@ class EvaluationSpec(BaseModel):
         default=True, description="paired timing; needs the original model beside it"
     )
     memory: bool = Field(default=True, description="peak memory in a fresh process; needs a folder")
-    context: int = Field(default=1024, ge=1, description="tokens attended to, for MACs per token")
+    context: int | None = Field(
+        default=None,
+        ge=1,
+        description="tokens attended to, for MACs per token; default 1024, or the length of a "
+        "masked generator's sequences",
+    )
 
     def latency_spec(self) -> LatencySpec | None:
         """Return the timing options, or None where timing is off."""

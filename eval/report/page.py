@@ -67,6 +67,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.25rem; 
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr));
   gap: 1rem; }
+.plots + .plots, .plots + .scroll, .scroll + .scroll { margin-top: 1rem; }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
   padding: .9rem .9rem .7rem; }
 .plot { display: block; width: 100%; max-width: 40rem; height: auto; margin: 0 auto;

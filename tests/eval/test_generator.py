@@ -69,6 +69,7 @@ def test_text_without_further_switches(generator, tokens, tokenizer) -> None:
     assert part.generation.points[0].text.unigram_entropy > 0
     assert part.generation.excerpts
     assert EvaluationResult.model_validate_json(found.model_dump_json()) == found
+    assert found.cost.macs.context == 12
     again = evaluate(model, tokenizer, TEXT, tokens=tokens.flatten(), bytes_count=384)
     assert again.generator.likelihood == part.likelihood
 
