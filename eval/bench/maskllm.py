@@ -51,8 +51,10 @@ def _shipped(work: Path, name: str, arguments: Namespace, training: str) -> Path
     """A shipped SmolLM2 recipe; the later ones start from the masks of the first."""
     overrides = []
     if arguments.smoke:
-        overrides = ["calibration.samples=4", "calibration.length=64", f"steps.0.{training}.steps=2",
-                     "evaluation.max_tokens=1024", "evaluation.window=256"]  # fmt: skip
+        overrides = [
+            "calibration.samples=4", "calibration.length=64", "evaluation.max_tokens=1024",
+            "evaluation.window=256", f"steps.0.{training}.steps=2",
+        ]  # fmt: skip
     if name != _FIRST:
         masks = work / _FIRST / "model" / "masks.safetensors"
         overrides.append(f"steps.0.prior={masks}")
