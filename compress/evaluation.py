@@ -51,7 +51,7 @@ class Evaluator:
         text_spec, self.spec = split_evaluation(plan.recipe.evaluation)
         self.text, self.tokens, self.bytes = None, None, None
         self.material = GeneratorMaterial()
-        self.generates = check_objective(plan.state.config, self.spec)
+        self.generates = check_objective(plan.state.config, self.spec, tokenizer)
         if text_spec is not None:
             check_tokenizer(tokenizer, plan.state.config)
             self.text = load_text(text_spec, data_root)

@@ -35,18 +35,19 @@ class GeneratorMaterial:
     images: Images | None = None
 
 
-def check_objective(config: Any, spec: EvaluationSpec) -> bool:
+def check_objective(config: Any, spec: EvaluationSpec, reader: Any = None) -> bool:
     """Whether a model is evaluated as a masked generator; refuses what it cannot be asked.
 
     Raises:
-        CompressError: a causal model, without the flag, asked for a masked evaluation; images or
-            documents for a model that is no masked generator.
+        CompressError: a causal model, without the flag, asked for a masked evaluation; a model
+            without a mask token; a description that does not fit the config; images or documents
+            for a model that is no masked generator.
     """
     generates = spec.objective == "masked" or (
         spec.objective == "auto" and is_masked_generator(config)
     )
-    if spec.objective == "masked" and is_masked_generator(config):
-        MaskedGeneration.of(config)
+    if generates:
+        MaskedGeneration.of(config, reader)
     for name, asked in (("images", spec.images), ("packing", spec.packing == "documents")):
         if asked and not generates:
             raise CompressError(
