@@ -168,6 +168,8 @@ def _cost_note(report: Report) -> str:
         f"projection ({count(macs.head)}) and count zeros as work. Peak memory is of a fresh "
         "process that loads the checkpoint and runs one forward, libraries included."
     )
+    if report.after.cost.execution:
+        note += f" What ran: {report.after.cost.execution}."
     if latency_rows(report.after):
         timing = report.after.latency
         dtypes = " against ".join(dict.fromkeys(timing.dtype))
