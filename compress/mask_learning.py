@@ -97,6 +97,8 @@ def learn_on_block(work: BlockWork, schedule: MaskSchedule, options: TrainingOpt
     error on held-out batches ``before`` and ``after``, and the share of groups that ``changed``.
     """
     linears = masked_linears(work.block)
+    if not linears:
+        return  # a block that the step leaves out
     outputs = BlockOutputs(work.block, work.inputs, work.targets, work.calls)
     before = {name: linear.logits.detach().clone() for name, linear in linears.items()}
 
@@ -127,6 +129,8 @@ def tune_on_block(work: BlockWork, options: TrainingOptions) -> None:
     Metrics: relative error on held-out batches before and after.
     """
     linears = masked_linears(work.block)
+    if not linears:
+        return
     outputs = BlockOutputs(work.block, work.inputs, work.targets, work.calls)
     for linear in linears.values():
         linear.open_weight()

@@ -20,7 +20,7 @@ from typing import Any
 from compress.recipe import read_recipe
 from eval.bench.options import entry, parser, publish, work_folder
 from eval.bench.rows import RESULTS, Row
-from eval.bench.runs import run_once, step_peak, step_seconds, write_recipe
+from eval.bench.runs import journal, run_once, step_peak, step_seconds, write_recipe
 from eval.report import load_report
 
 _COMMAND = "python -m eval.bench.maskllm --only {}"
@@ -103,6 +103,16 @@ def _tiny_recipe(work: Path, base: Path, name: str, step: dict, smoke: bool) -> 
     return path.read_text(encoding="utf-8")
 
 
+def _block_error(work: Path, base: Path, name: str, prior: str, steps: int, smoke: bool) -> float:
+    """Relative error on held-out batches after learning block by block, mean over the blocks."""
+    training = {"steps": steps, "batch": 4, "learning_rate": 3e-3, "clip": None, **_BETAS}
+    step = {"method": "maskllm", "scope": "block", "prior": prior, "training": training}
+    text = _tiny_recipe(work, base, f"tiny-block-{name}", step, smoke)
+    events = journal(run_once(work, f"tiny-block-{name}", text))
+    notes = [event["note"] for event in events if event["event"] == "block"]
+    return sum(note["masks.after"] for note in notes) / len(notes)
+
+
 def tiny(work: Path, arguments: Namespace) -> list[Row]:
     """On a model that is trained here, so that learning on the whole model is cheap."""
     smoke = arguments.smoke
@@ -125,7 +135,13 @@ def tiny(work: Path, arguments: Namespace) -> list[Row]:
     for name, step in variants.items():
         text = _tiny_recipe(work, base, f"tiny-{name}", step, smoke)
         dense, found[name] = _perplexities(run_once(work, f"tiny-{name}", text))
+    errors = {
+        name: _block_error(work, base, name, prior, count, smoke)
+        for name, prior, count in (("with", "search", third), ("without", "none", steps))
+    }
     return [
+        _row("tiny", "tiny llama, block scope, prior and a third of the steps: held-out error, "
+             "with / without prior", errors["with"] / errors["without"], bar=1.0),
         _row("tiny", "tiny llama, dense: perplexity", dense),
         _row("tiny", "tiny llama, SparseGPT 2:4 (weights updated): perplexity", found["sparsegpt"]),
         _row("tiny", "tiny llama, masks learned on the whole model: perplexity",

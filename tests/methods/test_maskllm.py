@@ -173,6 +173,13 @@ def test_a_low_rank_pair_is_refused(apply, tiny, tokens):
         compress.apply(tiny("llama"), [{"method": "svd", "rank": 8}, {"method": "maskllm"}], tokens)
 
 
+def test_blocks_that_are_left_out_stay_dense(apply):
+    before, after = apply({"training": {**BLOCK, "steps": 2}, "include": ["*.layers.1.*"]})
+    dense, sparse = linears(before), linears(after)
+    for name, weight in sparse.items():
+        assert torch.equal(weight, dense[name]) == (".layers.1." not in name)
+
+
 def test_the_prior_is_chosen_on_the_first_batches(tiny, tokens):
     def masks(ids, **options):
         model = tiny("llama")
