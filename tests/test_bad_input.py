@@ -206,9 +206,9 @@ def test_state_space_model(checkpoint, refused):
         refused(checkpoint("mamba"), "mamba", steps=[step])
 
 
-def test_encoder_in_a_causal_evaluation(checkpoint, refused, helpers, text):
-    section = helpers.evaluation(text, tasks=["arc_easy"])
-    refused(checkpoint("bert"), "causal", "BertForMaskedLM", evaluation=section)
+def test_causal_model_in_a_masked_evaluation(checkpoint, refused, helpers, text):
+    section = helpers.evaluation(text, objective="masked")
+    refused(checkpoint("llama"), "is_causal", evaluation=section)
 
 
 def test_pickles_are_refused(own_checkpoint, refused):
