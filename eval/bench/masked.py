@@ -79,7 +79,9 @@ def _smaller(smoke: bool) -> list[str]:
 
 
 def _base(work: Path, part: str, arguments: Namespace) -> Path:
-    """The model that a masked recipe trains, without any step."""
+    """The model that a masked recipe trains, without any step; the whole recipe's, if it ran."""
+    if (work / part / "report.json").exists():
+        return work / part / "base"
     overrides = ["steps=[]", *_smaller(arguments.smoke)]
     recipe = read_recipe(f"masked/{part}", overrides)
     return run_once(work, f"{part}-base", recipe.to_yaml(), arguments.data_root) / "base"
