@@ -120,7 +120,7 @@ def main() -> None:
     options.add_argument(
         "--only", choices=("digits", "text"), action="append", help="default: digits"
     )
-    options.add_argument("--repeats", type=int, default=200, help="measurements an estimator")
+    options.add_argument("--repeats", type=int, default=100, help="measurements an estimator")
     options.add_argument("--data-root", type=Path, help="not needed: both data sets are embedded")
     arguments = options.parse_args()
     if arguments.repeats < 2:
