@@ -29,6 +29,7 @@ _COMMAND = "python -m eval.bench.masked --only {}"
 _PARTS = ("digits", "methods", "calibration", "text", "rxnfp")
 _STEPS = 8  # of the sampler, where one number of steps stands for the curve
 _SAMPLES = "evaluation.generator.samples=2000"
+_NO_SAMPLES = "evaluation.generator.samples=0"
 _METHODS: dict[str, dict[str, Any]] = {
     "magnitude 2:4": {"method": "magnitude", "pattern": "2:4"},
     "Wanda 2:4": {"method": "wanda", "pattern": "2:4"},
@@ -80,8 +81,9 @@ def _smaller(smoke: bool) -> list[str]:
 
 def _base(work: Path, part: str, arguments: Namespace) -> Path:
     """The model that a masked recipe trains, without any step; the whole recipe's, if it ran."""
-    if (work / part / "report.json").exists():
-        return work / part / "base"
+    for done in (work / part / "base", work / f"{part}-base" / "base"):
+        if (done / "training.json").exists():
+            return done
     overrides = ["steps=[]", *_smaller(arguments.smoke)]
     recipe = read_recipe(f"masked/{part}", overrides)
     return run_once(work, f"{part}-base", recipe.to_yaml(), arguments.data_root) / "base"
@@ -196,10 +198,11 @@ def text(work: Path, arguments: Namespace) -> list[Row]:
     small = {"training": {"steps": 2, "batch": 2}} if arguments.smoke else {
         "training": {"steps": 400, "batch": 4, "learning_rate": 3e-3, "final_ratio": 0.1,
                      "betas": [0.9, 0.95], "clip": None}}  # fmt: skip
-    pruned = _on_base(work, "text", "sparsegpt", _METHODS["SparseGPT 2:4"], arguments)
+    pruned = _on_base(work, "text", "sparsegpt", _METHODS["SparseGPT 2:4"], arguments, _NO_SAMPLES)
     learned = _on_base(
-        work, "text", "maskllm", {"method": "maskllm", "pattern": "2:4", **small}, arguments
-    )
+        work, "text", "maskllm", {"method": "maskllm", "pattern": "2:4", **small}, arguments,
+        _NO_SAMPLES,
+    )  # fmt: skip
     dense, worst, best = _bound(pruned.before), _bound(pruned.after), _bound(learned.after)
     bits = pruned.before.generator.likelihood.bits_per_byte
     bigram = _bigram_bits(recipe, base)
@@ -220,6 +223,7 @@ def rxnfp(work: Path, arguments: Namespace) -> list[Row]:
     """A masked language model before and after its adaptation to all mask ratios."""
     base = _base(work, "rxnfp", arguments)
     small = _smaller(arguments.smoke)[1:]
+    small.append(_NO_SAMPLES)
     adapted = read_recipe("masked/rxnfp", [f"model={base}", "steps=[]", *small])
     source = read_recipe("masked/rxnfp").model.train.from_
     original = read_recipe(
