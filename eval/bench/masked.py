@@ -229,11 +229,11 @@ def rxnfp(work: Path, arguments: Namespace) -> list[Row]:
     original = read_recipe(
         "masked/rxnfp", [f"model={source}", "steps=[]", "evaluation.objective=masked", *small]
     )
-    found = {
-        name: {r.ratio: r for r in _report(work, f"rxnfp-{name}", recipe, arguments)
-               .before.generator.recovery}
-        for name, recipe in (("adapted", adapted), ("original", original))
-    }  # fmt: skip
+    found = {}
+    for name, recipe in (("adapted", adapted), ("original", original)):
+        # A run without steps has one model to speak of, and it comes out at the end.
+        result = _report(work, f"rxnfp-{name}", recipe, arguments).after
+        found[name] = {score.ratio: score for score in result.generator.recovery}
     return [
         _row("rxnfp", f"rxnfp, {100 * ratio:.0f} % masked: cross entropy, adapted / original",
              found["adapted"][ratio].cross_entropy / found["original"][ratio].cross_entropy,
