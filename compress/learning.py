@@ -107,15 +107,13 @@ def reference_of(
 def learn_model(method: Method, context: StepContext, decision: Any) -> None:
     """Let a method learn on the whole model, starting from what its blocks learned."""
     source, sink = context.source, context.sink
-    count = len(source.anatomy.blocks)
-    if sink.finished(TRAIN) == count:
+    if sink.finished(TRAIN):
         return
     batches = fill_whole(context)
     with frozen(source.model):
         metrics = _learn_filled(method, context, decision, batches)
-    for index in range(count):
-        # All or nothing: a stage of which only some blocks are noted is done again.
-        sink.record(TRAIN, index, metrics if index == 0 else None, None)
+    # One line for all blocks: a training is finished, or it is done again.
+    sink.record(TRAIN, 0, metrics, None)
     release_whole(context)
 
 

@@ -75,10 +75,8 @@ class JournalSink:
         self._write(self._learned(stage, index), tensors)
 
     def learned(self, index: int) -> dict[str, torch.Tensor]:
-        count = len(self.anatomy.blocks)
-        for stage in (TRAIN, LEARN):
-            # A training that was cut off while its blocks were noted did not happen.
-            if self.finished(stage) == count:
+        for stage, lines in ((TRAIN, 1), (LEARN, len(self.anatomy.blocks))):
+            if self.finished(stage) == lines:
                 with safe_open(self._learned(stage, index), framework="pt") as file:
                     return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return {}

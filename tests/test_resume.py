@@ -84,6 +84,22 @@ def test_killed_twice(method, kill, checkpoint, text, helpers, tmp_path):
     same(helpers, tmp_path)
 
 
+def test_learning_killed_after_every_event(kill, checkpoint, text, helpers, tmp_path):
+    step = {"method": "maskllm", **OPTIONS["maskllm"]}
+    recipe = helpers.recipe(checkpoint("llama"), [step], text)
+    compress.run(recipe, tmp_path / "whole")
+    deaths, alive = 0, False
+    while not alive:
+        kill(2, False)  # one event a life
+        try:
+            compress.run(recipe, tmp_path / "killed")
+            alive = True
+        except Killed:
+            deaths += 1
+    assert deaths >= events(tmp_path / "whole") - 2
+    same(helpers, tmp_path)
+
+
 def same(helpers, folder: Path) -> None:
     whole = helpers.contents(folder / "whole" / "model")
     assert helpers.contents(folder / "killed" / "model") == whole
@@ -146,7 +162,7 @@ def test_changed_activations_are_noticed(two_steps, kill, tmp_path):
     with pytest.raises(Killed):
         compress.run(recipe, tmp_path / "killed")
     kill(None)
-    (file,) = (tmp_path / "killed/work/activations").glob("solve-hidden-00001.bin")
+    (file,) = (tmp_path / "killed" / "work" / "activations").glob("solve-hidden-00001.bin")
     data = bytearray(file.read_bytes())
     data[0] ^= 1
     file.write_bytes(data)
