@@ -21,7 +21,7 @@ from compress.data.tokens import token_stream
 from compress.recipe import Recipe, parse_recipe, read_recipe, split_evaluation
 from eval.bench.bigram import bigram_nll, bits_per_byte
 from eval.bench.options import entry, parser, publish, work_folder
-from eval.bench.rows import RESULTS, Row
+from eval.bench.rows import Row
 from eval.bench.runs import run_once
 from eval.report import Report, load_report
 
@@ -283,11 +283,9 @@ def main() -> None:
     )
     options.add_argument("--data-root", type=Path, help="local copies of data sets (docs/data.md)")
     arguments = options.parse_args()
-    if arguments.results is None and not arguments.smoke:
-        arguments.results = RESULTS / "masked.json"
     work = work_folder(arguments, "masked")
     for part in arguments.only or _PARTS:
-        publish(arguments, work, globals()[part](work, arguments))
+        publish(arguments, work, globals()[part](work, arguments), "masked")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from compress.masked import Denoiser, MaskedGeneration
 from compress.models.source import load_model, load_tokenizer
 from compress.recipe import read_recipe, split_evaluation
 from eval.bench.options import entry, parser, publish, say, work_folder
-from eval.bench.rows import RESULTS, Row
+from eval.bench.rows import Row
 from eval.bench.runs import run_once
 from eval.quality.denoising import Sequences, sequences
 from eval.quality.generator import text_sequences
@@ -126,10 +126,8 @@ def main() -> None:
     if arguments.repeats < 2:
         options.error("--repeats must be at least 2")
     work = work_folder(arguments, "masked")
-    if arguments.results is None and not arguments.smoke:
-        arguments.results = RESULTS / "masked.json"
     rows = [row for part in arguments.only or ["digits"] for row in measure(part, work, arguments)]
-    publish(arguments, work, rows)
+    publish(arguments, work, rows, "masked")
 
 
 if __name__ == "__main__":

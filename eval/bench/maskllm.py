@@ -19,7 +19,7 @@ from typing import Any
 
 from compress.recipe import read_recipe
 from eval.bench.options import entry, parser, publish, work_folder
-from eval.bench.rows import RESULTS, Row
+from eval.bench.rows import Row
 from eval.bench.runs import journal, run_once, step_peak, step_seconds, write_recipe
 from eval.report import load_report
 
@@ -162,7 +162,7 @@ def curves(work: Path, arguments: Namespace) -> list[Row]:
         budgets = {"small": (1, 1)}
     rows: list[Row] = []
     for budget, (block_steps, model_steps) in budgets.items():
-        publish(arguments, work, rows)
+        publish(arguments, work, rows, "maskllm")
         found = {
             "block": _curve_point(work, arguments, "block", budget, block_steps),
             "model": _curve_point(work, arguments, "model", budget, model_steps),
@@ -208,11 +208,9 @@ def main() -> None:
     options.add_argument("--only", choices=_PARTS, action="append", help="default: all parts")
     options.add_argument("--data-root", type=Path, help="local copies of data sets (docs/data.md)")
     arguments = options.parse_args()
-    if arguments.results is None and not arguments.smoke:
-        arguments.results = RESULTS / "maskllm.json"
     work = work_folder(arguments, "maskllm")
     for part in arguments.only or _PARTS:
-        publish(arguments, work, globals()[part](work, arguments))
+        publish(arguments, work, globals()[part](work, arguments), "maskllm")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--results", type=Path, metavar="PATH",
-        help="JSON file that the rows are merged into (default: eval/results/spine.json, and "
-        "smoke.json in the work folder with --smoke)",
+        help="JSON file that the rows are merged into (default: the benchmark's file in "
+        "eval/results, and smoke.json in the work folder with --smoke)",
     )  # fmt: skip
     made.add_argument(
         "--work", type=Path, metavar="DIR",
@@ -43,10 +43,14 @@ def work_folder(arguments: argparse.Namespace, name: str) -> Path:
     return folder
 
 
-def publish(arguments: argparse.Namespace, work: Path, rows: Iterable[Row]) -> None:
-    """Print rows and merge them into the results file."""
+def publish(
+    arguments: argparse.Namespace, work: Path, rows: Iterable[Row], topic: str = "spine"
+) -> None:
+    """Print rows and merge them into the results file of a topic."""
     rows = list(rows)
-    path = arguments.results or (work / "smoke.json" if arguments.smoke else RESULTS / "spine.json")
+    path = arguments.results or (
+        work / "smoke.json" if arguments.smoke else RESULTS / f"{topic}.json"
+    )
     write_rows(path, rows)
     print_rows(rows)
     print(f"rows    {path}")
