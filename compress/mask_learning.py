@@ -201,6 +201,46 @@ def learn_on_model(
     """
     linears = masked_linears(work.model)
     before = {name: linear.logits.detach().argmax(0) for name, linear in linears.items()}
+
+    def draw(moment: Moment) -> torch.Tensor | float:
+        set_mode(linears, schedule.draw(moment))
+        return schedule.reward(linears, moment)
+
+    parameters = [linear.logits for linear in linears.values()]
+    _fit_model(work, linears, draw, parameters, options, distillation, "masks")
+    changed = sum(int((m.logits.argmax(0) != before[n]).sum()) for n, m in linears.items())
+    groups = sum(m.logits.shape[1] for m in linears.values())
+    work.metrics["masks.changed"] = changed / groups
+
+
+def tune_on_model(
+    work: ModelWork, options: TrainingOptions, distillation: DistillationOptions | None
+) -> None:
+    """Train the kept weights of a whole model on the language model's loss; the masks stay.
+
+    The teacher of a ``distillation`` is the dense model. Metric: ``tuning.loss``, the mean of the
+    last tenth of the steps.
+    """
+    linears = masked_linears(work.model)
+    parameters = [linear.open_weight() for linear in linears.values()]
+
+    def draw(_moment: Moment) -> float:
+        set_mode(linears, "hard")
+        return 0.0
+
+    _fit_model(work, linears, draw, parameters, options, distillation, "tuning")
+
+
+def _fit_model(
+    work: ModelWork,
+    linears: dict,
+    draw: Callable[[Moment], torch.Tensor | float],
+    parameters: list[nn.Parameter],
+    options: TrainingOptions,
+    distillation: DistillationOptions | None,
+    what: str,
+) -> None:
+    """Train ``parameters``; ``draw`` sets the linears' masks and returns what the loss is less."""
     if is_masked_generator(work.model.config):
         language = GeneratorLoss(work.model, distillation)
     else:
@@ -212,8 +252,7 @@ def learn_on_model(
             set_mode(linears, "dense")
             with torch.no_grad():
                 teacher = language.observe(batch)
-        set_mode(linears, schedule.draw(moment))
-        reward = schedule.reward(linears, moment)
+        reward = draw(moment)
         value, figures = language(batch, teacher)
         return value - reward, figures
 
@@ -223,10 +262,10 @@ def learn_on_model(
             loss,
             _windows(work.batches),
             options,
-            parameters=[linear.logits for linear in linears.values()],
+            parameters=parameters,
             folder=work.folder,
             seed=work.seed,
-            name="masks",
+            name=what,
             progress=work.progress,
             guard=work.guard,
             device=work.device,
@@ -234,10 +273,7 @@ def learn_on_model(
     finally:
         set_mode(linears, "hard")
     last = result.history[-max(1, options.steps // 10) :]
-    changed = sum(int((m.logits.argmax(0) != before[n]).sum()) for n, m in linears.items())
-    groups = sum(m.logits.shape[1] for m in linears.values())
-    work.metrics["masks.loss"] = sum(line["loss"] for line in last) / len(last)
-    work.metrics["masks.changed"] = changed / groups
+    work.metrics[f"{what}.loss"] = sum(line["loss"] for line in last) / len(last)
 
 
 def _windows(batches: list[dict[str, torch.Tensor]]) -> TokenSource:

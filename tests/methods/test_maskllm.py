@@ -112,7 +112,14 @@ def test_gradients_reach_every_layer_at_the_first_step(apply):
         assert not torch.equal(weight != 0, linears(start)[name] != 0), name
 
 
-@pytest.mark.parametrize("change", [{"least_squares": True}, {"tuning": BLOCK}])
+WHOLE = {
+    "tuning": {**MODEL, "learning_rate": 1e-3},
+    "tuning_scope": "model",
+    "distillation": {"labels": 0, "logits": 1},
+}
+
+
+@pytest.mark.parametrize("change", [{"least_squares": True}, {"tuning": BLOCK}, WHOLE])
 def test_weights_change_on_a_fixed_mask_only_when_asked(change, apply, tokens):
     dense, frozen = apply({"training": None})
     _, changed = apply({"training": None, **change})
@@ -122,6 +129,21 @@ def test_weights_change_on_a_fixed_mask_only_when_asked(change, apply, tokens):
         assert int((weight != 0).unflatten(1, (-1, 4)).sum(-1).max()) <= 2
         assert not torch.equal(weight, linears(frozen)[name])
     assert error(dense, changed, tokens) < error(dense, frozen, tokens)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_tuning_the_whole_model_changes_kept_weights_alone(family, apply):
+    learned = {"training": {**BLOCK, "steps": 5}}
+    dense, frozen = apply(learned, family)
+    _, tuned = apply({**learned, **WHOLE}, family)
+    names = {f"{n}.weight" for n in linears(dense)}
+    for name, weight in linears(tuned).items():
+        assert torch.equal(weight != 0, linears(frozen)[name] != 0), name
+        assert not torch.equal(weight, linears(frozen)[name]), name
+    before = dict(dense.named_parameters())
+    for name, parameter in tuned.named_parameters():
+        if name not in names:
+            assert torch.equal(parameter, before[name]), name
 
 
 def test_a_mask_file_starts_another_run(checkpoint, text, tmp_path, helpers):
@@ -149,6 +171,9 @@ def test_a_mask_file_starts_another_run(checkpoint, text, tmp_path, helpers):
         ({"prior": "none", "training": None}, "chance"),
         ({"kappa": [0, 5]}, "positive"),
         ({"scope": "model", "end_to_end": MODEL}, "end_to_end"),
+        ({"tuning_scope": "model"}, "needs tuning"),
+        ({**WHOLE, "least_squares": True}, "undo"),
+        ({"tuning": BLOCK, "distillation": {}}, "blocks always distil"),
         ({"pattern": "3:7"}, "divisible"),
         ({"pattern": "4:4"}, "nothing to learn"),
     ],

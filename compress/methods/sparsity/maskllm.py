@@ -14,7 +14,13 @@ from compress.checkpoint.masks import PackedPattern, pack_mask, unpack_mask
 from compress.errors import CompressError
 from compress.learned_masks import MaskedLinear, initial_logits, masked_linears
 from compress.linalg import refit_masked
-from compress.mask_learning import MaskSchedule, learn_on_block, learn_on_model, tune_on_block
+from compress.mask_learning import (
+    MaskSchedule,
+    learn_on_block,
+    learn_on_model,
+    tune_on_block,
+    tune_on_model,
+)
 from compress.mask_priors import PRIORS, check_prior_file, prior_mask, prior_statistic
 from compress.methods.base import SiteWork
 from compress.methods.learning import BlockWork, Learning, ModelWork
@@ -27,6 +33,7 @@ from compress.train.options import TrainingOptions
 
 _MOST_CANDIDATES = 70  # 4:8, the largest pattern of the literature
 _DAMPING = 1e-3
+_KEPT = ".kept"  # beside a linear's mask: its weights as tuning left them
 
 
 def _default_training(given: dict[str, Any]) -> TrainingOptions:
@@ -101,7 +108,9 @@ class MaskLLM(ZeroingMethod):
         None, description="With scope block: train the whole model afterwards, from those masks."
     )
     distillation: DistillationOptions | None = Field(
-        None, description="Whole model: learn from the uncompressed model's outputs as well."
+        None,
+        description="Whole model, masks and tuning: learn from the uncompressed model's outputs "
+        "as well.",
     )
     least_squares: bool = Field(
         False,
@@ -110,8 +119,14 @@ class MaskLLM(ZeroingMethod):
     )
     tuning: TrainingOptions | None = Field(
         None,
-        description="Once the masks are final, train the kept weights block by block; a batch "
-        "counts calibration batches.",
+        description="Once the masks are final, train the kept weights; block by block a batch "
+        "counts calibration batches, of the whole model sequences.",
+    )
+    tuning_scope: Literal["block", "model"] = Field(
+        "block",
+        description="What tuning trains together: the kept weights of one block, on the "
+        "uncompressed block's outputs, or of the whole model, on the language model's loss and "
+        "the distillation.",
     )
 
     @field_validator("kappa", "tau")
@@ -130,8 +145,13 @@ class MaskLLM(ZeroingMethod):
             )
         if self.scope == "model" and self.end_to_end is not None:
             raise ValueError("end_to_end follows scope: block; for scope: model set training")
-        if self.distillation is not None and self.scope == "block" and self.end_to_end is None:
-            raise ValueError("distillation needs scope: model or end_to_end; blocks always distil")
+        if self.tuning_scope == "model" and (self.tuning is None or self.least_squares):
+            raise ValueError("tuning_scope: model needs tuning, and least_squares would undo it")
+        if self.distillation is not None and not self.learns.model:
+            raise ValueError(
+                "distillation needs scope: model, end_to_end or tuning_scope: model; blocks always "
+                "distil"
+            )
         if self.prior not in PRIORS and Path(self.prior).suffix != ".safetensors":
             raise ValueError(
                 f"prior {self.prior!r} is neither a .safetensors file nor one of "
@@ -151,15 +171,27 @@ class MaskLLM(ZeroingMethod):
         return MaskSchedule(self.kappa, self.tau, default if given is None else given)
 
     @property
+    def _whole(self) -> TrainingOptions | None:
+        """Of the masks of the whole model."""
+        return self.training if self.scope == "model" else self.end_to_end
+
+    @property
+    def _learns_masks(self) -> bool:
+        return self.training is not None or self.end_to_end is not None
+
+    @property
+    def _tuned_whole(self) -> TrainingOptions | None:
+        return self.tuning if self.tuning_scope == "model" else None
+
+    @property
     def learns(self) -> Learning:
-        whole = self.training if self.scope == "model" else self.end_to_end
         return Learning(
             blocks=self.scope == "block" and self.training is not None,
-            model=whole is not None,
+            model=self._whole is not None or self._tuned_whole is not None,
             targets=self.targets_from,
             observes=0 if prior_statistic(self.prior) == NOTHING else self.prior_batches,
             updates=self.least_squares,
-            tunes=self.tuning is not None,
+            tunes=self.tuning is not None and self.tuning_scope == "block",
         )
 
     def check(self, anatomy: Anatomy, outline: Outline) -> None:
@@ -184,25 +216,31 @@ class MaskLLM(ZeroingMethod):
             )
 
     def learning_tokens(self, tokens_per_batch: int, length: int) -> tuple[int, int]:
-        whole = self.training if self.scope == "model" else self.end_to_end
-        alone = (self.training if self.scope == "block" else None, self.tuning)
+        tuned_alone = self.tuning if self.tuning_scope == "block" else None
+        alone = (self.training if self.scope == "block" else None, tuned_alone)
         by_block = sum(o.steps * o.batch * tokens_per_batch for o in alone if o is not None)
         passes = 1 if self.distillation is None else 4 / 3  # the teacher goes forwards only
-        by_model = 0 if whole is None else round(whole.steps * whole.batch * length * passes)
+        whole = (self._whole, self._tuned_whole)
+        by_model = sum(round(o.steps * o.batch * length * passes) for o in whole if o is not None)
         return by_block, by_model
 
     def learning_bytes(self, weights: int) -> int:
         logits = weights * self.parsed.candidates // self.parsed.m
         # Logits and their start, gradient, two averages of Adam, noise, shares and a temporary;
         # the masked weight and its gradient.
-        return 4 * (8 * logits + 2 * weights)
+        masks = 8 * logits + 2 * weights
+        # The same of the kept weights, which need neither noise nor a start.
+        tuning = logits + 6 * weights
+        return 4 * max(
+            masks if self._learns_masks else 0, tuning if self.tuning is not None else 0, logits
+        )
 
     def statistic(self, site: Site) -> str:
         return prior_statistic(self.prior)
 
     def solve(self, work: SiteWork) -> None:
         """Put masked linears, with the prior or what was learned so far, in the linears' places."""
-        learning = self.learns.blocks or self.learns.model
+        learning = self._learns_masks
         for name in work.names:
             mask = self._mask(work, name)
             inner, label = work.linear(name), work.label(name)
@@ -219,8 +257,11 @@ class MaskLLM(ZeroingMethod):
                 device=inner.weight.device,
             )
             stream = derive_seed(label)
-            work.replace(name, MaskedLinear(inner, self.parsed, logits, stream))
-            work.linear(name).hold()
+            linear = MaskedLinear(inner, self.parsed, logits, stream)
+            if name + _KEPT in work.learned:
+                linear.open_weight(work.learned[name + _KEPT].to(inner.weight.device))
+            work.replace(name, linear)
+            linear.hold()
 
     def _mask(self, work: SiteWork, name: str) -> torch.Tensor | None:
         if name in work.learned:
@@ -234,8 +275,10 @@ class MaskLLM(ZeroingMethod):
         learn_on_block(work, self.schedule, self.training)
 
     def learn_model(self, work: ModelWork) -> None:
-        options = self.training if self.scope == "model" else self.end_to_end
-        learn_on_model(work, self.schedule, options, self.distillation)
+        if self._whole is not None:
+            learn_on_model(work, self.schedule, self._whole, self.distillation)
+        if self._tuned_whole is not None:
+            tune_on_model(work, self._tuned_whole, self.distillation)
 
     def update_statistic(self, site: Site) -> str:
         return GRAM
@@ -256,6 +299,8 @@ class MaskLLM(ZeroingMethod):
             if dense:  # learning goes on elsewhere
                 packed = PackedPattern(self.parsed.n, self.parsed.m)
                 masks[path] = pack_mask(linear.mask(), packed).cpu()
+                if linear.kept is not None:
+                    masks[path + _KEPT] = linear.kept.detach().cpu()
             parent, _, leaf = path.rpartition(".")
             setattr(block.get_submodule(parent), leaf, linear.settle(dense))
         return masks
