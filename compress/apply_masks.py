@@ -30,6 +30,7 @@ from compress.checkpoint.save import require_empty, verify_shapes
 from compress.checkpoint.shards import MAX_SHARD_BYTES
 from compress.errors import CompressError
 from compress.export import export
+from compress.files import whole_folder
 from compress.models.anatomy import Anatomy
 from compress.models.linears import features, is_linear
 from compress.models.source import Source, load_config, resolve
@@ -288,21 +289,10 @@ def _patterns(state: ModelState) -> str:
 def _write(
     masked: ModelState, found: Source, masks: Path, folder: Path, max_shard_bytes: int
 ) -> None:
-    """Assemble the folder under another name, masks included, and rename it when it is whole."""
-    staged = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(staged, ignore_errors=True)
-    try:
-        export(masked, found, staged, masked.source.storage_dtype, max_shard_bytes)
+    """Assemble the folder, masks included, so that it appears when it is whole."""
+    advice = "Make room or choose another folder; nothing was left behind"
+    with whole_folder(folder, "the checkpoint", advice) as partial:
+        export(masked, found, partial, masked.source.storage_dtype, max_shard_bytes)
         if not masked.trust_remote_code:
-            verify_shapes(staged)
-        shutil.copyfile(masks, staged / FILE_NAME)
-        if folder.exists():
-            folder.rmdir()  # it is empty
-        os.replace(staged, folder)
-    except OSError as error:
-        raise CompressError(
-            f"to write the checkpoint to {folder}", error.strerror or str(error),
-            "Make room or choose another folder; nothing was left behind",
-        ) from error  # fmt: skip
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+            verify_shapes(partial)
+        shutil.copyfile(masks, partial / FILE_NAME)

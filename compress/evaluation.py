@@ -20,11 +20,12 @@ from compress.evaluation_material import (
     check_objective,
     generator_material,
 )
+from compress.files import write_atomically
 from compress.models.source import load_model
 from compress.planner import Plan
 from compress.progress import Progress
 from compress.recipe import split_evaluation
-from compress.workspace import Workspace, write_atomically
+from compress.workspace import Workspace
 from eval import EvaluationResult, evaluate
 
 

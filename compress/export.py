@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from compress.checkpoint.records import apply_record
 from compress.checkpoint.save import verify, verify_shapes, write_config
 from compress.checkpoint.shards import ShardWriter, TensorSpec
 from compress.errors import CompressError
+from compress.files import whole_folder
 from compress.models.linears import matrix
 from compress.models.source import Source, load_config
 from compress.models.source_load import auto_class
@@ -41,9 +41,8 @@ def export(
     Raises:
         CompressError: the disk is full; nothing is left behind.
     """
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    advice = "Make room and run the same command again; finished steps are kept"
+    with whole_folder(folder, "the checkpoint", advice) as partial:
         specs = {name: spec for name, spec, _ in _tensors(state, dtype, shapes_only=True)}
         with ShardWriter(partial, specs, max_shard_bytes) as writer:
             for name, _, tensor in _tensors(state, dtype):
@@ -58,15 +57,6 @@ def export(
         if state.trust_remote_code:
             for path in source.folder.glob("*.py"):
                 shutil.copyfile(path, partial / path.name)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    except OSError as error:
-        raise CompressError(
-            f"to write the checkpoint to {folder}", error.strerror or str(error),
-            "Make room and run the same command again; finished steps are kept",
-        ) from error  # fmt: skip
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _tensors(

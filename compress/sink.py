@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from compress.checkpoint.records import BlockRecord, dump_block
+from compress.files import disk_error
 from compress.models.anatomy import Anatomy, BlockAnatomy
 from compress.state import ModelState
 from compress.step_context import LEARN, SOLVE, TRAIN
-from compress.workspace import Workspace, disk_error
+from compress.workspace import Workspace
 
 
 class JournalSink:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import CompressError
+from compress.files import disk_error, write_atomically
 
 _OURS = ("recipe.yaml", "journal.jsonl", "lock.json", ".lock")
 
@@ -174,31 +175,3 @@ class Workspace:
             # A crash in the middle of a write leaves half a line: it was never acknowledged.
             write_atomically(self.journal, (whole + newline).decode())
         return [json.loads(line) for line in whole.splitlines() if line.strip()]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old one or the new one.
-
-    Raises:
-        CompressError: the disk is full or the folder cannot be written.
-    """
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        with open(temporary, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise disk_error(path.parent, error) from error
-
-
-def disk_error(folder: Path, error: OSError) -> CompressError:
-    """Say what a failed write means."""
-    usage = os.statvfs(folder)
-    return CompressError(
-        f"to write in {folder}",
-        f"{error.strerror or error} ({usage.f_bavail * usage.f_frsize / 1e9:.1f} GB free)",
-        "Make room and run the same command again: it goes on from the last finished block",
-    )

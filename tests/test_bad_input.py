@@ -265,7 +265,7 @@ def test_disk_fills_up_and_is_cleared(
         elif place == "block":
             patch.setattr("compress.sink.save_file", full_after(1, save_file))
         elif place == "journal":
-            patch.setattr("compress.workspace.os.fsync", full_after(5, os.fsync))
+            patch.setattr("compress.files.os.fsync", full_after(5, os.fsync))
         elif place == "report":
             patch.setattr("eval.report.write_text", full_after(1, lambda *_: None))
         else:

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from compress.errors import CompressError
-from compress.workspace import Workspace, write_atomically
+from compress.files import write_atomically
+from compress.workspace import Workspace
 
 
 def test_second_holder_is_refused(tmp_path):
@@ -121,7 +122,7 @@ def test_write_is_all_or_nothing(tmp_path, monkeypatch):
     def full(*_args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("compress.workspace.os.fsync", full)
+    monkeypatch.setattr("compress.files.os.fsync", full)
     with pytest.raises(CompressError, match="No space left.*GB free"):
         write_atomically(path, "new")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file.txt"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import weakref
@@ -19,6 +18,7 @@ from compress.create.material import prepare, read_data
 from compress.create.objective import describe_generation, loss_for
 from compress.create.spec import TrainSpec
 from compress.errors import CompressError
+from compress.files import whole_folder
 from compress.models.source import Source, load_model, resolve
 from compress.progress import Progress
 from compress.train import fit
@@ -128,24 +128,13 @@ def _model(spec: TrainSpec, adapted: Source | None, reader: Any, seed: int) -> A
 
 def _write(model: Any, reader: Any, history: Any, record: dict, folder: Path) -> None:
     """Write the checkpoint under a temporary name and rename it when it is whole."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    advice = "Make room and run the same command again: training goes on from its last checkpoint"
+    with whole_folder(folder, "the trained model", advice) as partial:
         model.to("cpu").eval().save_pretrained(partial)
         reader.save_pretrained(partial)
         lines = "".join(json.dumps(line, sort_keys=True) + "\n" for line in history)
         (partial / HISTORY).write_text(lines)
         (partial / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    except OSError as error:
-        raise CompressError(
-            f"to write the trained model to {folder}", error.strerror or str(error),
-            "Make room and run the same command again: training goes on from its last checkpoint",
-        ) from error  # fmt: skip
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _is_trained(folder: Path, made_from: dict[str, str]) -> bool:

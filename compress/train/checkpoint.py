@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from compress.errors import CompressError
-from compress.workspace import disk_error, write_atomically
+from compress.files import disk_error, write_atomically
 
 _FACTS, _STATE, _HISTORY = "training.json", "checkpoint.safetensors", "history.jsonl"
 

@@ -1,11 +1,11 @@
 """Masked generators: what they learn, what compression costs them, what samples show of it.
 
 --only digits        the demo: time, class accuracy and Frechet distance, before and after
---only methods       every kind of method on the digits model
 --only calibration   statistics of masked inputs against statistics of clean ones
 --only text          a masked diffusion model of bytes: its bound, a bigram model's, 2:4 masks
 --only rxnfp         a BERT adapted to all mask ratios (needs --data-root)
---only mnist         a larger model of images (needs --data-root; an hour)
+
+Every method on the same model: eval.bench.masked_methods.
 """
 
 from __future__ import annotations
@@ -18,86 +18,35 @@ from transformers import AutoTokenizer
 
 from compress.data.text import load_text
 from compress.data.tokens import token_stream
-from compress.recipe import Recipe, parse_recipe, read_recipe, split_evaluation
+from compress.recipe import Recipe, read_recipe, split_evaluation
 from eval.bench.bigram import bigram_nll, bits_per_byte
+from eval.bench.masked_models import (
+    base_model,
+    bound,
+    judgement,
+    macs,
+    on_base,
+    row,
+    run_report,
+    smaller,
+)
 from eval.bench.options import entry, parser, publish, work_folder
 from eval.bench.rows import Row
-from eval.bench.runs import run_once
-from eval.report import Report, load_report
 
 _COMMAND = "python -m eval.bench.masked --only {}"
-_PARTS = ("digits", "methods", "calibration", "text", "rxnfp")
-_STEPS = 8  # of the sampler, where one number of steps stands for the curve
+_PARTS = ("digits", "calibration", "text", "rxnfp")
 _SAMPLES = "evaluation.generator.samples=2000"
 _NO_SAMPLES = "evaluation.generator.samples=0"
-_METHODS: dict[str, dict[str, Any]] = {
-    "magnitude 2:4": {"method": "magnitude", "pattern": "2:4"},
-    "Wanda 2:4": {"method": "wanda", "pattern": "2:4"},
-    "SparseGPT 2:4": {"method": "sparsegpt", "pattern": "2:4"},
-    "maskllm 2:4": {"method": "maskllm", "pattern": "2:4"},
+_SPARSEGPT = {"method": "sparsegpt", "pattern": "2:4"}
+_CALIBRATED = {
+    "SparseGPT 2:4": _SPARSEGPT,
     "GPTQ 4 bit": {"method": "gptq", "bits": 4, "group_size": 32},
-    "W8A8": {"method": "w8a8"},
     "FFN width -50 %": {"method": "ffn_width", "share": 0.5},
-    "head width -50 %": {"method": "head_width", "share": 0.5},
-    "depth -1 block": {"method": "shortgpt", "remove": 1},
-    "SVD-LLM 70 %": {"method": "svd_llm", "ratio": 0.7},
 }
 
 
 def _row(part: str, figure: str, value: float, **more: Any) -> Row:
-    base = {"unit": "", "op": "<=", "bar": None, "peer": None}
-    return Row(figure=figure, value=value, command=_COMMAND.format(part), **(base | more))
-
-
-def _report(work: Path, name: str, recipe: Recipe, arguments: Namespace) -> Report:
-    out = run_once(work, name, recipe.to_yaml(), arguments.data_root)
-    return load_report(out / "report.json")
-
-
-def _images(result: Any, steps: int = _STEPS) -> Any:
-    """The judgement of samples made in so many steps."""
-    points = {point.steps: point for point in result.generator.generation.points}
-    return points[min(points, key=lambda count: abs(count - steps))].images
-
-
-def _bound(result: Any) -> float:
-    return result.generator.likelihood.nats
-
-
-def _macs(result: Any) -> float:
-    """Multiply-accumulates a token at the length of the model's sequences."""
-    macs = result.cost.macs
-    unused = macs.context - result.generator.likelihood.window
-    return macs.per_token - macs.per_token_and_position * unused
-
-
-def _smaller(smoke: bool) -> list[str]:
-    """Overrides of a recipe that trains its model."""
-    if not smoke:
-        return []
-    return ["model.train.training.steps=4", "calibration.samples=64",
-            "evaluation.generator.samples=20", "evaluation.generator.sequences=16"]  # fmt: skip
-
-
-def _base(work: Path, part: str, arguments: Namespace) -> Path:
-    """The model that a masked recipe trains, without any step; the whole recipe's, if it ran."""
-    for done in (work / part / "base", work / f"{part}-base" / "base"):
-        if (done / "training.json").exists():
-            return done
-    overrides = ["steps=[]", *_smaller(arguments.smoke)]
-    recipe = read_recipe(f"masked/{part}", overrides)
-    return run_once(work, f"{part}-base", recipe.to_yaml(), arguments.data_root) / "base"
-
-
-def _on_base(
-    work: Path, part: str, name: str, step: dict, arguments: Namespace, *overrides: str
-) -> Report:
-    """A step on a model that :func:`_base` has trained."""
-    base = _base(work, part, arguments)
-    small = _smaller(arguments.smoke)[1:]
-    recipe = read_recipe(f"masked/{part}", [f"model={base}", *small, *overrides])
-    changed = recipe.model_dump(mode="json", by_alias=True) | {"steps": [step]}
-    return _report(work, f"{part}-{name}", parse_recipe(changed), arguments)
+    return row(_COMMAND.format(part), figure, value, **more)
 
 
 def digits(work: Path, arguments: Namespace) -> list[Row]:
@@ -105,18 +54,18 @@ def digits(work: Path, arguments: Namespace) -> list[Row]:
     rows, seconds = [], 0.0
     more = [] if arguments.smoke else [_SAMPLES]
     for name in ("digits", "digits-4bit"):
-        overrides = [*_smaller(arguments.smoke), *more]
+        overrides = [*smaller(arguments.smoke), *more]
         if rows:  # as the demo does: the second recipe takes the model that the first has trained
             overrides = [
                 f"model={work / 'digits' / 'base'}",
                 *overrides[1 if arguments.smoke else 0 :],
             ]
-        report = _report(work, name, read_recipe(f"masked/{name}", overrides), arguments)
+        report = run_report(work, name, read_recipe(f"masked/{name}", overrides), arguments)
         before, after = report.before, report.after
-        first, second = _images(before), _images(after)
+        first, second = judgement(before), judgement(after)
         label = f"digits, {name}"
         sizes = before.cost.size.block_bytes / after.cost.size.block_bytes
-        macs = _macs(before) / _macs(after)
+        saved = macs(before) / macs(after)
         seconds += report.run.seconds or 0.0
         strict = name == "digits"
         rows += [
@@ -127,9 +76,9 @@ def digits(work: Path, arguments: Namespace) -> list[Row]:
                  second.frechet / first.frechet, bar=1.1 if strict else None),
             _row("digits", f"{label}: bytes of block weights, before / after", sizes, op=">=",
                  bar=2.0 if strict else None),
-            _row("digits", f"{label}: MACs, before / after", macs, op=">=",
+            _row("digits", f"{label}: MACs, before / after", saved, op=">=",
                  bar=1.5 if strict else None),
-            _row("digits", f"{label}: bound, after - before", _bound(after) - _bound(before),
+            _row("digits", f"{label}: bound, after - before", bound(after) - bound(before),
                  unit="nats a token"),
         ]  # fmt: skip
         if strict:
@@ -144,35 +93,17 @@ def digits(work: Path, arguments: Namespace) -> list[Row]:
     return rows
 
 
-def methods(work: Path, arguments: Namespace) -> list[Row]:
-    """Every kind of method on the digits model, each alone."""
-    rows = []
-    for name, step in _METHODS.items():
-        slug = name.lower().replace(" ", "-").replace(":", "of").replace("%", "")
-        if arguments.smoke and step["method"] == "maskllm":
-            step = step | {"training": {"steps": 2, "batch": 2}}
-        report = _on_base(work, "digits", slug, step, arguments)
-        before, after = report.before, report.after
-        lost = 100 * (_images(before).accuracy - _images(after).accuracy)
-        rows += [
-            _row("methods", f"digits model, {name}: bound, after - before",
-                 _bound(after) - _bound(before), unit="nats a token"),
-            _row("methods", f"digits model, {name}: class accuracy lost", lost, unit="points"),
-        ]  # fmt: skip
-    return rows
-
-
 def calibration(work: Path, arguments: Namespace) -> list[Row]:
     """What it costs to calibrate a masked generator on inputs without masks."""
     rows = []
-    for name in ("SparseGPT 2:4", "GPTQ 4 bit", "FFN width -50 %"):
+    for name, step in _CALIBRATED.items():
         lost = {}
         for kind, ratio in (("masked", '"stratified"'), ("clean", "0")):
-            slug = f"{_METHODS[name]['method']}-{kind}"
-            report = _on_base(
-                work, "digits", slug, _METHODS[name], arguments, f"calibration.mask_ratio={ratio}"
+            slug = f"{step['method']}-{kind}"
+            report = on_base(
+                work, "digits", slug, [step], arguments, f"calibration.mask_ratio={ratio}"
             )
-            lost[kind] = _bound(report.after) - _bound(report.before)
+            lost[kind] = bound(report.after) - bound(report.before)
             rows.append(
                 _row("calibration", f"digits model, {name}, calibrated on {kind} inputs: bound, "
                      "after - before", lost[kind], unit="nats a token")
@@ -193,10 +124,10 @@ def _bigram_bits(recipe: Recipe, base: Path) -> float:
 
 def text(work: Path, arguments: Namespace) -> list[Row]:
     """A masked diffusion model of bytes."""
-    base = _base(work, "text", arguments)
+    base = base_model(work, "text", arguments)
     recipe = read_recipe("masked/text")
-    pruned = _on_base(work, "text", "sparsegpt", _METHODS["SparseGPT 2:4"], arguments, _NO_SAMPLES)
-    dense, worst = _bound(pruned.before), _bound(pruned.after)
+    pruned = on_base(work, "text", "sparsegpt", [_SPARSEGPT], arguments, _NO_SAMPLES)
+    dense, worst = bound(pruned.before), bound(pruned.after)
     bits = pruned.before.generator.likelihood.bits_per_byte
     bigram = _bigram_bits(recipe, base)
     return [
@@ -221,8 +152,8 @@ def _learned_on_text(work: Path, arguments: Namespace, dense: float, worst: floa
             # A prior worth keeping: the noise starts below what it is ahead by.
             step |= {"kappa": [300, 500], "tau": [2, 0.05], "regularization": 0}
         name = "maskllm" if scope == "block" else "maskllm-model"
-        report = _on_base(work, "text", name, step, arguments, _NO_SAMPLES)
-        best = _bound(report.after)
+        report = on_base(work, "text", name, [step], arguments, _NO_SAMPLES)
+        best = bound(report.after)
         label = f"text model, 2:4 masks learned in {scope} scope"
         bar = 0.5 if scope == "model" else None
         rows += [
@@ -235,8 +166,8 @@ def _learned_on_text(work: Path, arguments: Namespace, dense: float, worst: floa
 
 def rxnfp(work: Path, arguments: Namespace) -> list[Row]:
     """A masked language model before and after its adaptation to all mask ratios."""
-    base = _base(work, "rxnfp", arguments)
-    small = _smaller(arguments.smoke)[1:]
+    base = base_model(work, "rxnfp", arguments)
+    small = smaller(arguments.smoke)[1:]
     small.append(_NO_SAMPLES)
     adapted = read_recipe("masked/rxnfp", [f"model={base}", "steps=[]", *small])
     source = read_recipe("masked/rxnfp").model.train.from_
@@ -246,7 +177,7 @@ def rxnfp(work: Path, arguments: Namespace) -> list[Row]:
     found = {}
     for name, recipe in (("adapted", adapted), ("original", original)):
         # A run without steps has one model to speak of, and it comes out at the end.
-        result = _report(work, f"rxnfp-{name}", recipe, arguments).after
+        result = run_report(work, f"rxnfp-{name}", recipe, arguments).after
         found[name] = {score.ratio: score for score in result.generator.recovery}
     return [
         _row("rxnfp", f"rxnfp, {100 * ratio:.0f} % masked: cross entropy, adapted / original",
@@ -256,31 +187,9 @@ def rxnfp(work: Path, arguments: Namespace) -> list[Row]:
     ]  # fmt: skip
 
 
-def mnist(work: Path, arguments: Namespace) -> list[Row]:
-    """The MNIST recipe."""
-    report = _report(
-        work, "mnist", read_recipe("masked/mnist", _smaller(arguments.smoke)), arguments
-    )
-    rows = []
-    for point in report.before.generator.generation.points:
-        rows.append(
-            _row("mnist", f"MNIST, dense, {point.steps} steps: class accuracy of samples",
-                 100 * point.images.accuracy, unit="%", op=">=",
-                 bar=95.0 if point.steps == _STEPS else None)
-        )  # fmt: skip
-    for point in report.after.generator.generation.points:
-        rows.append(
-            _row("mnist", f"MNIST, compressed, {point.steps} steps: class accuracy of samples",
-                 100 * point.images.accuracy, unit="%", op=">=")
-        )  # fmt: skip
-    return rows
-
-
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument(
-        "--only", choices=(*_PARTS, "mnist"), action="append", help="default: all but mnist"
-    )
+    options.add_argument("--only", choices=_PARTS, action="append", help="default: all parts")
     options.add_argument("--data-root", type=Path, help="local copies of data sets (docs/data.md)")
     arguments = options.parse_args()
     work = work_folder(arguments, "masked")
