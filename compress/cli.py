@@ -148,6 +148,12 @@ def evaluate(
     subset: Annotated[str | None, typer.Option(help="Configuration of a data set.")] = None,
     window: Annotated[int | None, typer.Option(help="Tokens a window.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens of the text that are used.")] = 32768,
+    images: Annotated[
+        str | None, typer.Option(help="For a generator of images: digits or mnist.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="A masked generator's samples, at each number of steps.")
+    ] = None,
     tasks: Annotated[str, typer.Option(help="lm-eval tasks, comma separated.")] = "",
     limit: Annotated[int | None, typer.Option(help="Documents a task.")] = None,
     against: Annotated[
@@ -169,6 +175,8 @@ def evaluate(
         subset=subset,
         window=window,
         max_tokens=max_tokens,
+        images=images,
+        samples=samples,
         tasks=tuple(t for t in tasks.split(",") if t),
         limit=limit,
         against=against,

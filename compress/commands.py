@@ -18,6 +18,8 @@ def evaluate_model(
     subset: str | None,
     window: int | None,
     max_tokens: int,
+    images: str | None,
+    samples: int | None,
     tasks: tuple[str, ...],
     limit: int | None,
     against: str | None,
@@ -31,15 +33,18 @@ def evaluate_model(
     Raises:
         CompressError: nothing to measure quality with, or what the parts raise.
     """
+    from compress.data.codebook import load_codebook
     from compress.data.text import TextSpec, load_text
     from compress.data.tokens import check_ids, check_tokenizer, token_digest, token_stream
-    from compress.models.source import load_model, load_tokenizer, resolve
+    from compress.evaluation_material import GeneratorMaterial, check_objective, generator_material
+    from compress.models.source import load_config, load_model, load_tokenizer, resolve
     from eval import EvaluationSpec, evaluate
     from eval.report import DataEntry, Report, RunInfo, environment, with_findings, write_report
 
     found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     tokenizer, reason = load_tokenizer(found.folder, trust_remote_code=trust_remote_code)
-    described, stream, size, data = None, None, None, ()
+    reader = load_codebook(found.folder) if tokenizer is None else tokenizer
+    described, read, stream, size, data = None, None, None, None, ()
     if text is not None:
         if tokenizer is None:
             raise CompressError("a tokenizer beside the weights", reason)
@@ -61,7 +66,23 @@ def evaluate_model(
     spec = EvaluationSpec(
         perplexity=described, window=window, max_tokens=max_tokens, tasks=tasks, limit=limit,
         latency=against is not None,
+        images=None if images is None else {"source": images},
+        **({} if samples is None else {"generator": {"samples": samples}}),
     )  # fmt: skip
+    config = load_config(found.folder, trust_remote_code=trust_remote_code)
+    material = GeneratorMaterial()
+    if check_objective(config, spec, reader):
+        material = generator_material(spec, config, reader, read, data_root)
+    if material.images is not None:
+        data += (
+            DataEntry(
+                role="evaluation",
+                name=images,
+                sha256=token_digest(material.sequences.tokens),
+                tokens=material.sequences.tokens.numel(),
+                detail=material.images.description,
+            ),
+        )
     model = load_model(found, trust_remote_code=trust_remote_code)
     if stream is not None:
         check_tokenizer(tokenizer, model.config)
@@ -71,7 +92,8 @@ def evaluate_model(
         baseline = load_model(resolve(against, cache_dir=cache_dir))
     result = evaluate(
         model, tokenizer, spec, tokens=stream, bytes_count=size, folder=found.folder,
-        baseline=baseline, data_root=data_root, trust_remote_code=trust_remote_code,
+        baseline=baseline, sequences=material.sequences, judges=material.judges,
+        data_root=data_root, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     report = with_findings(
         Report(

@@ -7,7 +7,8 @@ Four parts, each resumable (an interrupted run goes on from its last block or tr
     --only tiny      a small llama that the tiny recipe trains itself, where training is cheap:
                      the share of SparseGPT's loss that is won back, and what a prior is worth
     --only curves    perplexity against time, block scope and model scope
-    --only together  the block-wise masks learn on, all together
+    --only together  from the block-wise masks on, all blocks together: the kept weights tuned,
+                     and the masks learned on
 """
 
 from __future__ import annotations
@@ -84,10 +85,16 @@ def smollm2(work: Path, arguments: Namespace) -> list[Row]:
 
 
 def together(work: Path, arguments: Namespace) -> list[Row]:
-    """The masks of all blocks learn together, from those learned block by block."""
+    """From the block-wise masks on: kept weights, or the masks themselves, of all blocks at once."""
     _shipped(work, _FIRST, arguments, "training")
-    out = _shipped(work, "smollm2-end-to-end", arguments, "training")
-    return _taken("together", "SmolLM2 2:4, those masks learned on together, frozen", out)
+    tuned = _shipped(work, "smollm2-tuned-together", arguments, "tuning")
+    label = "SmolLM2 2:4, those masks, kept weights of all blocks tuned together"
+    rows = _taken("together", label, tuned, perplexity=42.0)
+    publish(arguments, work, rows, "maskllm")
+    learned = _shipped(work, "smollm2-end-to-end", arguments, "training")
+    return rows + _taken(
+        "together", "SmolLM2 2:4, those masks learned on together, frozen", learned
+    )
 
 
 def _tiny_recipe(work: Path, base: Path, name: str, step: dict, smoke: bool) -> str:
@@ -155,42 +162,46 @@ def tiny(work: Path, arguments: Namespace) -> list[Row]:
 
 
 def curves(work: Path, arguments: Namespace) -> list[Row]:
-    """Both scopes on SmolLM2 at budgets that take about as long; a budget's rows are published as
-    soon as it is measured."""
-    budgets = {"small": (20, 12), "large": (60, 36)}  # steps a block; steps of the model
+    """Both scopes on SmolLM2, from the same prior, at budgets that take about as long.
+
+    The whole model gets two learning rates at the small budget and the better one at the large."""
+    budgets = {"small": (16, 10), "large": (48, 30)}  # steps a block; steps of the model
+    rates = [3e-4, 1e-3]
     if arguments.smoke:
-        budgets = {"small": (1, 1)}
+        budgets, rates = {"small": (1, 1)}, [1e-3]
     rows: list[Row] = []
     for budget, (block_steps, model_steps) in budgets.items():
-        publish(arguments, work, rows, "maskllm")
-        found = {
-            "block": _curve_point(work, arguments, "block", budget, block_steps),
-            "model": _curve_point(work, arguments, "model", budget, model_steps),
+        found = {"block scope": _curve_point(work, arguments, "block", budget, block_steps, 3e-3)}
+        tried = {
+            rate: _curve_point(work, arguments, "model", budget, model_steps, rate)
+            for rate in rates
         }
-        rows = []
+        rates = [min(tried, key=lambda rate: tried[rate][1])]
+        found |= {f"model scope, rate {rate:g}": point for rate, point in tried.items()}
         for scope, (minutes, perplexity) in found.items():
-            label = f"SmolLM2 2:4, {scope} scope, {budget} budget"
+            label = f"SmolLM2 2:4, {budget} budget, {scope}"
             rows += [
                 _row("curves", f"{label}: time", minutes, unit="min"),
                 _row("curves", f"{label}: perplexity of 8,192 tokens", perplexity),
             ]
-        ratio = found["block"][1] / found["model"][1]
+        ratio = found["block scope"][1] / tried[rates[0]][1]
         figure = f"SmolLM2 2:4, {budget} budget: perplexity, block scope / model scope"
         rows.append(_row("curves", figure, ratio, bar=1.0))
+        publish(arguments, work, rows, "maskllm")
     return rows
 
 
 def _curve_point(
-    work: Path, arguments: Namespace, scope: str, budget: str, steps: int
+    work: Path, arguments: Namespace, scope: str, budget: str, steps: int, rate: float
 ) -> tuple[float, float]:
     """Minutes and perplexity of masks learned in one scope."""
-    training = {"steps": steps, "batch": 2 if scope == "block" else 4, "learning_rate": 3e-3,
+    training = {"steps": steps, "batch": 2 if scope == "block" else 4, "learning_rate": rate,
                 "clip": None, **_BETAS}  # fmt: skip
     step = {"method": "maskllm", "scope": scope, "prior": "wanda", "training": training}
-    if scope == "model":
-        step |= {"kappa": [300, 500], "tau": [2, 0.05], "regularization": 0}
+    if scope == "model":  # so few steps must keep what the prior knows
+        step |= {"kappa": [300, 500], "tau": [1, 0.05], "regularization": 0}
     samples, length = (4, 64) if arguments.smoke else (64, 512)
-    name = f"curve-{scope}-{budget}"
+    name = f"curve-{scope}-{budget}-{rate:g}"
     path = write_recipe(
         work, name, model=_MODEL, seed=0,
         calibration={"text": {**_WIKITEXT, "split": "train"}, "samples": samples,

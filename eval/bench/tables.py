@@ -4,8 +4,10 @@
 
 Replaces what stands between `<!-- results:NAME -->` and `<!-- /results -->` by the rows of
 eval/results/NAME.json; `<!-- results:NAME bars -->` shows only the rows that have a bar,
-`<!-- results:NAME figures:WORD -->` only the figures whose name begins with the word. The markers
-stay, so the command can be repeated after each measurement.
+`<!-- results:NAME figures:WORD -->` only the figures whose name begins with the word, and
+`<!-- results:NAME pivot:WORD -->` those of the form "WORD, thing: measure" as a table with a line a
+thing and a column a measure. The markers stay, so the command can be repeated after each
+measurement.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from eval.bench.options import entry
 from eval.bench.rows import RESULTS, Row, number, read_rows
 
 _BLOCK = re.compile(
-    r"(<!-- results:(?P<name>[\w-]+)(?P<bars> bars)?(?: figures:(?P<start>[\w-]+))? -->\n)"
+    r"(<!-- results:(?P<name>[\w-]+)(?P<bars> bars)?"
+    r"(?: figures:(?P<start>[\w-]+)| pivot:(?P<pivot>[\w-]+))? -->\n)"
     r".*?(<!-- /results -->)",
     re.DOTALL,
 )
@@ -47,6 +50,34 @@ def table(rows: list[Row], bars_only: bool = False) -> str:
     return "".join("| " + " | ".join(_cell(c) for c in line) + " |\n" for line in lines)
 
 
+def pivot(rows: list[Row], word: str) -> str:
+    """Rows named "WORD, thing: measure" as a Markdown table of things by measures."""
+    things: dict[str, dict[str, str]] = {}
+    measures: dict[str, None] = {}
+    command = ""
+    for row in rows:
+        thing, colon, measure = row.figure.removeprefix(f"{word}, ").rpartition(": ")
+        if not colon or not row.figure.startswith(f"{word}, "):
+            continue
+        unit = f" ({row.unit})" if row.unit else ""
+        measures[measure + unit] = None
+        things.setdefault(thing, {})[measure + unit] = number(row.value)
+        command = row.command
+    if not things:
+        return "_Not measured yet._\n"
+    columns = sorted(measures, key=_by_numbers)
+    lines = [[word, *columns], ["---", *["---:"] * len(columns)]]
+    order = sorted(things, key=lambda thing: (thing != "dense", thing))
+    lines += [[thing, *(things[thing].get(c, "") for c in columns)] for thing in order]
+    table = "".join("| " + " | ".join(_cell(c) for c in line) + " |\n" for line in lines)
+    return f"{table}\n`{command}`\n"
+
+
+def _by_numbers(text: str) -> list[tuple[int, str]]:
+    """A key that sorts "8 steps" before "16 steps"."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
@@ -67,6 +98,8 @@ def render(text: str, results: Path = RESULTS, where: str = "document") -> str:
 
     def fill(match: re.Match[str]) -> str:
         rows = read_rows(results / f"{match['name']}.json")
+        if match["pivot"] is not None:
+            return match[1] + pivot(rows, match["pivot"]) + match.groups()[-1]
         rows = [row for row in rows if row.figure.startswith(match["start"] or "")]
         return match[1] + table(rows, bars_only=match["bars"] is not None) + match.groups()[-1]
 

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 
+from compress.cli import main
 from compress.create.create import create, draft
 from compress.create.masked import MaskedObjective
 from compress.create.spec import Objective, TrainSpec
@@ -78,6 +79,15 @@ def test_a_run_on_digits_compresses_with_images_as_calibration(sections, tmp_pat
     assert before.original.parameters == plan(recipe).original.parameters
     assert load_codebook(result.model).digest == load_codebook(tmp_path / "run" / "base").digest
     assert MaskedGeneration.of(load_config(result.model)).grid == (4, 4)
+
+
+def test_a_generator_of_images_is_evaluated_by_itself(sections, tmp_path, capsys):
+    folder = make(sections.digits(), tmp_path)
+    with pytest.raises(SystemExit, match="0"):
+        main(["evaluate", str(folder), "--images", "digits", "--samples", "8", "--json"])
+    found = json.loads(capsys.readouterr().out)["after"]["generator"]
+    assert found["likelihood"]["nats"] > 0
+    assert 0 <= found["generation"]["points"][0]["images"]["accuracy"] <= 1
 
 
 def test_the_plan_of_images_needs_no_images(sections):

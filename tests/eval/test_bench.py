@@ -82,6 +82,15 @@ def test_tables_fill_the_markers_repeatedly_and_show_what_missed_its_bar(tmp_pat
     assert "Not measured yet" in render(text.replace("spine", "other"), tmp_path)
 
 
+def test_a_pivot_has_a_line_a_thing_and_a_column_a_measure(tmp_path):
+    names = ("m, b: loss", "m, b: hits, 16 steps", "m, dense: hits, 8 steps", "m, dense: loss",
+             "other, b: loss")  # fmt: skip
+    write_rows(tmp_path / "a.json", [row(name, n) for n, name in enumerate(names, 1)])
+    table = render("<!-- results:a pivot:m -->\n<!-- /results -->\n", tmp_path).splitlines()
+    assert table[1] == "| m | hits, 8 steps (s) | hits, 16 steps (s) | loss (s) |"
+    assert table[3:5] == ["| dense | 3 |  | 4 |", "| b |  | 2 | 1 |"]
+
+
 @pytest.mark.parametrize("text", ["<!-- results:a -->\n", "<!-- /results -->\n"])
 def test_half_a_marker_is_refused(tmp_path, text):
     with pytest.raises(CompressError, match="pairs"):
