@@ -85,7 +85,7 @@ def smollm2(work: Path, arguments: Namespace) -> list[Row]:
 
 
 def together(work: Path, arguments: Namespace) -> list[Row]:
-    """From the block-wise masks on: kept weights, or the masks themselves, of all blocks at once."""
+    """From the block-wise masks on: kept weights or masks, of all blocks at once."""
     _shipped(work, _FIRST, arguments, "training")
     tuned = _shipped(work, "smollm2-tuned-together", arguments, "tuning")
     label = "SmolLM2 2:4, those masks, kept weights of all blocks tuned together"
