@@ -132,7 +132,7 @@ def text(work: Path, arguments: Namespace) -> list[Row]:
     bigram = _bigram_bits(recipe, base)
     return [
         _row("text", "text model: bound", bits, unit="bits a byte"),
-        _row("text", "bigram model of the same tokens", bigram, unit="bits a byte"),
+        _row("text", "text, bigram model of the same tokens", bigram, unit="bits a byte"),
         _row("text", "text model: bound / bigram model", bits / bigram, bar=0.85),
         _row("text", "text model, SparseGPT 2:4: bound, after - before", worst - dense,
              unit="nats a token"),
