@@ -8,8 +8,7 @@ Four parts, each resumable (an interrupted run goes on from its last block or tr
                      the share of SparseGPT's loss that is won back, and what a prior is worth
     --only prior     the first four blocks of SmolLM2: what a prior is worth on trained weights
     --only curves    perplexity against time, block scope and model scope
-    --only together  from the block-wise masks on, all blocks together: the kept weights tuned,
-                     and the masks learned on
+    --only together  from the block-wise masks on, the kept weights of all blocks tuned together
 """
 
 from __future__ import annotations
@@ -86,16 +85,11 @@ def smollm2(work: Path, arguments: Namespace) -> list[Row]:
 
 
 def together(work: Path, arguments: Namespace) -> list[Row]:
-    """From the block-wise masks on: kept weights or masks, of all blocks at once."""
+    """From the block-wise masks on: the kept weights of all blocks, tuned together."""
     _shipped(work, _FIRST, arguments, "training")
     tuned = _shipped(work, "smollm2-tuned-together", arguments, "tuning")
     label = "SmolLM2 2:4, those masks, kept weights of all blocks tuned together"
-    rows = _taken("together", label, tuned, perplexity=42.0)
-    publish(arguments, work, rows, "maskllm")
-    learned = _shipped(work, "smollm2-end-to-end", arguments, "training")
-    return rows + _taken(
-        "together", "SmolLM2 2:4, those masks learned on together, frozen", learned
-    )
+    return _taken("together", label, tuned, perplexity=42.0)
 
 
 def _tiny_recipe(work: Path, base: Path, name: str, step: dict, smoke: bool) -> str:
