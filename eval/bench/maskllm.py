@@ -167,15 +167,16 @@ def tiny(work: Path, arguments: Namespace) -> list[Row]:
 
 
 def prior(work: Path, arguments: Namespace) -> list[Row]:
-    """Held-out error of SmolLM2's first blocks, from local search and from nothing."""
+    """Held-out error of SmolLM2's first blocks, from local search and from nothing, with the
+    schedule of the shipped recipe."""
     steps, third, samples = (3, 1, 4) if arguments.smoke else (150, 50, 64)
     errors = {}
     for name, count in (("search", third), ("none", steps)):
         training = {"steps": count, "batch": 2, "learning_rate": 3e-3, "clip": None, **_BETAS}
         step = {"method": "maskllm", "scope": "block", "prior": name, "training": training,
-                "include": ["re:layers[.][0-3][.]"]}  # fmt: skip
+                "kappa": [200, 500], "include": ["re:layers[.][0-3][.]"]}  # fmt: skip
         path = write_recipe(
-            work, f"smollm2-prior-{name}", model=_MODEL, seed=0,
+            work, f"smollm2-prior-{name}-kappa200", model=_MODEL, seed=0,
             calibration={"text": {**_WIKITEXT, "split": "train"}, "samples": samples,
                          "length": 512},
             steps=[step],
