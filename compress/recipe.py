@@ -296,11 +296,10 @@ def _explained(cls: type[BaseModel], error: ValidationError, where: str) -> Comp
         )  # fmt: skip
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     got = "nothing" if first["type"] == "missing" else repr(first["input"])[:200]
-    if first["type"] == "value_error" and isinstance(first["input"], dict):
-        # Of options that are fine alone and do not go together.
-        wanted = f"valid options in {place}" if place else "valid options"
-        return CompressError(wanted, got + more, message[0].upper() + message[1:], where=where)
-    return CompressError(f"{place or 'a value'} to be: {message}", got + more, where=where)
+    if not place:  # options of a step that are fine alone and do not go together
+        advice = message[0].upper() + message[1:]
+        return CompressError("valid options", got + more, advice, where=where)
+    return CompressError(f"{place} to be: {message}", got + more, where=where)
 
 
 def _model_at(cls: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel] | None:
