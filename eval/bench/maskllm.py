@@ -1,6 +1,6 @@
 """Learned 2:4 masks: how much of the loss that one-shot pruning costs they give back.
 
-Four parts, each resumable (an interrupted run goes on from its last block or training step):
+Five parts, each resumable (an interrupted run goes on from its last block or training step):
 
     --only smollm2   SmolLM2-135M-Instruct by the shipped recipes: masks learned block by block,
                      then the kept weights tuned; perplexity on WikiText-2
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.recipe import read_recipe
+from eval.bench.masked_models import row
 from eval.bench.options import entry, parser, publish, work_folder
 from eval.bench.rows import Row
 from eval.bench.runs import journal, run_once, step_peak, step_seconds, write_recipe
@@ -34,8 +35,7 @@ _BETAS = {"betas": [0.9, 0.95], "final_ratio": 0.1}
 
 
 def _row(part: str, figure: str, value: float, **more: Any) -> Row:
-    base = {"unit": "", "op": "<=", "bar": None, "peer": None}
-    return Row(figure=figure, value=value, command=_COMMAND.format(part), **(base | more))
+    return row(_COMMAND.format(part), figure, value, **more)
 
 
 def _perplexities(out: Path) -> tuple[float, float]:
