@@ -24,7 +24,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 
 tables: $(VENV)/.installed
-	$(BIN)/python -m eval.bench.tables README.md docs/benchmarks.md docs/learned-masks.md docs/masked.md
+	$(BIN)/python -m compress.eval.bench.tables README.md docs/benchmarks.md docs/learned-masks.md docs/masked.md
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

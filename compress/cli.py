@@ -79,7 +79,7 @@ def run(
     if follows:
         return
     if result.report is not None:
-        from eval.report import print_report
+        from compress.eval.report import print_report
 
         print_report(result.report)
         print(f"report  {result.folder / 'report.html'}")
@@ -188,7 +188,7 @@ def evaluate(
     if as_json:
         print(report.model_dump_json())
         return
-    from eval.report import print_report
+    from compress.eval.report import print_report
 
     print_report(report)
     if out is not None:

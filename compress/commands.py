@@ -36,10 +36,17 @@ def evaluate_model(
     from compress.data.codebook import load_codebook
     from compress.data.text import TextSpec, load_text
     from compress.data.tokens import check_ids, check_tokenizer, token_digest, token_stream
+    from compress.eval import EvaluationSpec, evaluate
+    from compress.eval.report import (
+        DataEntry,
+        Report,
+        RunInfo,
+        environment,
+        with_findings,
+        write_report,
+    )
     from compress.evaluation_material import GeneratorMaterial, check_objective, generator_material
     from compress.models.source import load_config, load_model, load_tokenizer, resolve
-    from eval import EvaluationSpec, evaluate
-    from eval.report import DataEntry, Report, RunInfo, environment, with_findings, write_report
 
     found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     tokenizer, reason = load_tokenizer(found.folder, trust_remote_code=trust_remote_code)
@@ -114,8 +121,8 @@ def evaluate_model(
 
 def compare_runs(paths: list[Path], out: Path) -> None:
     """Print a table of several reports and write the page with the frontier plot."""
-    from eval.compare import compare
-    from eval.report import load_report
+    from compress.eval.compare import compare
+    from compress.eval.report import load_report
 
     reports = []
     for path in paths:

@@ -15,6 +15,7 @@ from compress.calibrate.batches import Calibration
 from compress.data.text import load_text
 from compress.data.tokens import check_ids, check_tokenizer, token_digest, token_stream
 from compress.errors import CompressError
+from compress.eval import EvaluationResult, evaluate
 from compress.evaluation_material import (
     GeneratorMaterial,
     check_objective,
@@ -26,7 +27,6 @@ from compress.planner import Plan
 from compress.progress import Progress
 from compress.recipe import split_evaluation
 from compress.workspace import Workspace
-from eval import EvaluationResult, evaluate
 
 
 class Evaluator:
@@ -88,7 +88,7 @@ class Evaluator:
 
     def report(self, calibration: Calibration | None, command: str | None) -> Any:
         """Evaluate the result, write the report, return it."""
-        from eval.report import Report, environment, with_findings, write_report
+        from compress.eval.report import Report, environment, with_findings, write_report
 
         before = self.before() if self.plan.recipe.steps else None
         if self.plan.recipe.steps:
@@ -150,7 +150,7 @@ class Evaluator:
         )
 
     def _run_info(self, command: str | None) -> Any:
-        from eval.report import RunInfo
+        from compress.eval.report import RunInfo
 
         started = self.workspace.find(event="started")[0]["at"]
         begun = datetime.fromisoformat(started)
@@ -168,7 +168,7 @@ class Evaluator:
         )
 
     def _data(self, calibration: Calibration | None) -> tuple[Any, ...]:
-        from eval.report import DataEntry
+        from compress.eval.report import DataEntry
 
         entries = []
         if calibration is not None:
@@ -207,7 +207,7 @@ class Evaluator:
         return tuple(entries)
 
     def _steps(self) -> tuple[Any, ...]:
-        from eval.report import StepEntry
+        from compress.eval.report import StepEntry
 
         entries = []
         for number, method in enumerate(self.plan.recipe.steps):

@@ -12,12 +12,12 @@ from compress.data.codebook import Codebook
 from compress.data.images import Images, ImageSpec, load_images
 from compress.data.text import Text
 from compress.errors import CompressError
+from compress.eval import EvaluationSpec
+from compress.eval.quality.denoising import Sequences, sequences
+from compress.eval.quality.generated_text import Scorer
+from compress.eval.quality.generation import Judges, RealImages
 from compress.masked.description import MaskedGeneration, is_masked_generator
 from compress.models.source import load_model, load_tokenizer, resolve
-from eval import EvaluationSpec
-from eval.quality.denoising import Sequences, sequences
-from eval.quality.generated_text import Scorer
-from eval.quality.generation import Judges, RealImages
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ class Recipe(BaseModel):
     calibration: CalibrationSpec | None = None
     steps: tuple[Method, ...] = ()
     evaluation: dict[str, Any] | None = Field(
-        None, description="text (as in calibration) and the fields of eval.EvaluationSpec"
+        None, description="text (as in calibration) and the fields of compress.eval.EvaluationSpec"
     )
     output: OutputSpec = OutputSpec()
 
@@ -187,8 +187,8 @@ def parse_step(step: Any, where: str = "step") -> Method:
 
 
 def split_evaluation(section: dict[str, Any], where: str = "recipe"):
-    """Split the evaluation section into (TextSpec or None, eval.EvaluationSpec)."""
-    from eval import EvaluationSpec
+    """Split the evaluation section into (TextSpec or None, compress.eval.EvaluationSpec)."""
+    from compress.eval import EvaluationSpec
 
     section = dict(section)
     text, images = section.pop("text", None), section.get("images")

@@ -20,7 +20,7 @@ class RunResult:
 
     Attributes:
         folder: the run's folder. model: the checkpoint in it.
-        report: the eval.Report, None where the recipe has no evaluation.
+        report: the compress.eval.Report, None where the recipe has no evaluation.
         seconds: of all steps. peak_bytes: highest resident memory of any step.
     """
 
@@ -109,7 +109,7 @@ def planned(
 
 def _finished(workspace: Workspace, report: Any = None) -> RunResult:
     if report is None and (workspace.folder / "report.json").exists():
-        from eval.report import load_report
+        from compress.eval.report import load_report
 
         report = load_report(workspace.folder / "report.json")
     steps = workspace.find(event="step")

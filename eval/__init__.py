@@ -1,7 +1,9 @@
 """Quality and cost of models, before and after: nothing here imports a compression method.
 
-Names are resolved when first used, so that importing the package costs nothing. ``eval.cost`` and
-``eval.compare`` are modules; the functions of those names live in them.
+Names are resolved when first used, so that importing the package costs nothing. ``cost`` and
+``compare`` are modules; the functions of those names live in them. The folder lies at the top of
+the repository and is installed as ``compress.eval``: a top-level package ``eval`` would clash with
+the folder of that name in other people's repositories.
 """
 
 from __future__ import annotations
@@ -10,17 +12,17 @@ import importlib
 from typing import Any
 
 _EXPORTS = {
-    "EvaluationResult": "eval.spec",
-    "EvaluationSpec": "eval.spec",
-    "LatencySpec": "eval.spec",
-    "MaskedSpec": "eval.spec",
-    "Report": "eval.report.schema",
-    "evaluate": "eval.evaluator",
-    "masked_scores": "eval.quality.masked",
-    "paired_latency": "eval.cost.latency",
-    "perplexity": "eval.quality.perplexity",
-    "run_tasks": "eval.quality.tasks",
-    "write_report": "eval.report",
+    "EvaluationResult": "compress.eval.spec",
+    "EvaluationSpec": "compress.eval.spec",
+    "LatencySpec": "compress.eval.spec",
+    "MaskedSpec": "compress.eval.spec",
+    "Report": "compress.eval.report.schema",
+    "evaluate": "compress.eval.evaluator",
+    "masked_scores": "compress.eval.quality.masked",
+    "paired_latency": "compress.eval.cost.latency",
+    "perplexity": "compress.eval.quality.perplexity",
+    "run_tasks": "compress.eval.quality.tasks",
+    "write_report": "compress.eval.report",
 }
 __all__ = sorted(_EXPORTS)
 

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from compress.errors import CompressError
-from eval.cost.latency import PairedTimes
-from eval.cost.size import human_bytes
-from eval.report import write_text
-from eval.report.html import plot_caption
-from eval.report.markdown import grid
-from eval.report.page import Cell, figure, page, section, table, text
-from eval.report.plot import scatter
-from eval.report.points import (
+from compress.eval.cost.latency import PairedTimes
+from compress.eval.cost.size import human_bytes
+from compress.eval.report import write_text
+from compress.eval.report.html import plot_caption
+from compress.eval.report.markdown import grid
+from compress.eval.report.page import Cell, figure, page, section, table, text
+from compress.eval.report.plot import scatter
+from compress.eval.report.points import (
     CostAxis,
     QualityAxis,
     cost_axes,
@@ -22,9 +21,11 @@ from eval.report.points import (
     point,
     quality_axis,
 )
-from eval.report.rows import count, number
-from eval.report.schema import Report
-from eval.spec import EvaluationResult
+from compress.eval.report.rows import count, number
+from compress.eval.report.schema import Report
+from compress.eval.spec import EvaluationResult
+
+from compress.errors import CompressError
 
 
 class Entry(NamedTuple):

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compress.eval.cost import cost, paired_latency
+from compress.eval.kind import kind_of
+from compress.eval.quality.denoising import Sequences
+from compress.eval.quality.generation import Judges
+from compress.eval.quality.generator import evaluate_generator, text_sequences
+from compress.eval.quality.masked import masked_scores
+from compress.eval.quality.perplexity import perplexity
+from compress.eval.quality.tasks import run_tasks
+from compress.eval.spec import EvaluationResult, EvaluationSpec
 from torch import LongTensor, nn
 
 from compress.errors import CompressError
 from compress.masked.description import MaskedGeneration, is_masked_generator
-from eval.cost import cost, paired_latency
-from eval.kind import kind_of
-from eval.quality.denoising import Sequences
-from eval.quality.generation import Judges
-from eval.quality.generator import evaluate_generator, text_sequences
-from eval.quality.masked import masked_scores
-from eval.quality.perplexity import perplexity
-from eval.quality.tasks import run_tasks
-from eval.spec import EvaluationResult, EvaluationSpec
 
 Progress = Callable[[str, int, int], None]
 

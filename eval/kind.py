@@ -57,7 +57,7 @@ def require_causal(model: nn.Module, where: str) -> None:
         raise CompressError(
             "a causal language model",
             f"the masked language model {name}",
-            "Use masked scores (eval.quality.masked), which predict hidden tokens",
+            "Use masked scores (compress.eval.quality.masked), which predict hidden tokens",
             where=where,
         )
     if kind == "other":
@@ -71,7 +71,7 @@ def require_causal(model: nn.Module, where: str) -> None:
         raise CompressError(
             "a model whose predictions depend on the past alone",
             f"{name}, whose hidden states change when a later token changes",
-            "Set is_decoder=True in its config, or use masked scores (eval.quality.masked)",
+            "Set is_decoder=True in its config, or use compress.eval.quality.masked",
             where=where,
         )
 
@@ -87,14 +87,14 @@ def require_masked(model: nn.Module, where: str) -> None:
         raise CompressError(
             "a masked language model (...ForMaskedLM)",
             f"the {'causal ' if kind == 'causal' else ''}model {type(model).__name__}",
-            "Use perplexity (eval.quality.perplexity) for a causal model",
+            "Use perplexity (compress.eval.quality.perplexity) for a causal model",
             where=where,
         )
 
 
 @torch.no_grad()
 def _looks_ahead(model: nn.Module) -> bool:
-    from eval.quality.split_forward import SplitForward
+    from compress.eval.quality.split_forward import SplitForward
 
     vocab = model.get_input_embeddings().weight.shape[0]
     ids = torch.arange(8).remainder(max(1, vocab - 1)).repeat(2, 1)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from compress.eval.cost import CostResult, PairedLatency
+from compress.eval.quality.generator import GeneratorResult, GeneratorSpec
+from compress.eval.quality.masked import MaskedResult
+from compress.eval.quality.perplexity import PerplexityResult
+from compress.eval.quality.tasks import TaskSpec, TasksResult
 from pydantic import BaseModel, ConfigDict, Field
-
-from eval.cost import CostResult, PairedLatency
-from eval.quality.generator import GeneratorResult, GeneratorSpec
-from eval.quality.masked import MaskedResult
-from eval.quality.perplexity import PerplexityResult
-from eval.quality.tasks import TaskSpec, TasksResult
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 

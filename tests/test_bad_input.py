@@ -267,7 +267,7 @@ def test_disk_fills_up_and_is_cleared(
         elif place == "journal":
             patch.setattr("compress.files.os.fsync", full_after(5, os.fsync))
         elif place == "report":
-            patch.setattr("eval.report.write_text", full_after(1, lambda *_: None))
+            patch.setattr("compress.eval.report.write_text", full_after(1, lambda *_: None))
         else:
             write = ShardWriter.write_bytes
 

@@ -1,4 +1,4 @@
-"""``python -m eval.bench``: what there is to measure, and what it takes."""
+"""``python -m compress.eval.bench``: what there is to measure, and what it takes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def main() -> None:
     print_table(
         "Benchmarks; each writes rows into a file of eval/results",
         ["command", "measures", "minutes, about", "GB of disk"],
-        [[f"python -m eval.bench.{name}", *rest] for name, *rest in BENCHMARKS],
+        [[f"python -m compress.eval.bench.{name}", *rest] for name, *rest in BENCHMARKS],
         right=(2, 3),
     )
     print("--help has the options of each, --smoke tries one at a small size.")
-    print("python -m eval.bench.tables FILE ... puts the figures into documents.")
+    print("python -m compress.eval.bench.tables FILE ... puts the figures into documents.")
 
 
 if __name__ == "__main__":

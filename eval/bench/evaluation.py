@@ -1,7 +1,8 @@
 """Our perplexity against lm-eval's rolling log-likelihood: same model, tokens and windows, in turn.
 
 lm-eval puts a prefix token before the text and predicts the text in pieces of max_length tokens:
-the inputs of a piece are the max_length tokens before its last one. That is what `eval.perplexity`
+the inputs of a piece are the max_length tokens before its last one. That is what
+`compress.eval.perplexity`
 computes on the prefix token followed by the text with windows of max_length + 1 tokens that start
 every max_length tokens: 32 forwards of 1,024 tokens, 32,768 predictions, each from the same inputs.
 lm-eval gets the token ids themselves, so neither side spends time on a tokenizer. Both use one
@@ -16,14 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from compress.eval.bench.options import entry, parser, publish, say, work_folder
+from compress.eval.bench.peer_material import FULL, SMOKE, prepare
+from compress.eval.bench.rows import Row
+from compress.eval.quality.perplexity import perplexity
 
 from compress.models.source import load_model, load_tokenizer
-from eval.bench.options import entry, parser, publish, say, work_folder
-from eval.bench.peer_material import FULL, SMOKE, prepare
-from eval.bench.rows import Row
-from eval.quality.perplexity import perplexity
 
-COMMAND = "python -m eval.bench.evaluation"
+COMMAND = "python -m compress.eval.bench.evaluation"
 AGREEMENT = 5e-5  # relative difference of perplexities that are equal to four digits
 
 

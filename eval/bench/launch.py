@@ -1,6 +1,7 @@
 """Run one command, wait for it, print what the operating system says it took.
 
-A script of the standard library only, started by :mod:`eval.bench.process`. On Linux the peak
+A script of the standard library only, started by
+:mod:`compress.eval.bench.process`. On Linux the peak
 memory of a process begins with what its parent had when it was started: the parent must be small.
 
     python launch.py LOG COMMAND [ARGUMENT ...]

@@ -5,7 +5,7 @@
 --only text          a masked diffusion model of bytes: its bound, a bigram model's, 2:4 masks
 --only rxnfp         a BERT adapted to all mask ratios (needs --data-root)
 
-Every method on the same model: eval.bench.masked_methods.
+Every method on the same model: compress.eval.bench.masked_methods.
 """
 
 from __future__ import annotations
@@ -14,13 +14,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
-from compress.data.text import load_text
-from compress.data.tokens import token_stream
-from compress.recipe import Recipe, read_recipe, split_evaluation
-from eval.bench.bigram import bigram_nll, bits_per_byte
-from eval.bench.masked_models import (
+from compress.eval.bench.bigram import bigram_nll, bits_per_byte
+from compress.eval.bench.masked_models import (
     base_model,
     bound,
     judgement,
@@ -30,10 +25,15 @@ from eval.bench.masked_models import (
     run_report,
     smaller,
 )
-from eval.bench.options import entry, parser, publish, work_folder
-from eval.bench.rows import Row
+from compress.eval.bench.options import entry, parser, publish, work_folder
+from compress.eval.bench.rows import Row
+from transformers import AutoTokenizer
 
-_COMMAND = "python -m eval.bench.masked --only {}"
+from compress.data.text import load_text
+from compress.data.tokens import token_stream
+from compress.recipe import Recipe, read_recipe, split_evaluation
+
+_COMMAND = "python -m compress.eval.bench.masked --only {}"
 _PARTS = ("digits", "calibration", "text", "rxnfp")
 _SAMPLES = "evaluation.generator.samples=2000"
 _NO_SAMPLES = "evaluation.generator.samples=0"

@@ -3,7 +3,8 @@
 Each estimator measures the same sequences many times with other masks. Its variance over these
 repeats, times the evaluations that a measurement takes, is what it needs for a standard error of
 one; the ratio of two estimators is the ratio of their needs at any standard error. The model is the
-one that the recipe masked/digits (or masked/text) trains; `eval.bench.masked` uses the same one.
+one that the recipe masked/digits (or masked/text) trains; `compress.eval.bench.masked` uses
+the same one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compress.eval.bench.options import entry, parser, publish, say, work_folder
+from compress.eval.bench.rows import Row
+from compress.eval.bench.runs import run_once
+from compress.eval.quality.denoising import Sequences, sequences
+from compress.eval.quality.generator import text_sequences
+from compress.eval.quality.likelihood import Estimator, likelihood_bound
 
 from compress.data.codebook import load_codebook
 from compress.data.images import ImageSpec, load_images
@@ -21,14 +28,8 @@ from compress.data.tokens import token_stream
 from compress.masked import Denoiser, MaskedGeneration
 from compress.models.source import load_model, load_tokenizer
 from compress.recipe import read_recipe, split_evaluation
-from eval.bench.options import entry, parser, publish, say, work_folder
-from eval.bench.rows import Row
-from eval.bench.runs import run_once
-from eval.quality.denoising import Sequences, sequences
-from eval.quality.generator import text_sequences
-from eval.quality.likelihood import Estimator, likelihood_bound
 
-COMMAND = "python -m eval.bench.masked_estimators --only {}"
+COMMAND = "python -m compress.eval.bench.masked_estimators --only {}"
 BAR = 8.0  # times fewer evaluations
 _WINDOW = 128  # tokens, of text
 # Ours as the evaluation uses it, its plain form, and the integral with t drawn independently and

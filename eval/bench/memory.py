@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compress.eval.bench.llama import write_llama
+from compress.eval.bench.options import entry, parser, publish, say, work_folder
+from compress.eval.bench.rows import Row
+from compress.eval.bench.runs import Run, run_measured, write_recipe
 from transformers import LlamaConfig
 
 from compress.errors import CompressError
-from eval.bench.llama import write_llama
-from eval.bench.options import entry, parser, publish, say, work_folder
-from eval.bench.rows import Row
-from eval.bench.runs import Run, run_measured, write_recipe
 
 LIMIT = 2.0  # GB of 1e9 bytes
-COMMAND = "python -m eval.bench.memory"
+COMMAND = "python -m compress.eval.bench.memory"
 
 SHAPES = {
     "7B": {  # LLaMA-2-7B

@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compress.eval.bench.options import entry, parser, publish, say, work_folder
+from compress.eval.bench.peer_environment import PACKAGE, VERSION, peer_python
+from compress.eval.bench.peer_material import FULL, SMOKE, TEXT, Material, prepare
+from compress.eval.bench.process import measure
+from compress.eval.bench.rows import Row
+from compress.eval.bench.runs import run_measured, write_recipe
+from compress.eval.quality.perplexity import perplexity
 
 from compress.errors import CompressError
 from compress.models.source import load_model
 from compress.tables import print_table
-from eval.bench.options import entry, parser, publish, say, work_folder
-from eval.bench.peer_environment import PACKAGE, VERSION, peer_python
-from eval.bench.peer_material import FULL, SMOKE, TEXT, Material, prepare
-from eval.bench.process import measure
-from eval.bench.rows import Row
-from eval.bench.runs import run_measured, write_recipe
-from eval.quality.perplexity import perplexity
 
 PEER = f"llm-compressor {VERSION}"
 TOOLS = ("ours", "peer")
@@ -212,7 +212,7 @@ def main() -> None:
         work / f"{material.key}-dense.json", lambda: {"perplexity": score(material.model, material)}
     )
     say(f"dense: perplexity {dense['perplexity']:.2f}")
-    command = "python -m eval.bench.peers"
+    command = "python -m compress.eval.bench.peers"
     rows = [
         Row(
             figure="Dense: perplexity", value=dense["perplexity"], unit="", op="<=", bar=None,

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import shutil
 
+from compress.eval.bench.options import entry, parser, publish, say, work_folder
+from compress.eval.bench.rows import Row
+from compress.eval.bench.runs import run_measured
+from compress.eval.report import Report, load_report
+
 from compress.recipe import read_recipe
-from eval.bench.options import entry, parser, publish, say, work_folder
-from eval.bench.rows import Row
-from eval.bench.runs import run_measured
-from eval.report import Report, load_report
 
 COMMAND = "make quickstart"
 _MINUTES = 10

@@ -53,7 +53,7 @@ def read_rows(path: str | Path) -> list[Row]:
         rows = _ROWS.validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
         raise CompressError(
-            "a JSON list of rows as eval.bench.rows.Row describes them", str(error),
+            "a JSON list of rows as compress.eval.bench.rows.Row describes them", str(error),
             "Restore the file or give another one with --results", where=str(path),
         ) from None  # fmt: skip
     names = [row.figure for row in rows]

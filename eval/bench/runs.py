@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from eval.bench.options import say
-from eval.bench.process import Usage, measure
+from compress.eval.bench.options import say
+from compress.eval.bench.process import Usage, measure
 
 
 @dataclass(frozen=True)

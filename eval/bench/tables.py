@@ -1,6 +1,6 @@
 """Tables of measured figures in documents, rendered from the files that benchmarks write.
 
-    python -m eval.bench.tables README.md docs/benchmarks.md
+    python -m compress.eval.bench.tables README.md docs/benchmarks.md
 
 Replaces what stands between `<!-- results:NAME -->` and `<!-- /results -->` by the rows of
 eval/results/NAME.json; `<!-- results:NAME bars -->` shows only the rows that have a bar,
@@ -16,9 +16,10 @@ import argparse
 import re
 from pathlib import Path
 
+from compress.eval.bench.options import entry
+from compress.eval.bench.rows import RESULTS, Row, number, read_rows
+
 from compress.errors import CompressError
-from eval.bench.options import entry
-from eval.bench.rows import RESULTS, Row, number, read_rows
 
 _BLOCK = re.compile(
     r"(<!-- results:(?P<name>[\w-]+)(?P<bars> bars)?"

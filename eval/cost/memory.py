@@ -1,6 +1,6 @@
 """Peak memory of loading a checkpoint and running one forward, in a process of its own.
 
-Run as a module, it is that process: ``python -m eval.cost.memory FOLDER --tokens 512``.
+Run as a module, it is that process: ``python -m compress.eval.cost.memory FOLDER --tokens 512``.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def peak_memory(
     Raises:
         CompressError: the process failed; its last words are in the message.
     """
-    command = [sys.executable, "-m", "eval.cost.memory", str(folder), "--tokens"]
+    command = [sys.executable, "-m", "compress.eval.cost.memory", str(folder), "--tokens"]
     command += [str(prefill_tokens), *(["--trust-remote-code"] if trust_remote_code else [])]
     root = Path(__file__).resolve().parents[2]
     program = "import sys, runpy; sys.path.insert(0, sys.argv.pop(1)); "
-    program += "runpy.run_module('eval.cost.memory', run_name='__main__', alter_sys=True)"
+    program += "runpy.run_module('compress.eval.cost.memory', run_name='__main__', alter_sys=True)"
     command[1:3] = ["-c", program, str(root)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     if done.returncode:

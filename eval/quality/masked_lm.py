@@ -3,7 +3,7 @@
 lm-eval (0.4) would run a masked model as if it were causal. The class below is registered with it
 as ``compress_masked``. lm-eval's own command loads no foreign modules, so that it is started as
 
-    python -m eval.quality.masked_lm run --model compress_masked \\
+    python -m compress.eval.quality.masked_lm run --model compress_masked \\
         --model_args pretrained=FOLDER,score=bound,draws=32 --tasks piqa
 """
 
@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from compress.eval.quality.denoising import Sequences, hidden_nll, sequences
+from compress.eval.quality.likelihood import likelihood_bound
+from compress.eval.quality.ordered import position_scores
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -20,9 +23,6 @@ from torch import LongTensor, nn
 
 from compress.errors import CompressError
 from compress.masked import Denoiser, MaskedGeneration, SamplerOptions, sample
-from eval.quality.denoising import Sequences, hidden_nll, sequences
-from eval.quality.likelihood import likelihood_bound
-from eval.quality.ordered import position_scores
 
 WHERE = "compress_masked"
 SCORES = ("bound", "pll")

@@ -13,12 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from compress.eval.kind import kind_of, require_causal
+from compress.eval.quality.local_tasks import local_tasks, resolve
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from compress.errors import CompressError, did_you_mean
-from eval.kind import kind_of, require_causal
-from eval.quality.local_tasks import local_tasks, resolve
 
 WHERE = "lm-eval tasks"
 HUB_TIMEOUT = 5.0  # seconds; the hub's client itself would retry for half a minute
@@ -139,7 +139,7 @@ def run_tasks(
 def _harness(model: nn.Module, tokenizer: Any, batch_size: int, masked: TaskSpec) -> Any:
     """lm-eval's model around ours, and what its log-likelihoods are."""
     if kind_of(model) == "masked":
-        from eval.quality.masked_lm import MaskedLM
+        from compress.eval.quality.masked_lm import MaskedLM
 
         options = masked.model_dump()
         return MaskedLM(model, tokenizer, batch_size=max(batch_size, 16), **options), masked.score

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from compress.errors import CompressError
-from eval.report.environment import environment
-from eval.report.findings import findings
-from eval.report.html import render_html
-from eval.report.markdown import render_markdown
-from eval.report.schema import (
+from compress.eval.report.environment import environment
+from compress.eval.report.findings import findings
+from compress.eval.report.html import render_html
+from compress.eval.report.markdown import render_markdown
+from compress.eval.report.schema import (
     DataEntry,
     Environment,
     Finding,
@@ -18,7 +17,9 @@ from eval.report.schema import (
     RunInfo,
     StepEntry,
 )
-from eval.report.terminal import print_report
+from compress.eval.report.terminal import print_report
+
+from compress.errors import CompressError
 
 __all__ = [
     "DataEntry",

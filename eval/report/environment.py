@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from eval.report.schema import Environment
+from compress.eval.report.schema import Environment
 
 _PACKAGES = ("torch", "transformers", "compressed-tensors", "lm_eval", "safetensors", "tokenizers")
 

@@ -6,11 +6,11 @@ import math
 import re
 from collections.abc import Iterator
 
-from eval.quality.generation import StepPoint
-from eval.report.cells import number
-from eval.report.rows import quality_ratio, quality_rows, times
-from eval.report.schema import Finding, Report
-from eval.spec import EvaluationResult
+from compress.eval.quality.generation import StepPoint
+from compress.eval.report.cells import number
+from compress.eval.report.rows import quality_ratio, quality_rows, times
+from compress.eval.report.schema import Finding, Report
+from compress.eval.spec import EvaluationResult
 
 _PATTERN = re.compile(r"\d+:\d+")
 

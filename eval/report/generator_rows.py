@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from eval.quality.generator import GeneratorResult
-from eval.quality.likelihood import LikelihoodResult
-from eval.report.cells import Row, error_of, number, span, times
+from compress.eval.quality.generator import GeneratorResult
+from compress.eval.quality.likelihood import LikelihoodResult
+from compress.eval.report.cells import Row, error_of, number, span, times
 
 
 def generator_rows(before: GeneratorResult | None, after: GeneratorResult) -> list[Row]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from eval.cost.size import human_bytes
-from eval.quality.generator import GeneratorResult
-from eval.report.page import definitions, figure, page, rows_table, section, table, text
-from eval.report.plot import scatter
-from eval.report.points import QualityAxis, cost_axes, format_quality, point, quality_axis
-from eval.report.rows import cost_rows, count, latency_rows, quality_rows, seconds, times
-from eval.report.samples import samples_section
-from eval.report.schema import Report
+from compress.eval.cost.size import human_bytes
+from compress.eval.quality.generator import GeneratorResult
+from compress.eval.report.page import definitions, figure, page, rows_table, section, table, text
+from compress.eval.report.plot import scatter
+from compress.eval.report.points import QualityAxis, cost_axes, format_quality, point, quality_axis
+from compress.eval.report.rows import cost_rows, count, latency_rows, quality_rows, seconds, times
+from compress.eval.report.samples import samples_section
+from compress.eval.report.schema import Report
 
 _MARKS = {"good": "✓", "note": "·", "warning": "!"}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from eval.cost.size import human_bytes
-from eval.report.rows import Row, cost_rows, quality_rows, seconds
-from eval.report.samples import samples_table
-from eval.report.schema import Report
+from compress.eval.cost.size import human_bytes
+from compress.eval.report.rows import Row, cost_rows, quality_rows, seconds
+from compress.eval.report.samples import samples_table
+from compress.eval.report.schema import Report
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|<>#])")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from eval.report.cells import Row
+from compress.eval.report.cells import Row
 
 STYLE = """
 :root { color-scheme: light dark;

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from eval.cost.size import human_bytes
-from eval.report.cells import count
-from eval.report.plot import Point
-from eval.spec import EvaluationResult
+from compress.eval.cost.size import human_bytes
+from compress.eval.report.cells import count
+from compress.eval.report.plot import Point
+from compress.eval.spec import EvaluationResult
 
 
 class CostAxis(NamedTuple):

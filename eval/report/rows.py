@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from eval.cost.latency import PairedTimes
-from eval.cost.size import human_bytes
-from eval.quality.likelihood import LikelihoodResult
-from eval.quality.masked import MaskedResult
-from eval.quality.perplexity import PerplexityResult
-from eval.report.cells import (
+from compress.eval.cost.latency import PairedTimes
+from compress.eval.cost.size import human_bytes
+from compress.eval.quality.likelihood import LikelihoodResult
+from compress.eval.quality.masked import MaskedResult
+from compress.eval.quality.perplexity import PerplexityResult
+from compress.eval.report.cells import (
     Interval,
     Row,
     count,
@@ -21,10 +21,10 @@ from eval.report.cells import (
     span,
     times,
 )
-from eval.report.generator_rows import generator_rows
-from eval.report.schema import Report
-from eval.spec import EvaluationResult
-from eval.stats import clustered_mean, interval
+from compress.eval.report.generator_rows import generator_rows
+from compress.eval.report.schema import Report
+from compress.eval.spec import EvaluationResult
+from compress.eval.stats import clustered_mean, interval
 
 
 def quality_ratio(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from eval.quality.generation import GenerationResult, StepPoint
-from eval.report.cells import count, error_of, number
-from eval.report.page import figure, section, table, text
-from eval.report.plot import Point, curves
-from eval.report.schema import Report
+from compress.eval.quality.generation import GenerationResult, StepPoint
+from compress.eval.report.cells import count, error_of, number
+from compress.eval.report.page import figure, section, table, text
+from compress.eval.report.plot import Point, curves
+from compress.eval.report.schema import Report
 
 
 class Curve(NamedTuple):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eval.report.rows import Row, cost_rows, quality_rows
-from eval.report.schema import Report
+from compress.eval.report.rows import Row, cost_rows, quality_rows
+from compress.eval.report.schema import Report
 
 if TYPE_CHECKING:
     from rich.console import Console

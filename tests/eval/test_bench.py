@@ -7,24 +7,24 @@ import sys
 
 import pytest
 import torch
+from compress.eval.bench.llama import write_llama
+from compress.eval.bench.memory import parameters
+from compress.eval.bench.process import measure
+from compress.eval.bench.resume import kill_within
+from compress.eval.bench.rows import Row, number, read_rows, write_rows
+from compress.eval.bench.runs import digests
+from compress.eval.bench.speedup import prefill_macs
+from compress.eval.bench.tables import render
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from compress.errors import CompressError
-from eval.bench.llama import write_llama
-from eval.bench.memory import parameters
-from eval.bench.process import measure
-from eval.bench.resume import kill_within
-from eval.bench.rows import Row, number, read_rows, write_rows
-from eval.bench.runs import digests
-from eval.bench.speedup import prefill_macs
-from eval.bench.tables import render
 
 
 def row(figure: str, value: float = 1.0, **fields) -> Row:
     return Row(
         **{
             "figure": figure, "value": value, "unit": "s", "op": "<=", "bar": 2.0, "peer": None,
-            "command": "python -m eval.bench.x", **fields,
+            "command": "python -m compress.eval.bench.x", **fields,
         }
     )  # fmt: skip
 

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from compress.eval import EvaluationResult, EvaluationSpec, evaluate
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from compress.errors import CompressError
-from eval import EvaluationResult, EvaluationSpec, evaluate
 
 SHAPE = dict(
     vocab_size=100,
@@ -105,6 +105,7 @@ def test_spec_refuses_unknown_keys_and_is_frozen() -> None:
 
 
 def test_importing_eval_imports_nothing_heavy() -> None:
-    code = "import sys, eval; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    heavy = "[m for m in ('torch', 'transformers') if m in sys.modules]"
+    code = f"import sys, compress.eval; print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -10,14 +10,20 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from compress.eval.quality.classifier import ImageClassifier
+from compress.eval.quality.frechet import frechet_distance, frechet_error, gaussian_distance
+from compress.eval.quality.generated_text import Scorer, generative_perplexity, unigram_entropy
+from compress.eval.quality.generation import (
+    Drawn,
+    GenerationResult,
+    Judges,
+    RealImages,
+    generation_curve,
+)
+from compress.eval.quality.pictures import picture_grid, png
 from torch import Tensor
 
 from compress.errors import CompressError
-from eval.quality.classifier import ImageClassifier
-from eval.quality.frechet import frechet_distance, frechet_error, gaussian_distance
-from eval.quality.generated_text import Scorer, generative_perplexity, unigram_entropy
-from eval.quality.generation import Drawn, GenerationResult, Judges, RealImages, generation_curve
-from eval.quality.pictures import picture_grid, png
 
 
 def bars(n: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
+from compress.eval import EvaluationResult, EvaluationSpec, evaluate
+from compress.eval.compare import compare
+from compress.eval.evaluator import describe
+from compress.eval.kind import kind_of
+from compress.eval.quality.denoising import sequences
+from compress.eval.quality.generation import Judges, RealImages
+from compress.eval.report import (
+    Report,
+    RunInfo,
+    environment,
+    findings,
+    render_html,
+    render_markdown,
+)
 
 from compress.errors import CompressError
 from compress.masked import ClassCondition, MaskedGeneration
-from eval import EvaluationResult, EvaluationSpec, evaluate
-from eval.compare import compare
-from eval.evaluator import describe
-from eval.kind import kind_of
-from eval.quality.denoising import sequences
-from eval.quality.generation import Judges, RealImages
-from eval.report import Report, RunInfo, environment, findings, render_html, render_markdown
 
 QUICK = {
     "sequences": 4, "draws": 2, "ordered_sequences": 2, "samples": 8, "steps": (2, 4, 32),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from compress.eval.quality.masked import MaskedResult, masked_scores
 from torch import nn
 from transformers import (
     AlbertConfig,
@@ -21,7 +22,6 @@ from transformers import (
 )
 
 from compress.errors import CompressError
-from eval.quality.masked import MaskedResult, masked_scores
 
 SHAPE = dict(
     vocab_size=101,

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from compress.eval import EvaluationSpec
 
 from compress.data.codebook import fit_codebook
 from compress.data.images import ImageSpec, load_images
@@ -17,7 +18,6 @@ from compress.evaluation_material import (
     generator_material,
 )
 from compress.masked import ClassCondition, MaskedGeneration
-from eval import EvaluationSpec
 
 DOCUMENTS = ("the river", "a stone", "", "quiet light over water")
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import compress.eval.quality.split_forward as split_forward
 import pytest
 import torch
+from compress.eval.quality.perplexity import PerplexityResult, perplexity
 from torch import nn
 from transformers import (
     BertConfig,
@@ -26,9 +28,7 @@ from transformers import (
     OPTForCausalLM,
 )
 
-import eval.quality.split_forward as split_forward
 from compress.errors import CompressError
-from eval.quality.perplexity import PerplexityResult, perplexity
 
 VOCABULARY = 211
 SHAPE = dict(
@@ -170,7 +170,7 @@ class TestRefusals:
             perplexity(llama, tokens, window=window, stride=stride)
 
     def test_a_masked_model(self, tokens) -> None:
-        with pytest.raises(CompressError, match=r"eval\.quality\.masked"):
+        with pytest.raises(CompressError, match=r"compress\.eval\.quality\.masked"):
             perplexity(BertForMaskedLM(BertConfig(**SHAPE)), tokens, window=64)
 
     def test_a_model_that_sees_the_future(self, tokens) -> None:

@@ -7,14 +7,12 @@ import math
 from html.parser import HTMLParser
 
 import pytest
-
-from compress.errors import CompressError
-from eval.compare import Entry, compare
-from eval.cost import CostResult, Macs, PairedLatency, PeakMemory, Size
-from eval.cost.latency import PairedTimes
-from eval.quality.perplexity import PerplexityResult
-from eval.quality.tasks import Metric, TaskResult, TasksResult
-from eval.report import (
+from compress.eval.compare import Entry, compare
+from compress.eval.cost import CostResult, Macs, PairedLatency, PeakMemory, Size
+from compress.eval.cost.latency import PairedTimes
+from compress.eval.quality.perplexity import PerplexityResult
+from compress.eval.quality.tasks import Metric, TaskResult, TasksResult
+from compress.eval.report import (
     DataEntry,
     Environment,
     Report,
@@ -28,9 +26,11 @@ from eval.report import (
     with_findings,
     write_report,
 )
-from eval.report.plot import Point, scatter
-from eval.report.rows import cost_rows, number, quality_ratio, quality_rows, ratio
-from eval.spec import EvaluationResult, EvaluationSpec
+from compress.eval.report.plot import Point, scatter
+from compress.eval.report.rows import cost_rows, number, quality_ratio, quality_rows, ratio
+from compress.eval.spec import EvaluationResult, EvaluationSpec
+
+from compress.errors import CompressError
 
 EVIL = '<script>alert("x")</script>&<img src=x onerror=alert(1)>|`'
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-
-from eval.stats import bootstrap_median, clustered_mean, interval, t_quantile
+from compress.eval.stats import bootstrap_median, clustered_mean, interval, t_quantile
 
 
 @pytest.mark.parametrize(

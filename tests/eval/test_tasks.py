@@ -14,9 +14,9 @@ from compress.errors import CompressError
 
 pytest.importorskip("lm_eval")
 
-from eval.quality import tasks as tasks_module  # noqa: E402
-from eval.quality.local_tasks import READERS, local_tasks, resolve  # noqa: E402
-from eval.quality.tasks import run_tasks  # noqa: E402
+from compress.eval.quality import tasks as tasks_module  # noqa: E402
+from compress.eval.quality.local_tasks import READERS, local_tasks, resolve  # noqa: E402
+from compress.eval.quality.tasks import run_tasks  # noqa: E402
 
 DOCUMENTS = {
     "piqa/validation.jsonl": [
