@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from compress.errors import CompressError
 from compress.eval.cost.latency import PairedTimes
 from compress.eval.cost.size import human_bytes
 from compress.eval.report import write_text
@@ -24,8 +25,6 @@ from compress.eval.report.points import (
 from compress.eval.report.rows import count, number
 from compress.eval.report.schema import Report
 from compress.eval.spec import EvaluationResult
-
-from compress.errors import CompressError
 
 
 class Entry(NamedTuple):

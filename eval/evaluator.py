@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import LongTensor, nn
+
+from compress.errors import CompressError
 from compress.eval.cost import cost, paired_latency
 from compress.eval.kind import kind_of
 from compress.eval.quality.denoising import Sequences
@@ -18,9 +21,6 @@ from compress.eval.quality.masked import masked_scores
 from compress.eval.quality.perplexity import perplexity
 from compress.eval.quality.tasks import run_tasks
 from compress.eval.spec import EvaluationResult, EvaluationSpec
-from torch import LongTensor, nn
-
-from compress.errors import CompressError
 from compress.masked.description import MaskedGeneration, is_masked_generator
 
 Progress = Callable[[str, int, int], None]

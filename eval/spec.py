@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from compress.eval.cost import CostResult, PairedLatency
 from compress.eval.quality.generator import GeneratorResult, GeneratorSpec
 from compress.eval.quality.masked import MaskedResult
 from compress.eval.quality.perplexity import PerplexityResult
 from compress.eval.quality.tasks import TaskSpec, TasksResult
-from pydantic import BaseModel, ConfigDict, Field
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from compress.eval.report import Report
 
 import compress
 from compress.errors import CompressError
+from compress.eval.report import Report
 
 STEPS = ({"method": "ffn_width", "share": 0.25}, {"method": "gptq", "group_size": 16})
 

@@ -17,11 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
 from compress.eval.bench.options import entry, parser, publish, say, work_folder
 from compress.eval.bench.peer_material import FULL, SMOKE, prepare
 from compress.eval.bench.rows import Row
 from compress.eval.quality.perplexity import perplexity
-
 from compress.models.source import load_model, load_tokenizer
 
 COMMAND = "python -m compress.eval.bench.evaluation"

@@ -14,6 +14,10 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
+
+from compress.data.text import load_text
+from compress.data.tokens import token_stream
 from compress.eval.bench.bigram import bigram_nll, bits_per_byte
 from compress.eval.bench.masked_models import (
     base_model,
@@ -27,10 +31,6 @@ from compress.eval.bench.masked_models import (
 )
 from compress.eval.bench.options import entry, parser, publish, work_folder
 from compress.eval.bench.rows import Row
-from transformers import AutoTokenizer
-
-from compress.data.text import load_text
-from compress.data.tokens import token_stream
 from compress.recipe import Recipe, read_recipe, split_evaluation
 
 _COMMAND = "python -m compress.eval.bench.masked --only {}"

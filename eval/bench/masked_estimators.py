@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from compress.data.codebook import load_codebook
+from compress.data.images import ImageSpec, load_images
+from compress.data.text import load_text
+from compress.data.tokens import token_stream
 from compress.eval.bench.options import entry, parser, publish, say, work_folder
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import run_once
 from compress.eval.quality.denoising import Sequences, sequences
 from compress.eval.quality.generator import text_sequences
 from compress.eval.quality.likelihood import Estimator, likelihood_bound
-
-from compress.data.codebook import load_codebook
-from compress.data.images import ImageSpec, load_images
-from compress.data.text import load_text
-from compress.data.tokens import token_stream
 from compress.masked import Denoiser, MaskedGeneration
 from compress.models.source import load_model, load_tokenizer
 from compress.recipe import read_recipe, split_evaluation

@@ -9,7 +9,6 @@ from typing import Any
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import run_once
 from compress.eval.report import Report, load_report
-
 from compress.recipe import Recipe, parse_recipe, read_recipe
 
 STEPS = 8  # of the sampler, where one number of steps stands for the curve

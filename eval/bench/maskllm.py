@@ -23,7 +23,6 @@ from compress.eval.bench.options import entry, parser, publish, work_folder
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import journal, run_once, step_peak, step_seconds, write_recipe
 from compress.eval.report import load_report
-
 from compress.recipe import read_recipe
 
 _COMMAND = "python -m compress.eval.bench.maskllm --only {}"

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import LlamaConfig
+
+from compress.errors import CompressError
 from compress.eval.bench.llama import write_llama
 from compress.eval.bench.options import entry, parser, publish, say, work_folder
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import Run, run_measured, write_recipe
-from transformers import LlamaConfig
-
-from compress.errors import CompressError
 
 LIMIT = 2.0  # GB of 1e9 bytes
 COMMAND = "python -m compress.eval.bench.memory"

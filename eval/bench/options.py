@@ -7,9 +7,8 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from compress.eval.bench.rows import RESULTS, Row, print_rows, write_rows
-
 from compress.errors import CompressError
+from compress.eval.bench.rows import RESULTS, Row, print_rows, write_rows
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

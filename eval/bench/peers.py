@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from compress.errors import CompressError
 from compress.eval.bench.options import entry, parser, publish, say, work_folder
 from compress.eval.bench.peer_environment import PACKAGE, VERSION, peer_python
 from compress.eval.bench.peer_material import FULL, SMOKE, TEXT, Material, prepare
@@ -24,8 +26,6 @@ from compress.eval.bench.process import measure
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import run_measured, write_recipe
 from compress.eval.quality.perplexity import perplexity
-
-from compress.errors import CompressError
 from compress.models.source import load_model
 from compress.tables import print_table
 

@@ -12,7 +12,6 @@ from compress.eval.bench.options import entry, parser, publish, say, work_folder
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import run_measured
 from compress.eval.report import Report, load_report
-
 from compress.recipe import read_recipe
 
 COMMAND = "make quickstart"

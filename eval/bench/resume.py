@@ -16,14 +16,14 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from transformers import LlamaConfig
+
+from compress.errors import CompressError
 from compress.eval.bench.llama import write_llama
 from compress.eval.bench.options import entry, parser, publish, say, work_folder
 from compress.eval.bench.process import failed
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import digests, journal, run_command, write_recipe
-from transformers import LlamaConfig
-
-from compress.errors import CompressError
 
 SHAPE = {
     "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8, "num_attention_heads": 4,

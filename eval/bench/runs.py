@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from compress.eval.bench.options import say
 from compress.eval.bench.process import Usage, measure
 

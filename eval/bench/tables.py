@@ -16,10 +16,9 @@ import argparse
 import re
 from pathlib import Path
 
+from compress.errors import CompressError
 from compress.eval.bench.options import entry
 from compress.eval.bench.rows import RESULTS, Row, number, read_rows
-
-from compress.errors import CompressError
 
 _BLOCK = re.compile(
     r"(<!-- results:(?P<name>[\w-]+)(?P<bars> bars)?"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
 from compress.eval.cost.latency import PairedLatency, paired_latency
 from compress.eval.cost.macs import Macs, macs_per_token
 from compress.eval.cost.memory import PeakMemory, peak_memory
 from compress.eval.cost.size import Size, size
-from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
-
 from compress.semi_structured import describe_execution
 
 __all__ = [

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
-from compress.eval.kind import kind_of
-from compress.eval.stats import bootstrap_median
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from compress.errors import CompressError
+from compress.eval.kind import kind_of
+from compress.eval.stats import bootstrap_median
 
 
 class PairedTimes(BaseModel):

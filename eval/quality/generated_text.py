@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from compress.eval.kind import require_causal
-from compress.eval.quality.split_forward import SplitForward
-from compress.eval.stats import clustered_mean
 from torch import LongTensor, nn
 
 from compress.errors import CompressError
+from compress.eval.kind import require_causal
+from compress.eval.quality.split_forward import SplitForward
+from compress.eval.stats import clustered_mean
 
 WHERE = "generative perplexity"
 LONGEST = 1024  # tokens of a sample that are scored

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import LongTensor, nn
+
+from compress.errors import CompressError, did_you_mean
 from compress.eval.quality.denoising import Sequences, sequences
 from compress.eval.quality.generation import Drawn, GenerationResult, Judges, generation_curve
 from compress.eval.quality.likelihood import Estimator, LikelihoodResult, likelihood_bound
 from compress.eval.quality.ordered import Rule, exact_ordered_nll
 from compress.eval.quality.recovery import RecoveryResult, recovery
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import LongTensor, nn
-
-from compress.errors import CompressError, did_you_mean
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 _LOGITS = 128 * 2**20  # bytes of logits that one batch may have

@@ -25,13 +25,13 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from compress.eval.quality.denoising import WHERE, Denoise, Sequences, hidden_nll
-from compress.eval.quality.masks import stratified_counts, uniform_mask
-from compress.eval.stats import clustered_mean, interval
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from compress.errors import CompressError
+from compress.eval.quality.denoising import WHERE, Denoise, Sequences, hidden_nll
+from compress.eval.quality.masks import stratified_counts, uniform_mask
+from compress.eval.stats import clustered_mean, interval
 
 Estimator = Literal["k-uniform", "integral", "integral-spread"]
 

@@ -6,15 +6,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import LongTensor, Tensor, nn
+
+from compress.errors import CompressError
 from compress.eval.kind import require_masked
 from compress.eval.quality.masks import share_mask
 from compress.eval.quality.perplexity import check_tokens
 from compress.eval.quality.split_forward import SplitForward
 from compress.eval.stats import clustered_mean, interval
-from pydantic import BaseModel, ConfigDict, Field
-from torch import LongTensor, Tensor, nn
-
-from compress.errors import CompressError
 
 WHERE = "masked scores"
 

@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from compress.eval.quality.denoising import Sequences, hidden_nll, sequences
-from compress.eval.quality.likelihood import likelihood_bound
-from compress.eval.quality.ordered import position_scores
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from torch import LongTensor, nn
 
 from compress.errors import CompressError
+from compress.eval.quality.denoising import Sequences, hidden_nll, sequences
+from compress.eval.quality.likelihood import likelihood_bound
+from compress.eval.quality.ordered import position_scores
 from compress.masked import Denoiser, MaskedGeneration, SamplerOptions, sample
 
 WHERE = "compress_masked"

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
-from compress.eval.quality.denoising import WHERE, Denoise, Sequences
-from compress.eval.quality.likelihood import LikelihoodResult, likelihood_result
 from torch import Tensor
 
 from compress.errors import CompressError, did_you_mean
+from compress.eval.quality.denoising import WHERE, Denoise, Sequences
+from compress.eval.quality.likelihood import LikelihoodResult, likelihood_result
 
 Rule = Literal["confidence", "left-to-right", "margin", "entropy"]
 

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable
 
 import torch
-from compress.eval.kind import require_causal
-from compress.eval.quality.split_forward import SplitForward
-from compress.eval.stats import clustered_mean, interval
 from pydantic import BaseModel, ConfigDict, Field
 from torch import LongTensor, nn
 
 from compress.errors import CompressError
+from compress.eval.kind import require_causal
+from compress.eval.quality.split_forward import SplitForward
+from compress.eval.stats import clustered_mean, interval
 
 WHERE = "perplexity"
 

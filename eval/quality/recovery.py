@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from compress.eval.quality.denoising import WHERE, Denoise, Sequences, hidden_nll
-from compress.eval.quality.masks import share_mask
-from compress.eval.stats import clustered_mean
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from compress.errors import CompressError
+from compress.eval.quality.denoising import WHERE, Denoise, Sequences, hidden_nll
+from compress.eval.quality.masks import share_mask
+from compress.eval.stats import clustered_mean
 
 
 class RecoveryResult(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from compress.errors import CompressError
 from compress.eval.report.environment import environment
 from compress.eval.report.findings import findings
 from compress.eval.report.html import render_html
@@ -18,8 +19,6 @@ from compress.eval.report.schema import (
     StepEntry,
 )
 from compress.eval.report.terminal import print_report
-
-from compress.errors import CompressError
 
 __all__ = [
     "DataEntry",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from compress.eval.spec import EvaluationResult
 from pydantic import BaseModel, ConfigDict, Field
+
+from compress.eval.spec import EvaluationResult
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 

@@ -7,6 +7,9 @@ import sys
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from compress.errors import CompressError
 from compress.eval.bench.llama import write_llama
 from compress.eval.bench.memory import parameters
 from compress.eval.bench.process import measure
@@ -15,9 +18,6 @@ from compress.eval.bench.rows import Row, number, read_rows, write_rows
 from compress.eval.bench.runs import digests
 from compress.eval.bench.speedup import prefill_macs
 from compress.eval.bench.tables import render
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
-
-from compress.errors import CompressError
 
 
 def row(figure: str, value: float = 1.0, **fields) -> Row:

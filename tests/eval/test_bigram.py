@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from compress.eval.bench.bigram import bigram_nll, bits_per_byte
 
 from compress.errors import CompressError
+from compress.eval.bench.bigram import bigram_nll, bits_per_byte
 
 
 def chain(transition: torch.Tensor, length: int, seed: int) -> torch.Tensor:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from compress.eval.cost import cost, macs_per_token, paired_latency, peak_memory, size
-from compress.eval.cost.size import blocks_name, human_bytes
 from torch import nn
 from transformers import (
     AlbertConfig,
@@ -22,6 +20,8 @@ from transformers import (
 )
 
 from compress.errors import CompressError
+from compress.eval.cost import cost, macs_per_token, paired_latency, peak_memory, size
+from compress.eval.cost.size import blocks_name, human_bytes
 
 SHAPE = dict(
     vocab_size=200,

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from compress.eval import EvaluationResult, EvaluationSpec, evaluate
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from compress.errors import CompressError
+from compress.eval import EvaluationResult, EvaluationSpec, evaluate
 
 SHAPE = dict(
     vocab_size=100,

@@ -10,6 +10,9 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
+from compress.errors import CompressError
 from compress.eval.quality.classifier import ImageClassifier
 from compress.eval.quality.frechet import frechet_distance, frechet_error, gaussian_distance
 from compress.eval.quality.generated_text import Scorer, generative_perplexity, unigram_entropy
@@ -21,9 +24,6 @@ from compress.eval.quality.generation import (
     generation_curve,
 )
 from compress.eval.quality.pictures import picture_grid, png
-from torch import Tensor
-
-from compress.errors import CompressError
 
 
 def bars(n: int, seed: int) -> tuple[Tensor, Tensor]:

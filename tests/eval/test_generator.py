@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+from compress.errors import CompressError
 from compress.eval import EvaluationResult, EvaluationSpec, evaluate
 from compress.eval.compare import compare
 from compress.eval.evaluator import describe
@@ -18,8 +20,6 @@ from compress.eval.report import (
     render_html,
     render_markdown,
 )
-
-from compress.errors import CompressError
 from compress.masked import ClassCondition, MaskedGeneration
 
 QUICK = {

@@ -7,15 +7,15 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+from transformers import BertConfig, BertForMaskedLM
+
+from compress.errors import CompressError
 from compress.eval.quality.denoising import hidden_nll, sequences
 from compress.eval.quality.likelihood import draw_masks, likelihood_bound
 from compress.eval.quality.masks import share_mask, stratified_counts, uniform_mask
 from compress.eval.quality.ordered import exact_ordered_nll
 from compress.eval.quality.recovery import divergence, recovery
-from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM
-
-from compress.errors import CompressError
 
 MASK, VOCABULARY = 7, 7  # ids 0..6 may be produced
 RULES = ("confidence", "left-to-right", "margin", "entropy")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compress.eval.quality.masked import MaskedResult, masked_scores
 from torch import nn
 from transformers import (
     AlbertConfig,
@@ -22,6 +21,7 @@ from transformers import (
 )
 
 from compress.errors import CompressError
+from compress.eval.quality.masked import MaskedResult, masked_scores
 
 SHAPE = dict(
     vocab_size=101,

@@ -13,11 +13,11 @@ from compress.errors import CompressError
 
 pytest.importorskip("lm_eval")
 
-from compress.eval.quality.masked_lm import MaskedLM  # noqa: E402
-from compress.eval.quality.tasks import TaskSpec, run_tasks  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.registry import get_model  # noqa: E402
 
+from compress.eval.quality.masked_lm import MaskedLM  # noqa: E402
+from compress.eval.quality.tasks import TaskSpec, run_tasks  # noqa: E402
 from compress.masked import Denoiser, SamplerOptions, sample  # noqa: E402
 
 

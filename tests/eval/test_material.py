@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from compress.eval import EvaluationSpec
 
 from compress.data.codebook import fit_codebook
 from compress.data.images import ImageSpec, load_images
 from compress.data.text import Text
 from compress.errors import CompressError
+from compress.eval import EvaluationSpec
 from compress.evaluation_material import (
     check_objective,
     document_sequences,

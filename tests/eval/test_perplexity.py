@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 
-import compress.eval.quality.split_forward as split_forward
 import pytest
 import torch
-from compress.eval.quality.perplexity import PerplexityResult, perplexity
 from torch import nn
 from transformers import (
     BertConfig,
@@ -28,7 +26,9 @@ from transformers import (
     OPTForCausalLM,
 )
 
+import compress.eval.quality.split_forward as split_forward
 from compress.errors import CompressError
+from compress.eval.quality.perplexity import PerplexityResult, perplexity
 
 VOCABULARY = 211
 SHAPE = dict(

@@ -7,6 +7,8 @@ import math
 from html.parser import HTMLParser
 
 import pytest
+
+from compress.errors import CompressError
 from compress.eval.compare import Entry, compare
 from compress.eval.cost import CostResult, Macs, PairedLatency, PeakMemory, Size
 from compress.eval.cost.latency import PairedTimes
@@ -29,8 +31,6 @@ from compress.eval.report import (
 from compress.eval.report.plot import Point, scatter
 from compress.eval.report.rows import cost_rows, number, quality_ratio, quality_rows, ratio
 from compress.eval.spec import EvaluationResult, EvaluationSpec
-
-from compress.errors import CompressError
 
 EVIL = '<script>alert("x")</script>&<img src=x onerror=alert(1)>|`'
 

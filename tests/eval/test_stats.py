@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from compress.eval.stats import bootstrap_median, clustered_mean, interval, t_quantile
 
 

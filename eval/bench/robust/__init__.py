@@ -1,0 +1,1 @@
+"""Right on every machine: what eval/results/robust.json holds, a module a part."""

@@ -1,0 +1,42 @@
+"""Whether the toolkit is right everywhere: a part a bar, rows into eval/results/robust.json.
+
+    python -m compress.eval.bench.robust --data-root DIR --attack DIR [--only PART ...]
+
+Each part is a module beside this one with a function ``measure(work, arguments)`` that returns
+rows; what it has finished it keeps in the work folder, so an interrupted measurement goes on.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from compress.eval.bench.options import entry, parser, publish, say, work_folder
+
+PARTS = {
+    "suite": "the test suite in float32 and in bfloat16",
+    "attack": "bad inputs and faults, by a folder of cases that --attack names",
+    "masks": "SmolLM2's learned 2:4 masks, three seeds",
+    "memory": "peaks of large models and of every method, beside what was planned",
+    "tokens": "perplexity and accuracy with the tokens that a tokenizer adds",
+    "families": "24 families: run, save, load in a fresh process, equal logits",
+    "compute": "one-shot methods in float32 and bfloat16 beside another tool",
+}
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--only", choices=sorted(PARTS), action="append", help="default: all")
+    options.add_argument("--data-root", type=Path, help="local copies of data sets (docs/data.md)")
+    options.add_argument("--attack", type=Path, help="folder of the cases of the part `attack`")
+    arguments = options.parse_args()
+    for part in arguments.only or PARTS:
+        say(f"part {part}: {PARTS[part]}")
+        module = importlib.import_module(f"compress.eval.bench.robust.{part}")
+        work = work_folder(arguments, "robust") / part
+        work.mkdir(parents=True, exist_ok=True)
+        publish(arguments, work, module.measure(work, arguments), "robust")
+
+
+if __name__ == "__main__":
+    entry(main)
