@@ -7,6 +7,7 @@ AVX512-BF16 and two hundred times slower on one with AVX2 alone, and both run it
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -34,30 +35,39 @@ def fast_bfloat16(device: torch.device | str = "cpu") -> bool:
 
 @lru_cache
 def _fast(device: str) -> bool:
+    # Time of the processor, not of the clock on the wall: other processes may be at work.
+    clock = time.process_time if device.startswith("cpu") else time.perf_counter
     pair = (torch.float32, torch.bfloat16)
-    full, half = (_speed(dtype, device, _SMALL, repeat=2) for dtype in pair)
-    if half < 0.5 * full:
+    full, half = (_seconds(dtype, device, _SMALL, 2, clock) for dtype in pair)
+    if half > 10 * full:
         return False
-    full, half = (product_speed(dtype, device) for dtype in pair)
-    return half >= _WORTH * full
+    full, half = (_seconds(dtype, device, _LARGE, 8, clock) for dtype in pair)
+    return half * _WORTH <= full
 
 
 @lru_cache
 def product_speed(dtype: torch.dtype = torch.float32, device: str = "cpu") -> float:
     """Multiply-accumulates a second of matrix products in ``dtype`` on this machine."""
-    return _speed(dtype, device, _LARGE)
+    rows, inputs, outputs = _LARGE
+    return rows * inputs * outputs / _seconds(dtype, device, _LARGE, 8, time.perf_counter)
 
 
-def _speed(dtype: torch.dtype, device: str, shape: tuple[int, int, int], repeat: int = 7) -> float:
-    """The best of a few repeats: whatever else the machine does can only make one slower."""
+def _seconds(
+    dtype: torch.dtype,
+    device: str,
+    shape: tuple[int, int, int],
+    repeat: int,
+    clock: Callable[[], float],
+) -> float:
+    """Of one product; the best of a few, since whatever else happens can only make one slower."""
     rows, inputs, outputs = shape
     a = torch.ones(rows, inputs, dtype=dtype, device=device)
     b = torch.ones(outputs, inputs, dtype=dtype, device=device)
     best = float("inf")
     for _ in range(repeat + 1):  # the first one also loads kernels
-        start = time.perf_counter()
+        start = clock()
         out = torch.nn.functional.linear(a, b)
         if out.is_cuda:
             torch.cuda.synchronize(out.device)
-        best = min(best, time.perf_counter() - start)
-    return rows * inputs * outputs / best
+        best = min(best, clock() - start)
+    return best
