@@ -310,6 +310,7 @@ def _survey_block(
         outputs.write(batch, output)
         before = replay.inputs.read(batch).to(output.device)
         cosine = nn.functional.cosine_similarity(before, output, dim=-1)
+        cosine = replay.calls[batch].tokens(cosine)
         similarity += float(cosine.double().sum())
         rows += cosine.numel()
 

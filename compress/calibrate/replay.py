@@ -35,11 +35,16 @@ class _Reached(Exception):
 
 @dataclass
 class BlockCall:
-    """How the model calls a block: arguments besides the hidden states, for a batch shape."""
+    """How the model calls a block: arguments besides the hidden states, for a batch shape.
+
+    Attributes:
+        real: bool [batch, length], False where the batch is padding; None where nothing is.
+    """
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     hidden_keyword: str | None = None  # None: hidden states are the first positional argument
+    real: torch.Tensor | None = None
 
     def __call__(self, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         if self.hidden_keyword is None:
@@ -47,6 +52,17 @@ class BlockCall:
         else:
             out = block(*self.args, **{self.hidden_keyword: hidden}, **self.kwargs)
         return out[0] if isinstance(out, tuple) else out
+
+    def tokens(self, values: torch.Tensor) -> torch.Tensor:
+        """Values [batch, length, ...] or [batch * length, ...] of the tokens that are no padding,
+        [tokens, ...]; as they are where nothing is padding or positions were mixed."""
+        if self.real is None:
+            return values
+        if values.shape[:2] == self.real.shape:
+            return values[self.real]
+        if len(values) == self.real.numel():
+            return values[self.real.reshape(-1)]
+        return values
 
 
 @dataclass(frozen=True)
@@ -116,8 +132,8 @@ class BlockReplay:
     def visit(self, site: Site, observe: Callable[[str, torch.Tensor], None]) -> None:
         """Run all batches up to ``site`` and pass on its input, ``observe(linear name, x)``.
 
-        ``x`` is [..., in_features]; for a site of several linears it is reported once, under the
-        first name. Sites must be visited in the order of the anatomy; skipping some is fine.
+        ``x`` is [..., in_features], without padding; for a site of several linears it is reported
+        once, under the first name. Sites must be visited in the order of the anatomy; skipping some is fine.
         """
         if site.kind == OTHER:
             self._observe_everything(site, observe)
@@ -127,7 +143,7 @@ class BlockReplay:
             cut.inputs = Activations(self._file(site.kind, "inputs"))
 
         def reached(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            observe(site.linears[0], args[0])
+            observe(site.linears[0], self._tokens(args[0]))
             if cut is not None:
                 cut.inputs.write(self._batch, args[0])
             raise _Reached
@@ -281,11 +297,14 @@ class BlockReplay:
         with ExitStack() as stack:
             for name in site.linears:
                 hook = self.block.get_submodule(name).register_forward_pre_hook(
-                    lambda _m, args, name=name: observe(name, args[0])
+                    lambda _m, args, name=name: observe(name, self._tokens(args[0]))
                 )
                 stack.callback(hook.remove)
             for _ in self._run():
                 pass
+
+    def _tokens(self, values: torch.Tensor) -> torch.Tensor:
+        return self.calls[self._batch].tokens(values)
 
     def _file(self, kind: str, what: str) -> Path:
         return self.scratch / f"{kind}-{what}.bin"

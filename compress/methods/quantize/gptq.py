@@ -12,6 +12,7 @@ from compress.linalg import inverse_cholesky
 from compress.methods.base import SiteWork
 from compress.methods.quantize.options import QuantizeMethod
 from compress.models.anatomy import Site
+from compress.models.linears import is_sparse
 from compress.quantization import QuantScheme
 from compress.solvers import sweep
 
@@ -83,7 +84,7 @@ class GPTQ(QuantizeMethod):
     @staticmethod
     def _kept(work: SiteWork, path: str, weight: torch.Tensor) -> torch.Tensor:
         """Where an earlier step's zeros are not."""
-        if hasattr(work.linear(path), "zeros"):
+        if is_sparse(work.linear(path)):
             return weight != 0
         return torch.ones_like(weight, dtype=torch.bool)
 

@@ -287,7 +287,9 @@ class MaskLLM(ZeroingMethod):
         for name in work.names:
             linear = work.linear(name)
             gram = work.statistics[name].gram
-            linear.open_weight(refit_masked(linear.dense, gram, linear.mask(), _DAMPING))
+            # A weight that was zero before the step stays it, kept or not.
+            mask = linear.mask() & (linear.dense != 0)
+            linear.open_weight(refit_masked(linear.dense, gram, mask, _DAMPING))
             linear.hold()
 
     def tune_block(self, work: BlockWork) -> None:

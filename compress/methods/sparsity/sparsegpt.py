@@ -12,6 +12,7 @@ from compress.linalg import inverse_cholesky
 from compress.methods.base import SiteWork
 from compress.methods.sparsity.pattern import SparsityMethod
 from compress.models.anatomy import Site
+from compress.models.linears import is_sparse
 from compress.solvers import Pruning, sweep
 
 
@@ -39,7 +40,10 @@ class SparseGPT(SparsityMethod):
             weights = [work.weight(name) for name in names]
             stacked = torch.cat(weights)
             sizes = [len(w) for w in weights]
-            rounding = Pruning(self.parsed, self.share, sizes, dead)
+            # Error feedback would fill the zeros of an earlier step again.
+            sparse = any(is_sparse(work.linear(name)) for name in names)
+            zeros = stacked == 0 if sparse else None
+            rounding = Pruning(self.parsed, self.share, sizes, dead, zeros)
             group = self.parsed.m if self.parsed else 1
             size = -(-self.block_size // group) * group
             solved = sweep(stacked, upper, rounding, size)

@@ -23,7 +23,7 @@ from compress.methods.width.importance import (
 )
 from compress.methods.width.removal import narrow_outline, pattern_chunk
 from compress.models.anatomy import ATTENTION_OUT, Anatomy, BlockAnatomy, Site
-from compress.models.linears import matrix
+from compress.models.linears import is_sparse, matrix
 from compress.models.widths import (
     narrow_columns,
     narrow_rows,
@@ -284,7 +284,7 @@ class WidthMethod(Method):
         if self.correction:
             gram = work.statistics[name].gram
             work.metrics["error_uncorrected"] = relative_error(weight, narrow, gram, kept)
-            if hasattr(reading(module), "zeros"):
+            if is_sparse(reading(module)):
                 narrow = absorb_columns_in_mask(weight, gram, kept, self.damping)
             else:
                 narrow = absorb_columns(weight, gram, kept, self.damping, work.label(name))
