@@ -133,7 +133,8 @@ class BlockReplay:
         """Run all batches up to ``site`` and pass on its input, ``observe(linear name, x)``.
 
         ``x`` is [..., in_features], without padding; for a site of several linears it is reported
-        once, under the first name. Sites must be visited in the order of the anatomy; skipping some is fine.
+        once, under the first name. Sites must be visited in the order of the anatomy; skipping some
+        is fine.
         """
         if site.kind == OTHER:
             self._observe_everything(site, observe)
