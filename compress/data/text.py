@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from compress.data.catalog import Local, canonical, find, splits
 from compress.data.readers import expand, is_file_source, read_documents, read_python_module
 from compress.errors import CompressError
+from compress.intake import user_path
 
 _PART = re.compile(r"all|(head|tail):(0?\.\d+|1(?:\.0*)?)")
 
@@ -95,7 +96,7 @@ def load_text(
             or a hub that does not answer.
     """
     spec = TextSpec(source=spec) if isinstance(spec, str) else spec
-    if data_root is not None and not Path(data_root).expanduser().is_dir():
+    if data_root is not None and not user_path(data_root, "a data root").is_dir():
         raise CompressError("an existing folder as data root", repr(str(data_root)))
     documents, about = _read(spec, data_root, endpoint)
     documents = [document for document in documents if document.strip()][: spec.limit]
