@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from compress.errors import CompressError
+from compress import cli_errors
 
 app = typer.Typer(
     name="compress",
@@ -43,6 +43,20 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")
 ]
+
+
+@app.callback()
+def options(
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where in the code an error came from.")
+    ] = False,
+) -> None:
+    """Make a trained transformer smaller and tell what that cost."""
+    global _show_traceback
+    _show_traceback = traceback
+
+
+_show_traceback = False
 
 
 @app.command()
@@ -277,11 +291,15 @@ def main(arguments: list[str] | None = None) -> Any:
     # Libraries underneath draw bars of their own; ours tell what matters.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names in letters that the terminal does not have
+            stream.reconfigure(errors="backslashreplace")
     try:
         return app(args=arguments)
-    except CompressError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        if _show_traceback:
+            raise
+        sys.exit(cli_errors.report(error))
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from compress import recipe_yaml
 from compress.create.spec import TrainSpec
 from compress.data.images import ImageSpec
 from compress.data.text import TextSpec
@@ -23,7 +24,7 @@ from compress.errors import CompressError, did_you_mean
 from compress.methods.base import Method
 from compress.methods.catalog import METHODS
 
-_FROZEN = ConfigDict(frozen=True, extra="forbid")
+_FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -213,22 +214,6 @@ def split_evaluation(section: dict[str, Any], where: str = "recipe"):
     return spec, _validate(EvaluationSpec, section, f"{where}, evaluation")
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML with the numbers of version 1.2: 2:4 is a pattern, not 124 in base 60."""
-
-
-_NUMBERS = {
-    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9]*)",
-    "tag:yaml.org,2002:float": r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?",
-}
-_Loader.yaml_implicit_resolvers = {
-    start: [(tag, pattern) for tag, pattern in pairs if tag not in _NUMBERS]
-    for start, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _tag, _pattern in _NUMBERS.items():
-    _Loader.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), list("-+.0123456789"))
-
-
 def read_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe by path or by the name of a shipped one, with ``key.path=value`` overrides.
 
@@ -236,10 +221,7 @@ def read_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
         CompressError: no such file or recipe, YAML that does not parse, or what parse_recipe says.
     """
     path = find_recipe(name)
-    try:
-        data = yaml.load(path.read_text(), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CompressError("a YAML file", f"{path}: {error}") from None
+    data = recipe_yaml.read(path)
     for override in overrides or []:
         _override(data, override)
     return parse_recipe(data, str(path))
@@ -344,9 +326,9 @@ def _override(data: Any, text: str) -> None:
         else:
             raise CompressError("--set to name a place in the recipe", repr(text))
     try:
-        parsed = yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise CompressError("a YAML value in --set", f"{text!r}: {error}") from None
+        parsed = recipe_yaml.parse(value)
+    except ValueError as error:
+        raise CompressError("a YAML value in --set", f"{text[:200]!r}: {error}") from None
     if isinstance(target, list):
         target[_index(target, last, text)] = parsed
     elif isinstance(target, dict):
