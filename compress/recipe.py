@@ -63,7 +63,18 @@ class CalibrationSpec(BaseModel):
         None, description="instead of text, for models whose tokens are patches of images"
     )
     samples: int = Field(128, gt=0, description="sequences")
-    length: int = Field(512, gt=1, description="tokens a sequence")
+    length: int = Field(512, gt=1, description="tokens a sequence, special ones included")
+    packing: Literal["stream", "documents"] = Field(
+        "stream",
+        description="text: windows of one stream, or a document a sequence, cut to the length and "
+        "padded (padding counts for nothing)",
+    )
+    special_tokens: bool = Field(
+        True,
+        description="put around each sequence what the tokenizer adds by itself (BOS in front for "
+        "causal models, [CLS] and [SEP] for masked ones), or what a masked generator's description "
+        "says",
+    )
     selection: Literal["head", "random"] = Field(
         "head", description="sequences from the start of the text, or drawn with the seed"
     )

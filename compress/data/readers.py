@@ -21,6 +21,9 @@ from compress.intake import parse_json, regular_file, user_path
 _COPIES = 3  # of a file's text at the same time: as read, as documents, joined
 _EXPECTED = "a file, a pattern of files or the id of a data set"
 
+TEXT, CHAT = "text", "messages"  # the usual columns of texts and of conversations
+Chat = list[dict[str, Any]]
+
 
 def is_file_source(source: str) -> bool:
     """Whether a source names a file or a pattern of files, and not a hub data set."""
@@ -42,17 +45,20 @@ def expand(source: str) -> list[Path]:
     return found
 
 
-def read_documents(path: Path, layout: Local, field: str) -> list[str]:
+def read_documents(
+    path: Path, layout: Local, field: str, *, keep_blank: bool = False
+) -> list[str | Chat]:
     """The documents of one file, in its order.
 
     Args:
         path: .jsonl, .json, .parquet, .csv or .tsv with rows, or anything else as UTF-8 text.
         layout: separator and columns, where the file does not tell.
         field: the column with the text.
+        keep_blank: give "" for rows without a text, which are left out otherwise.
 
     Raises:
-        CompressError: a file that does not parse or is larger than memory, or rows without the
-            field.
+        CompressError: a file that does not parse or is larger than memory, or rows without a text
+            in the field.
     """
     regular_file(path, "a text file")
     _check_size(path)
@@ -60,13 +66,14 @@ def read_documents(path: Path, layout: Local, field: str) -> list[str]:
     try:
         if suffix == ".jsonl":
             with path.open(encoding="utf-8") as file:
-                return list(_texts(_json_lines(file), field, path))
+                return list(texts_of(_json_lines(file), field, path.name, keep_blank))
         if suffix == ".json":
-            return list(_texts(_rows(parse_json(path.read_text(encoding="utf-8"))), field, path))
+            rows = _rows(parse_json(path.read_text(encoding="utf-8")))
+            return list(texts_of(rows, field, path.name))
         if suffix == ".parquet":
-            return _parquet(path, field)
+            return _parquet(path, field, keep_blank)
         if suffix in (".csv", ".tsv"):
-            return list(_texts(_table(path, layout.columns), field, path))
+            return list(texts_of(_table(path, layout.columns), field, path.name, keep_blank))
         # newline="" keeps the bytes as they are: a digest must not depend on the platform.
         with path.open(encoding="utf-8", newline="") as file:
             text = file.read()
@@ -153,28 +160,70 @@ def _table(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
         yield from csv.DictReader(file, names, delimiter="\t" if tab else ",", quoting=quoting)
 
 
-def _parquet(path: Path, field: str) -> list[str]:
+def _parquet(path: Path, field: str, keep_blank: bool) -> list[str | Chat]:
     import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        if field not in file.schema_arrow.names:
-            raise _no_field(field, file.schema_arrow.names, path)
+        names = file.schema_arrow.names
+        field = CHAT if field == TEXT and field not in names and CHAT in names else field
+        if field not in names:
+            raise _no_field(field, names, path.name)
         column = file.read(columns=[field]).column(field).to_pylist()
     except pyarrow.ArrowException as error:  # some are of Python's types, some are not
         raise ValueError(str(error)) from error
-    return list(_texts(({field: value} for value in column), field, path))
+    return list(texts_of(({field: value} for value in column), field, path.name, keep_blank))
 
 
-def _texts(rows: Iterable[Any], field: str, path: Path) -> Iterator[str]:
-    for row in rows:
+def texts_of(
+    rows: Iterable[Any], field: str, where: str, keep_blank: bool = False
+) -> Iterator[str | Chat]:
+    """The texts of rows: strings, or objects with a string or a conversation in ``field``.
+
+    A conversation is a list of ``{"role": ..., "content": ...}``. It is looked for under
+    ``messages`` where the field is the default one and rows do not have it. Missing values are left
+    out.
+
+    Args:
+        where: file or data set, for messages.
+        keep_blank: give "" where a value is missing or empty.
+
+    Raises:
+        CompressError: a row without the field, or with something else in it.
+    """
+    for number, row in enumerate(rows, 1):
         if isinstance(row, str):
             yield _encodable(row)
             continue
-        if not isinstance(row, dict) or field not in row:
-            raise _no_field(field, list(row) if isinstance(row, dict) else [], path)
-        if row[field] is not None:
-            yield _encodable(str(row[field]))
+        if not isinstance(row, dict):
+            raise _no_field(field, [], where)
+        key = CHAT if field == TEXT and field not in row and CHAT in row else field
+        if key not in row:
+            raise _no_field(field, list(row), where)
+        value = row[key]
+        if value is None or value == "":
+            if keep_blank:
+                yield ""
+        elif isinstance(value, str):
+            yield _encodable(value)
+        elif is_chat(value):
+            yield value
+        else:
+            raise CompressError(
+                f"text in the field {key!r} of each row of {where}",
+                f"{type(value).__name__} in row {number}: {repr(value)[:80]}",
+                "Set field to a column of strings, or of conversations: lists of objects with "
+                "role and content",
+            )
+
+
+def is_chat(value: Any) -> bool:
+    """Whether a value is a conversation: messages with a role and a content each."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in value)
+    )
 
 
 def _encodable(text: str) -> str:
@@ -195,8 +244,9 @@ def _check_size(path: Path) -> None:
         )  # fmt: skip
 
 
-def _no_field(field: str, known: list[str], path: Path) -> CompressError:
+def _no_field(field: str, known: list[str], where: str) -> CompressError:
+    known = [name for name in known if isinstance(name, str)]  # None: a line with too many columns
     return CompressError(
-        f"the field {field!r} in each row of {path.name}", f"fields {', '.join(known) or 'none'}",
+        f"the field {field!r} in each row of {where}", f"fields {', '.join(known) or 'none'}",
         f"Set field. {did_you_mean(field, known)}" if known else "Each row must be an object",
     )  # fmt: skip

@@ -16,12 +16,14 @@ import torch
 
 from compress.eval.bench.options import entry, parser, publish, say, work_folder
 from compress.eval.bench.peer_material import MODEL, shortened
+from compress.eval.bench.provenance import DEFAULT, NO_TRAINING
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import run_measured, write_recipe
 from compress.eval.cost.latency import paired_latency
 from compress.eval.cost.macs import macs_per_token
 from compress.models.source import load_model, resolve
 
+CODE = (*DEFAULT, *NO_TRAINING)
 COMMAND = "python -m compress.eval.bench.speedup"
 
 
