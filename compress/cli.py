@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from compress import cli_errors
+from compress.errors import CompressError
+from compress.intake import printable, user_path
 
 app = typer.Typer(
     name="compress",
@@ -79,13 +81,13 @@ def run(
 
     follows = distributed.launched().rank > 0
     parsed = read_recipe(recipe, overrides)
-    folder = out or Path("runs") / parsed.name
+    folder = _default_folder(parsed.name) if out is None else user_path(out, "a folder as --out")
     with Progress(quiet or follows) as progress:
         result = carry_out(
             parsed,
             folder,
             data_root=data_root,
-            max_memory=parse_size(max_memory) if max_memory else None,
+            max_memory=parse_size(max_memory) if max_memory is not None else None,
             cache_dir=cache_dir,
             progress=progress,
             command="compress " + " ".join(sys.argv[1:]),
@@ -116,7 +118,7 @@ def plan(
 
     made = make_plan(
         read_recipe(recipe, overrides),
-        max_memory=parse_size(max_memory) if max_memory else None,
+        max_memory=parse_size(max_memory) if max_memory is not None else None,
         cache_dir=cache_dir,
     )
     rows = describe(made)
@@ -276,6 +278,17 @@ def recipes() -> None:
     from compress.commands import print_recipes
 
     print_recipes()
+
+
+def _default_folder(name: str) -> Path:
+    """The folder below runs/ that a recipe's name stands for."""
+    parts = Path(name).parts
+    if Path(name).is_absolute() or ".." in parts or not parts or printable(name) != name:
+        raise CompressError(
+            "a name in the recipe that a folder below runs/ can have", repr(name),
+            "Change the name, or say where with --out",
+        )  # fmt: skip
+    return user_path(Path("runs") / name, "a recipe's name that can be a folder's")
 
 
 def _size(count: float) -> str:

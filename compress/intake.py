@@ -36,8 +36,8 @@ def regular_file(path: str | os.PathLike[str], expected: str, fix: str = "Check 
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a zero byte, or no file system's text
-        reason = getattr(error, "strerror", None) or str(error)
-        raise CompressError(expected, f"{str(path)!r} ({reason})", fix) from None
+        why = getattr(error, "strerror", None) or str(error)
+        raise CompressError(expected, f"{str(path)!r} ({why})", fix) from None
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")
         raise CompressError(expected, f"{str(path)!r}, which is {kind}", fix)
@@ -52,12 +52,13 @@ def user_path(text: str | os.PathLike[str], expected: str) -> Path:
     """
     try:
         path = Path(text).expanduser()
+        str(path).encode("utf-8")  # some libraries take no other paths
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             path.lstat()
     except (OSError, ValueError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        why = getattr(error, "strerror", None) or str(error)
         shown = str(text) if len(str(text)) < 100 else str(text)[:80] + " ..."
-        raise CompressError(expected, f"{shown!r} ({reason})", "Check the path") from None
+        raise CompressError(expected, f"{shown!r} ({why})", "Check the path") from None
     return path
 
 

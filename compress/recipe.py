@@ -125,7 +125,7 @@ class Recipe(BaseModel):
         default_factory=dict, description="figures that this recipe gave when it was written"
     )
     model: ModelSpec
-    seed: int = 0
+    seed: int = Field(0, ge=-(2**63), lt=2**63)
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
     calibration: CalibrationSpec | None = None
     steps: tuple[Method, ...] = ()
@@ -258,11 +258,10 @@ def parse_size(text: str) -> int:
     """Bytes in a size such as 512MB, 2GiB or 1.5 GB."""
     match = re.fullmatch(r"\s*([\d.]+)\s*([kMGT]?)(i?)B?\s*", text, re.IGNORECASE)
     try:
-        number = float(match[1])
-    except (TypeError, ValueError):
-        raise CompressError("a size such as 512MB, 2GB or 1.5GiB", repr(text)) from None
-    base = 1024 if match[3] else 1000
-    return int(number * base ** " kmgt".index(match[2].lower() or " "))
+        base = 1024 if match[3] else 1000
+        return int(float(match[1]) * base ** " kmgt".index(match[2].lower() or " "))
+    except (TypeError, ValueError, OverflowError):
+        raise CompressError("a size such as 512MB, 2GB or 1.5GiB", f"{text[:40]!r}") from None
 
 
 def _validate(cls: type[BaseModel], data: Any, where: str) -> Any:
@@ -287,7 +286,7 @@ def _explained(cls: type[BaseModel], error: ValidationError, where: str) -> Comp
             "known options only", f"{place!r}{more}",
             did_you_mean(str(first["loc"][-1]), known), where=where,
         )  # fmt: skip
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")[:300]
     got = "nothing" if first["type"] == "missing" else repr(first["input"])[:200]
     if not place:  # options of a step that are fine alone and do not go together
         advice = message[0].upper() + message[1:]
@@ -338,7 +337,7 @@ def _override(data: Any, text: str) -> None:
 
 
 def _index(target: list, part: str, text: str) -> int:
-    if not part.isdigit() or int(part) >= len(target):
+    if not (part.isascii() and part.isdigit()) or int(part[:9]) >= len(target):
         raise CompressError(
             f"an index from 0 to {len(target) - 1} in --set", f"{part!r} in {text!r}"
         )

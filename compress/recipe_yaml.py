@@ -22,6 +22,7 @@ _LONGEST_NUMBER = 40  # characters
 
 _PREFIX = "tag:yaml.org,2002:"
 _MERGE = _PREFIX + "merge"  # the key <<
+_DATE = _PREFIX + "timestamp"
 _TAGS = {_PREFIX + kind for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
 
 
@@ -56,7 +57,7 @@ _Loader.yaml_implicit_resolvers = {
     start: [
         (tag, pattern)
         for tag, pattern in pairs
-        if tag in (_MERGE, *_TAGS) and tag.removeprefix(_PREFIX) not in _NUMBERS
+        if tag in (_MERGE, _DATE, *_TAGS) and tag.removeprefix(_PREFIX) not in _NUMBERS
     ]
     for start, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
@@ -77,7 +78,9 @@ def _check(node: yaml.Node, sizes: dict[int, int], open_: set[int]) -> int:
         return sizes[id(node)]
     if id(node) in open_:
         raise _refused(node, "an alias inside what it names")
-    if node.tag not in _TAGS:
+    if node.tag == _DATE:
+        raise _refused(node, f"{node.value}, a date to some readers and text to others: quote it")
+    if node.tag not in (*_TAGS, _MERGE):
         raise _refused(node, f"the tag {node.tag.replace(_PREFIX, '!!')!r}")
     open_.add(id(node))
     size = 1
@@ -85,7 +88,9 @@ def _check(node: yaml.Node, sizes: dict[int, int], open_: set[int]) -> int:
         size += _check_mapping(node, sizes, open_)
     elif isinstance(node, yaml.SequenceNode):
         size += sum(_check(item, sizes, open_) for item in node.value)
-    elif node.tag != _PREFIX + "str" and len(node.value) > _LONGEST_NUMBER:
+    elif node.tag == _PREFIX + "str":
+        node.value = _whole_characters(node)
+    elif len(node.value) > _LONGEST_NUMBER:
         raise _refused(node, f"a number of {len(node.value)} characters")
     if size > _MOST_VALUES:
         raise _refused(node, f"more than {_MOST_VALUES:,} values, each alias counted in full")
@@ -104,8 +109,16 @@ def _check_mapping(node: yaml.MappingNode, sizes: dict[int, int], open_: set[int
             line = seen[key.value].start_mark.line + 1
             raise _refused(key, f"the key {key.value!r} for the second time (first in line {line})")
         seen[key.value] = key
-        size += 1 + _check(value, sizes, open_)
+        size += _check(key, sizes, open_) + _check(value, sizes, open_)
     return size
+
+
+def _whole_characters(node: yaml.ScalarNode) -> str:
+    """The text with pairs of escapes joined, as JSON spells characters beyond the first 65,536."""
+    try:
+        return node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise _refused(node, "half a character (an escape of a pair without the other)") from None
 
 
 def _refused(node: yaml.Node, problem: str) -> yaml.YAMLError:

@@ -70,7 +70,7 @@ def check_layers(config: PreTrainedConfig, tensors: int) -> None:
 
     Args:
         config: as loaded.
-        tensors: how many the headers of the checkpoint list.
+        tensors: how many the headers of the checkpoint list; 0 where there is no checkpoint.
 
     Raises:
         CompressError: naming the field.
@@ -79,6 +79,8 @@ def check_layers(config: PreTrainedConfig, tensors: int) -> None:
     for path, value in _numbers(config.to_dict()):
         name = re.sub(r"\.\d+$", "", path)
         if _LAYERS.search(name) and value > limit:
+            if not tensors:
+                raise CompressError(f"{path} of at most {limit}", f"{value:,}", "Lower it")
             raise CompressError(
                 f"{path} of config.json to fit the weights ({tensors} tensors)", f"{value:,}",
                 "The config and the weights belong to different models, or the field is wrong",
