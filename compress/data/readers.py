@@ -58,9 +58,8 @@ def read_documents(
             with path.open(encoding="utf-8") as file:
                 return list(texts_of(_json_lines(file), field, path.name, keep_blank))
         if suffix == ".json":
-            return list(
-                texts_of(_rows(json.loads(path.read_text(encoding="utf-8"))), field, path.name)
-            )
+            rows = _rows(json.loads(path.read_text(encoding="utf-8")))
+            return list(texts_of(rows, field, path.name, keep_blank))
         if suffix == ".parquet":
             return _parquet(path, field, keep_blank)
         if suffix in (".csv", ".tsv"):
