@@ -120,6 +120,7 @@ def evaluate(
             batch_size=spec.batch_size,
             data_root=data_root,
             masked=spec.masked_tasks,
+            special_tokens=spec.special_tokens,
         )
     latency = spec.latency_spec()
     if latency and baseline is not None:
