@@ -42,8 +42,10 @@ class MaskedResult(BaseModel):
     mask_fraction: float
     window: int = Field(description="tokens of text per window, or at most in a document")
     packing: Literal["stream", "documents"] = "stream"
-    special_tokens: int | None = Field(
-        default=None, description="tokens ([CLS], [SEP]) around each window or document"
+    special_tokens: int = Field(
+        default=2,
+        description="tokens ([CLS], [SEP]) around each window or document; results from before this "
+        "was recorded had both",
     )
     seed: int
     window_nll: list[float] = Field(
