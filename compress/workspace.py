@@ -103,7 +103,7 @@ class Workspace:
                 self._settle()
             return
         earlier = path.read_text()
-        if earlier != recipe_text:
+        if earlier != recipe_text and _resolved(path) != recipe_text:
             difference = "\n".join(
                 line
                 for line in difflib.unified_diff(
@@ -216,3 +216,13 @@ class Workspace:
             # A crash in the middle of a write leaves half a line: it was never acknowledged.
             write_atomically(self.journal, (whole + newline).decode())
         return [json.loads(line) for line in whole.splitlines() if line.strip()]
+
+
+def _resolved(path: Path) -> str:
+    """A recipe of an earlier version with the defaults of options that have come since."""
+    from compress.recipe import read_recipe
+
+    try:
+        return read_recipe(path).to_yaml()
+    except CompressError:
+        return ""
