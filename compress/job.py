@@ -11,10 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from compress import distributed, memory
 from compress.calibrate.batches import Calibration, calibration_batches
+from compress.checkpoint import fresh
 from compress.data.codebook import load_codebook
 from compress.errors import CompressError
 from compress.evaluation import Evaluator
@@ -73,6 +75,8 @@ class Job:
                 f"{free / 1e9:.2f} GB",
                 "Make room, choose another folder with --out, or lower calibration.samples",
             )
+        if not self.resumed:
+            self.plan.state.check_outer()
         self.digest = self.plan.source.digest or self.plan.state.source.index.digest()
         must = {"model": self.digest}
         if self.recipe.calibration is not None:
@@ -199,7 +203,7 @@ class Job:
                 self.dtype,
                 self.scratch,
                 self.device,
-                self._fits_whole(),
+                *self._proof(),
             )
             self.workspace.append({"event": "verified", **proof})
 
@@ -208,15 +212,22 @@ class Job:
         shaping = {DEPTH, WIDTH, MODULES}
         return "" if any(shaping & set(m.writes) for m in self.recipe.steps) else self.digest
 
-    def _fits_whole(self) -> bool:
-        """Whether loading the result whole stays within the peak that the plan has stated.
+    def _proof(self) -> tuple[bool, bool]:
+        """Whether the proof may load the result whole, and in a process of its own.
 
-        A run that evaluates needs that much anyway; one that only streams must not take more for
-        its last check than for all its work. Small models always fit.
+        Whole: only within the peak that the plan has stated. A run that evaluates needs that much
+        anyway; one that only streams must not take more for its last check than for all its work.
+        Small models always fit. A process of its own, where one is called for, holds what it loads
+        instead of this one, on top of what an interpreter takes; both together have to stay within
+        the memory that the run may use.
         """
         needed = 1.5 * 4 * self.plan.result.parameters
         budget = self.plan.peak_bytes if self.limit is None else self.limit
-        return needed < max(budget - memory.resident(), _ALWAYS_FITS)
+        here = memory.resident()
+        whole = needed < max(budget - here, _ALWAYS_FITS)
+        free = psutil.virtual_memory().available if self.limit is None else self.limit - here
+        fits = fresh.BASE_BYTES + (needed if whole else 0) < free
+        return whole, fits and fresh.needs_fresh_process(self.state.config)
 
     def report(self) -> Any:
         """Evaluate what was written and put everything into the report."""
