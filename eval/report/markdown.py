@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from compress.eval.cost.size import human_bytes
+from compress.eval.report.html import shipped_as
 from compress.eval.report.rows import Row, cost_rows, quality_rows, seconds
 from compress.eval.report.samples import samples_table
 from compress.eval.report.schema import Report
@@ -22,7 +23,8 @@ def plain(value: object) -> str:
 def render_markdown(report: Report) -> str:
     """Return the report as Markdown (GitHub's tables)."""
     run, machine = report.run, report.environment
-    parts = [f"# {plain(report.title)}", f"Model: {plain(run.model)}"]
+    shipped = f" (shipped as {plain(shipped_as(run))})" if run.source_bytes else ""
+    parts = [f"# {plain(report.title)}", f"Model: {plain(run.model)}{shipped}"]
     if report.findings:
         parts += [
             "## Findings",
