@@ -163,9 +163,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Split of a data set.")] = "test",
     subset: Annotated[str | None, typer.Option(help="Configuration of a data set.")] = None,
     window: Annotated[int | None, typer.Option(min=2, help="Tokens a window.")] = None,
-    max_tokens: Annotated[
-        int, typer.Option(min=2, help="Tokens of the text that are used.")
-    ] = 32768,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 32768,
     images: Annotated[
         str | None, typer.Option(help="For a generator of images: digits or mnist.")
     ] = None,
