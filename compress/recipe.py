@@ -218,6 +218,11 @@ for _tag, _pattern in _NUMBERS.items():
     _Loader.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), list("-+.0123456789"))
 
 
+def load_yaml(text: str) -> Any:
+    """Plain data of a recipe's text. Raises yaml.YAMLError."""
+    return yaml.load(text, _Loader)
+
+
 def read_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe by path or by the name of a shipped one, with ``key.path=value`` overrides.
 
@@ -226,7 +231,7 @@ def read_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
     """
     path = find_recipe(name)
     try:
-        data = yaml.load(path.read_text(), _Loader)
+        data = load_yaml(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CompressError("a YAML file", f"{path}: {error}") from None
     for override in overrides or []:
