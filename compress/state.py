@@ -7,13 +7,14 @@ stay in the source checkpoint, and dropping a block is dropping an entry of a li
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -122,7 +123,7 @@ class ModelState:
         if isinstance(place, SourceBlock):
             names = [n for n in self.source.names() if n.startswith(place.prefix)]
             return {n.removeprefix(place.prefix): _widened(self.source.get(n)) for n in names}
-        with safe_open(place, framework="pt", backend="pread") as file:
+        with opened_block(place) as file:
             return {n: _widened(file.get_tensor(n)) for n in file.keys()}  # noqa: SIM118
 
 
@@ -253,6 +254,29 @@ def _renamings(model: nn.Module) -> list[Any]:
 
     mapping = get_model_conversion_mapping(model)
     return [step for step in mapping if isinstance(step, WeightRenaming)]
+
+
+@contextmanager
+def opened_block(path: Path) -> Iterator[Any]:
+    """A small file of a run, open to read tensors one at a time.
+
+    Raises:
+        CompressError: the file is gone or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt", backend="pread") as file:
+            yield file
+    except (FileNotFoundError, SafetensorError) as error:
+        raise CompressError(
+            f"the finished block in {path}", str(error),
+            "Something has removed or changed it; the same command makes it again",
+        ) from error  # fmt: skip
+
+
+def read_block(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a small file of a run."""
+    with opened_block(path) as file:
+        return {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:
