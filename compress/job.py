@@ -19,6 +19,7 @@ from compress.data.codebook import load_codebook
 from compress.errors import CompressError
 from compress.evaluation import Evaluator
 from compress.export import check_export, export, export_masks
+from compress.intake import reason
 from compress.methods.base import DEPTH, MODULES, WIDTH
 from compress.models.source import load_tokenizer
 from compress.models.stream import StreamedModel
@@ -231,9 +232,11 @@ def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        if device.type == "meta":
+            raise ValueError("tensors without values")
+    except (RuntimeError, AssertionError, ImportError, ValueError) as error:
         raise CompressError(
-            "a device that torch can use here (auto, cpu, cuda:N)", f"{name!r}: {error}",
+            "a device that torch can use here (auto, cpu, cuda:N)", f"{name!r} ({reason(error)})",
             "Set device: auto",
         ) from None  # fmt: skip
     return device

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class Workspace:
         self.folder = folder
         self.events: list[dict[str, Any]] = []
         self._lock: int | None = None
+        self._chosen: dict[str, Any] = {}  # kept values of a run that has not claimed its folder
 
     @property
     def work(self) -> Path:
@@ -97,6 +99,8 @@ class Workspace:
         path = self.folder / "recipe.yaml"
         if not path.exists():
             write_atomically(path, recipe_text)
+            if self._chosen:
+                self._settle()
             return
         earlier = path.read_text()
         if earlier != recipe_text:
@@ -118,6 +122,27 @@ class Workspace:
                 "Choose another folder with --out, or undo the change",
             )
 
+    def keep(self, name: str, choose: Callable[[], Any]) -> Any:
+        """A value that is chosen at a run's first start and taken over by all later ones.
+
+        For what ``auto`` resolves to: a run that goes on on another kind of machine must not
+        change its mind half way. Recorded in lock.json (``kept``) as soon as the folder belongs to
+        the recipe; a recipe that is refused before leaves nothing behind.
+
+        Args:
+            name: of the value, unique in a run.
+            choose: called where none is recorded; returns something JSON-able.
+
+        Returns:
+            The recorded value, as JSON gives it back.
+        """
+        kept = {**self._locked().get("kept", {}), **self._chosen}
+        if name not in kept:
+            self._chosen[name] = kept[name] = json.loads(json.dumps(choose()))
+            if self.claimed:
+                self._settle()
+        return kept[name]
+
     def pin(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Write what the run depends on to lock.json, or check it on resuming.
 
@@ -127,11 +152,10 @@ class Workspace:
         Returns:
             Differences in ``may``, {name: [then, now]}.
         """
-        path = self.folder / "lock.json"
-        if not path.exists():
-            write_atomically(path, json.dumps(facts, indent=2, sort_keys=True))
+        earlier = self._locked()
+        if "must" not in earlier:
+            self._settle(facts)
             return {}
-        earlier = json.loads(path.read_text())
         for name, value in facts["must"].items():
             if earlier["must"].get(name) != value:
                 raise CompressError(
@@ -141,6 +165,23 @@ class Workspace:
                 )
         old, new = earlier.get("may", {}), facts["may"]
         return {k: [old.get(k), v] for k, v in new.items() if old.get(k) != v}
+
+    def _locked(self) -> dict[str, Any]:
+        """What lock.json says; nothing where the folder is no recipe's yet."""
+        path = self.folder / "lock.json"
+        if not self.claimed or not path.exists():
+            return {}
+        return json.loads(path.read_text())
+
+    def _settle(self, facts: dict[str, Any] | None = None) -> None:
+        """Write lock.json anew with the facts and the values chosen so far."""
+        if self._lock is None:
+            return  # a process that only follows reads what the one that holds the folder writes
+        locked = {**self._locked(), **(facts or {})}
+        if kept := {**locked.get("kept", {}), **self._chosen}:
+            locked["kept"] = kept
+        write_atomically(self.folder / "lock.json", json.dumps(locked, indent=2, sort_keys=True))
+        self._chosen = {}
 
     def read(self) -> None:
         """Take over what the process that holds the lock has put into the journal."""

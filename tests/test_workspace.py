@@ -106,6 +106,7 @@ def test_another_recipe_is_refused_with_the_difference(tmp_path):
 def test_pinned_facts(tmp_path):
     facts = {"must": {"model": "abc"}, "may": {"torch": "1"}, "seed": 0}
     with Workspace(tmp_path) as workspace:
+        workspace.claim("seed: 1\n")
         assert workspace.pin(facts) == {}
         assert workspace.pin(facts) == {}
         newer = {**facts, "may": {"torch": "2", "extra": None}}
@@ -113,6 +114,26 @@ def test_pinned_facts(tmp_path):
         with pytest.raises(CompressError, match="the same model.*'xyz' instead of 'abc'"):
             workspace.pin({**facts, "must": {"model": "xyz"}})
     assert json.loads((tmp_path / "lock.json").read_text()) == facts
+
+
+def test_kept_values_are_chosen_once(tmp_path):
+    facts = {"must": {"model": "abc"}, "may": {}, "seed": 0}
+    with Workspace(tmp_path) as workspace:
+        assert workspace.keep("compute", lambda: "bfloat16") == "bfloat16"
+        assert not (tmp_path / "lock.json").exists()  # the recipe may yet be refused
+        workspace.claim("seed: 1\n")
+        assert workspace.keep("precision", lambda: "float32") == "float32"
+        workspace.pin(facts)
+    with Workspace(tmp_path) as workspace:
+        assert workspace.keep("compute", lambda: "float32") == "bfloat16"
+        assert workspace.keep("precision", lambda: "bfloat16") == "float32"
+        assert workspace.pin(facts) == {}
+    kept = {"compute": "bfloat16", "precision": "float32"}
+    assert json.loads((tmp_path / "lock.json").read_text()) == {**facts, "kept": kept}
+    follower = Workspace(tmp_path)
+    assert follower.keep("compute", lambda: "float32") == "bfloat16"
+    assert follower.keep("other", lambda: 1) == 1
+    assert "other" not in (tmp_path / "lock.json").read_text()
 
 
 def test_write_is_all_or_nothing(tmp_path, monkeypatch):

@@ -41,10 +41,7 @@ CASES = {
 
 def prefill_macs(model: torch.nn.Module, tokens: int) -> int:
     """Multiply-accumulates of one causal forward of ``tokens`` tokens with the last logits only."""
-    macs = macs_per_token(model, context=tokens)
-    linear = macs.per_token - macs.per_token_and_position * tokens - macs.head
-    visible = tokens * (tokens + 1) // 2
-    return tokens * linear + macs.head + macs.per_token_and_position * visible
+    return macs_per_token(model, context=tokens).forward(tokens, logits=1, causal=True)
 
 
 def main() -> None:
