@@ -122,12 +122,7 @@ def plan(
     _check_order(recipe.steps)
     steps = []
     for number, method in enumerate(recipe.steps):
-        where = f"steps.{number} ({method.name})"
-        try:
-            method.check(streamed.anatomy, outline)
-            after = method.predict(outline)
-        except CompressError as error:
-            raise error.within(where) from None
+        after = _passed(number, method, streamed.anatomy, outline)
         macs = forecast.work(method, outline, recipe.calibration)
         peak = resident() + forecast.peak_bytes(method, outline, recipe.calibration)
         steps.append(
@@ -183,11 +178,35 @@ def check_steps(steps: tuple[Method, ...], streamed: StreamedModel, has_calibrat
     _check_order(steps)
     outline = outline_of(streamed.model, streamed.anatomy, 32)
     for number, method in enumerate(steps):
-        try:
-            method.check(streamed.anatomy, outline)
-            outline = method.predict(outline)
-        except CompressError as error:
-            raise error.within(f"steps.{number} ({method.name})") from None
+        outline = _passed(number, method, streamed.anatomy, outline)
+
+
+def _passed(number: int, method: Method, anatomy: Anatomy, outline: Outline) -> Outline:
+    """The outline behind a step: the one check of recipes and live models."""
+    try:
+        _check_rounded(method, outline)
+        method.check(anatomy, outline)
+        return method.predict(outline)
+    except CompressError as error:
+        raise error.within(f"steps.{number} ({method.name})") from None
+
+
+def _check_rounded(method: Method, outline: Outline) -> None:
+    """Refuse to change weights that were rounded before the first step."""
+    reasons = [why for made, touched, why in _CONFLICTS
+               if made == PRECISION and touched in method.writes]  # fmt: skip
+    if not reasons or PRECISION in method.writes:
+        return  # a quantiser looks at each layer itself
+    for block in outline.blocks:
+        for site in block.anatomy.sites:
+            for name in method.targets(block.anatomy, site):
+                if block.linears[name].quantized:
+                    raise CompressError(
+                        "layers in floating point",
+                        f"{block.anatomy.path}.{name}, which is quantised: {method.name} "
+                        f"{reasons[0]}",
+                        "Start from the model before it was quantised",
+                    )
 
 
 def _check_needs(steps: tuple[Method, ...], has_calibration: bool) -> None:
