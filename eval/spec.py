@@ -35,6 +35,25 @@ class MaskedSpec(BaseModel):
     seed: int = 0
 
 
+class ToleranceSpec(BaseModel):
+    """What a user of the model would put up with; the report's verdicts hold intervals against it.
+
+    A change is within the tolerance when its whole 95 % interval is, outside when none of it is.
+    """
+
+    model_config = _FROZEN
+
+    perplexity: float = Field(
+        default=0.05, ge=0, description="of perplexities and other losses, as a share: 0.05 is 5 %"
+    )
+    accuracy: float = Field(
+        default=0.01, ge=0, lt=1, description="of accuracies, absolute: 0.01 is one point"
+    )
+    speed: float = Field(
+        default=0.05, ge=0, lt=1, description="of latency: a smaller change is not called one"
+    )
+
+
 class EvaluationSpec(BaseModel):
     """What to measure: perplexity of causal models, masked scores of masked ones, and of masked
     generators (models with ``masked_generation`` in their config) their likelihood and samples.
@@ -60,14 +79,20 @@ class EvaluationSpec(BaseModel):
     )
     packing: Literal["stream", "documents"] = Field(
         default="stream",
-        description="masked generators of text: windows of one stream, or a document a sequence "
-        "with the tokenizer's special tokens around it",
+        description="masked models of text: windows of one stream, or a document a sequence, cut "
+        "to the window",
+    )
+    special_tokens: bool = Field(
+        default=True,
+        description="put around each window what the tokenizer adds by itself (BOS in front for "
+        "causal models, [CLS] and [SEP] for masked ones; never predicted nor masked), or what a "
+        "masked generator's description says",
     )
     window: int | None = Field(
         default=None,
         ge=2,
-        description="tokens per window; default 1024 (causal) or 128 (masked), less for a model "
-        "with fewer positions",
+        description="tokens of text per window; default 1024 (causal) or 128 (masked), less for a "
+        "model with fewer positions",
     )
     stride: int | None = Field(default=None, ge=1, description="default: the window, no overlap")
     max_tokens: int | None = Field(default=32768, ge=2, description="use the head of the text")
@@ -81,6 +106,7 @@ class EvaluationSpec(BaseModel):
     latency: bool | LatencySpec = Field(
         default=True, description="paired timing; needs the original model beside it"
     )
+    tolerance: ToleranceSpec = ToleranceSpec()
     memory: bool = Field(default=True, description="peak memory in a fresh process; needs a folder")
     context: int | None = Field(
         default=None,
