@@ -31,6 +31,7 @@ from compress.models.source_load import read_config
 from compress.models.stream import StreamedModel
 from compress.models.tensors import file_sha256
 from compress.planner import Plan
+from compress.precision import calibration_dtype
 from compress.progress import Progress
 from compress.recipe import parse_size
 from compress.sink import JournalSink
@@ -59,6 +60,8 @@ class Job:
         self.limit, self.progress, self.command = max_memory, progress, command
         self.device = device_of(self.recipe.device)
         self.data_root = data_root
+        # A run that goes on elsewhere must not change its mind; the first versions knew one type.
+        self.compute = workspace.keep("compute", self._compute, begun="float32")
         if self.recipe.output.dtype is not None:
             self.dtype = getattr(torch, self.recipe.output.dtype)
         else:
@@ -104,6 +107,10 @@ class Job:
         for told in rewind_damaged(self.workspace):
             self.progress.say(f"note: {told}")
         self.scratch.mkdir(parents=True, exist_ok=True)
+
+    def _compute(self) -> str:
+        chosen = calibration_dtype(self.recipe.compute, self.device)
+        return str(chosen).removeprefix("torch.")
 
     def _beside_weights(self) -> dict[str, str]:
         """Digests of the other files that decide what the result is."""
@@ -194,6 +201,7 @@ class Job:
             labels=self.calibration.labels if self.calibration else None,
             folder=sink.folder / "training",
             seed=self.recipe.seed,
+            compute=getattr(torch, self.compute),
             storage_dtype=self.dtype,
             sink=sink,
             guard=lambda: memory.check_limit(self.limit),

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from compress.calibrate.activations import Activations
+from compress.calibrate.casting import computing
 from compress.models.anatomy import ATTENTION_OUT, DOWN, OTHER, UP, BlockAnatomy, Site
 
 _VALUE = object()  # marks, in a template, the place of the stored tensor
@@ -103,6 +104,7 @@ class BlockReplay:
         device: where the block lives.
         learned: what earlier blocks showed about their cores; shared by the blocks of one model so
             that only the first pays for the look.
+        dtype: of matrix products; see :func:`compress.calibrate.casting.computing`.
     """
 
     def __init__(
@@ -114,9 +116,11 @@ class BlockReplay:
         scratch: Path,
         device: torch.device | str = "cpu",
         learned: dict[str, _Core | None] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.block, self.anatomy, self.inputs, self.calls = block, anatomy, inputs, calls
         self.scratch, self.device = scratch, torch.device(device)
+        self.dtype = dtype
         self._learned = {} if learned is None else learned
         self._cuts: dict[str, _Cut] = {}
         self._batch = 0
@@ -126,7 +130,7 @@ class BlockReplay:
         inputs = Activations(self.inputs.path, shapes=self.inputs.shapes[:count])
         return BlockReplay(
             self.block, self.anatomy, inputs, self.calls[:count], self.scratch, self.device,
-            self._learned,
+            self._learned, self.dtype,
         )  # fmt: skip
 
     def visit(self, site: Site, observe: Callable[[str, torch.Tensor], None]) -> None:
@@ -144,7 +148,7 @@ class BlockReplay:
             cut.inputs = Activations(self._file(site.kind, "inputs"))
 
         def reached(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            observe(site.linears[0], self._tokens(args[0]))
+            self._show(observe, site.linears[0], args[0])
             if cut is not None:
                 cut.inputs.write(self._batch, args[0])
             raise _Reached
@@ -189,7 +193,7 @@ class BlockReplay:
 
     def _run(self) -> Iterator[torch.Tensor]:
         """Forward every batch from the latest cut; yields outputs of batches that reach the end."""
-        with torch.no_grad(), ExitStack() as stack:
+        with torch.no_grad(), computing(self.block, self.dtype), ExitStack() as stack:
             for cut in self._cuts.values():
                 if cut.outputs is not None or cut.inputs is not None:
                     stack.enter_context(self._resumed(cut))
@@ -298,14 +302,19 @@ class BlockReplay:
         with ExitStack() as stack:
             for name in site.linears:
                 hook = self.block.get_submodule(name).register_forward_pre_hook(
-                    lambda _m, args, name=name: observe(name, self._tokens(args[0]))
+                    lambda _m, args, name=name: self._show(observe, name, args[0])
                 )
                 stack.callback(hook.remove)
             for _ in self._run():
                 pass
 
-    def _tokens(self, values: torch.Tensor) -> torch.Tensor:
-        return self.calls[self._batch].tokens(values)
+    def _show(
+        self, observe: Callable[[str, torch.Tensor], None], name: str, inputs: torch.Tensor
+    ) -> None:
+        """Report a linear's inputs as its product sees them; no type is imposed on statistics."""
+        inputs = self.calls[self._batch].tokens(inputs)
+        with torch.autocast(inputs.device.type, enabled=False):
+            observe(name, inputs.to(self.dtype))
 
     def _file(self, kind: str, what: str) -> Path:
         return self.scratch / f"{kind}-{what}.bin"

@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.errors import CompressError
+from compress.precision import fast_bfloat16
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -85,24 +86,19 @@ def learning_rate(options: TrainingOptions, step: int) -> float:
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """The dtype of matrix products on a device.
 
-    ``auto`` is bfloat16 on GPUs and CPUs with units for it, float16 on older GPUs, else float32: a
-    CPU without such units is many times slower in 16 bits.
+    ``auto`` is bfloat16 where a measurement of the machine shows that it is faster (a CPU without
+    units for it is many times slower), float16 on older GPUs, else float32.
 
     Raises:
         CompressError: float16 on a CPU, whose small gradients would vanish.
     """
     if precision == "auto":
-        if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
-        if device.type == "cpu" and _cpu_has_bfloat16():
+        if fast_bfloat16(device):
             return torch.bfloat16
-        return torch.float32
+        old = device.type == "cuda" and not torch.cuda.is_bf16_supported(False)
+        return torch.float16 if old else torch.float32
     if precision == "float16" and device.type != "cuda":
         raise CompressError(
             "a GPU for training in float16", f"the device {device}", "Set precision: auto"
         )
     return getattr(torch, precision)
-
-
-def _cpu_has_bfloat16() -> bool:
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
