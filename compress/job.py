@@ -24,14 +24,13 @@ from compress.errors import CompressError
 from compress.evaluation import Evaluator
 from compress.export import check_export, companions, export, export_masks
 from compress.intact import digests, model_digests, rewind_damaged
-from compress.intake import reason
 from compress.methods.base import DEPTH, MODULES, WIDTH
 from compress.models.source import load_tokenizer
 from compress.models.source_load import read_config
 from compress.models.stream import StreamedModel
 from compress.models.tensors import file_sha256
 from compress.planner import Plan
-from compress.precision import calibration_dtype
+from compress.precision import calibration_dtype, device_of
 from compress.progress import Progress
 from compress.recipe import parse_size
 from compress.sink import JournalSink
@@ -152,6 +151,7 @@ class Job:
             self.evaluator.before()
 
     def compress(self) -> None:
+        memory.map_large_blocks()
         for number, method in enumerate(self.recipe.steps):
             self._step(number, method)
 
@@ -261,23 +261,6 @@ class Job:
         if self.evaluator is None:
             return None
         return self.evaluator.report(self.calibration, self.command)
-
-
-def device_of(name: str) -> torch.device:
-    """The device that a recipe names; auto takes CUDA where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-        if device.type == "meta":
-            raise ValueError("tensors without values")
-    except (RuntimeError, AssertionError, ImportError, ValueError) as error:
-        raise CompressError(
-            "a device that torch can use here (auto, cpu, cuda:N)", f"{name!r} ({reason(error)})",
-            "Set device: auto",
-        ) from None  # fmt: skip
-    return device
 
 
 def _digest(value: Any) -> str:

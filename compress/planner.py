@@ -22,6 +22,7 @@ from compress.models.source import Source, load_config, resolve
 from compress.models.stream import StreamedModel
 from compress.models.tensors import TensorIndex
 from compress.outline import Outline, outline_of
+from compress.precision import calibration_dtype, device_of
 from compress.recipe import Recipe, split_evaluation
 from compress.state import ModelState
 
@@ -120,14 +121,15 @@ def plan(
     original = outline
     _check_needs(recipe.steps, recipe.calibration is not None)
     _check_order(recipe.steps)
-    steps = []
+    device = device_of(recipe.device)
+    compute = calibration_dtype(recipe.compute, device)
+    steps, base = [], resident()
     for number, method in enumerate(recipe.steps):
         after = _passed(number, method, streamed.anatomy, outline)
-        macs = forecast.work(method, outline, recipe.calibration)
-        peak = resident() + forecast.peak_bytes(method, outline, recipe.calibration)
-        steps.append(
-            PlannedStep(method, outline, after, macs, peak, forecast.seconds(macs, outline))
-        )
+        work = forecast.work(method, outline, recipe.calibration)
+        peak = base + forecast.peak_bytes(method, outline, recipe.calibration, compute)
+        seconds = work.seconds(outline, compute, method.learning_dtype(device))
+        steps.append(PlannedStep(method, outline, after, work.macs, peak, seconds))
         outline = after
     made = Plan(
         recipe, source, state, streamed.anatomy, tuple(steps), original,

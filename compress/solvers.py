@@ -62,6 +62,20 @@ def sweep(
     return current.t().contiguous()
 
 
+def sweep_bytes(shapes: list[tuple[int, int]], copies: int) -> int:
+    """Memory that a sweep over matrices (out, in) of one input takes beyond them and their Gram
+    matrix: its copies and factors while it is inverted, then ``copies`` of the matrices."""
+    width, rows = shapes[0][1], sum(out for out, _ in shapes)
+    return 4 * max(6 * width**2, 3 * width**2 + copies * rows * width)
+
+
+def sweep_work(shapes: list[tuple[int, int]]) -> float:
+    """Time of factor and sweep, as multiply-accumulates of a matrix product."""
+    width, rows = shapes[0][1], sum(out for out, _ in shapes)
+    # Factors run at half the speed of products; updates inside a block at that of memory.
+    return 2 * width**3 + rows * width * (width / 2 + 2000)
+
+
 class Pruning:
     """SparseGPT's rounding: zeroes columns of several stacked matrices.
 

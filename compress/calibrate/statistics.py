@@ -58,7 +58,9 @@ class InputStatistics:
         """X^T X, symmetric [width, width] (not divided by the count)."""
         if self._gram is None:
             raise ValueError("these statistics were collected without the Gram matrix")
-        return torch.triu(self._gram) + torch.triu(self._gram, 1).t()
+        whole = torch.triu(self._gram)
+        whole += torch.triu(self._gram, 1).t()
+        return whole
 
     @property
     def norm(self) -> torch.Tensor:

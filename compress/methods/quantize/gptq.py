@@ -14,7 +14,7 @@ from compress.methods.quantize.options import QuantizeMethod
 from compress.models.anatomy import Site
 from compress.models.linears import is_sparse
 from compress.quantization import QuantScheme
-from compress.solvers import sweep
+from compress.solvers import sweep, sweep_bytes, sweep_work
 
 
 class GPTQ(QuantizeMethod):
@@ -45,6 +45,12 @@ class GPTQ(QuantizeMethod):
 
     def statistic(self, site: Site) -> str:
         return GRAM
+
+    def solving_bytes(self, shapes: list[tuple[int, int]], gram: bool) -> int:
+        return sweep_bytes(shapes, copies=6)
+
+    def solving_work(self, shapes: list[tuple[int, int]]) -> float:
+        return sweep_work(shapes)
 
     def solve(self, work: SiteWork) -> None:
         for paths, statistics in work.groups():

@@ -29,7 +29,7 @@ from compress.models.anatomy import Anatomy, Site
 from compress.outline import Outline
 from compress.train.language import DistillationOptions
 from compress.train.moment import derive_seed
-from compress.train.options import TrainingOptions
+from compress.train.options import TrainingOptions, compute_dtype
 
 _MOST_CANDIDATES = 70  # 4:8, the largest pattern of the literature
 _DAMPING = 1e-3
@@ -226,6 +226,11 @@ class MaskLLM(ZeroingMethod):
         whole = (self._whole, self._tuned_whole)
         by_model = sum(round(o.steps * o.batch * length * passes) for o in whole if o is not None)
         return by_block, by_model
+
+    def learning_dtype(self, device: torch.device) -> torch.dtype:
+        options = (self._whole, self.training, self._tuned_whole, self.tuning)
+        precision = next((o.precision for o in options if o is not None), "float32")
+        return compute_dtype(precision, device)
 
     def learning_bytes(self, weights: int) -> int:
         logits = weights * self.parsed.candidates // self.parsed.m

@@ -13,7 +13,7 @@ from compress.methods.base import SiteWork
 from compress.methods.sparsity.pattern import SparsityMethod
 from compress.models.anatomy import Site
 from compress.models.linears import is_sparse
-from compress.solvers import Pruning, sweep
+from compress.solvers import Pruning, sweep, sweep_bytes, sweep_work
 
 
 class SparseGPT(SparsityMethod):
@@ -32,6 +32,12 @@ class SparseGPT(SparsityMethod):
 
     def statistic(self, site: Site) -> str:
         return GRAM
+
+    def solving_bytes(self, shapes: list[tuple[int, int]], gram: bool) -> int:
+        return sweep_bytes(shapes, copies=4)
+
+    def solving_work(self, shapes: list[tuple[int, int]]) -> float:
+        return sweep_work(shapes)
 
     def solve(self, work: SiteWork) -> None:
         for names, statistics in work.groups():

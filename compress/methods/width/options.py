@@ -236,6 +236,14 @@ class WidthMethod(Method):
             self._largest_share(share),
         )  # fmt: skip
 
+    def solving_bytes(self, shapes: list[tuple[int, int]], gram: bool) -> int:
+        ((out, width),) = shapes
+        # Inverse, its copies and the refit in float64.
+        return (32 if gram else 0) * width**2 + 16 * out * width
+
+    def solving_work(self, shapes: list[tuple[int, int]]) -> float:
+        return sum(8 * width**3 + 4 * out * width**2 for out, width in shapes)
+
     def solve(self, work: SiteWork) -> None:
         (name,) = work.names
         anatomy = work.anatomy
