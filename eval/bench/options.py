@@ -47,7 +47,7 @@ def publish(
     arguments: argparse.Namespace, work: Path, rows: Iterable[Row], topic: str = "spine"
 ) -> None:
     """Print rows and merge them into the results file of a topic."""
-    rows = list(rows)
+    rows = [as_typed(row, arguments) for row in rows]
     path = arguments.results or (
         work / "smoke.json" if arguments.smoke else RESULTS / f"{topic}.json"
     )
@@ -58,6 +58,17 @@ def publish(
         print(
             "note    a smoke run shows that the benchmark runs; its figures say nothing of the bars"
         )
+
+
+def as_typed(row: Row, arguments: argparse.Namespace) -> Row:
+    """The row with ``--data-root DIR`` in its command, where local copies of data were given.
+
+    A local copy may be a part of what the hub has: a figure says what it was measured on.
+    """
+    option = "--data-root"
+    if getattr(arguments, "data_root", None) is None or option in row.command:
+        return row
+    return row.model_copy(update={"command": f"{row.command} {option} DIR"})
 
 
 def entry(main: Callable[[], None]) -> None:

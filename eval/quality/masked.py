@@ -44,8 +44,8 @@ class MaskedResult(BaseModel):
     packing: Literal["stream", "documents"] = "stream"
     special_tokens: int = Field(
         default=2,
-        description="tokens ([CLS], [SEP]) around each window or document; results from before this "
-        "was recorded had both",
+        description="tokens ([CLS], [SEP]) around each window or document; older results, which do "
+        "not say, had both",
     )
     seed: int
     window_nll: list[float] = Field(
