@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from compress import cli_errors
 from compress.errors import CompressError
+from compress.intake import printable, user_path
 
 app = typer.Typer(
     name="compress",
@@ -45,6 +47,20 @@ TrustOption = Annotated[
 ]
 
 
+@app.callback()
+def options(
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where in the code an error came from.")
+    ] = False,
+) -> None:
+    """Make a trained transformer smaller and tell what that cost."""
+    global _show_traceback
+    _show_traceback = traceback
+
+
+_show_traceback = False
+
+
 @app.command()
 def run(
     recipe: RecipeArgument,
@@ -65,13 +81,13 @@ def run(
 
     follows = distributed.launched().rank > 0
     parsed = read_recipe(recipe, overrides)
-    folder = out or Path("runs") / parsed.name
+    folder = _default_folder(parsed.name) if out is None else user_path(out, "a folder as --out")
     with Progress(quiet or follows) as progress:
         result = carry_out(
             parsed,
             folder,
             data_root=data_root,
-            max_memory=parse_size(max_memory) if max_memory else None,
+            max_memory=parse_size(max_memory) if max_memory is not None else None,
             cache_dir=cache_dir,
             progress=progress,
             command="compress " + " ".join(sys.argv[1:]),
@@ -102,7 +118,7 @@ def plan(
 
     made = make_plan(
         read_recipe(recipe, overrides),
-        max_memory=parse_size(max_memory) if max_memory else None,
+        max_memory=parse_size(max_memory) if max_memory is not None else None,
         cache_dir=cache_dir,
     )
     rows = describe(made)
@@ -146,8 +162,8 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option(help="Split of a data set.")] = "test",
     subset: Annotated[str | None, typer.Option(help="Configuration of a data set.")] = None,
-    window: Annotated[int | None, typer.Option(help="Tokens a window.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of the text that are used.")] = 32768,
+    window: Annotated[int | None, typer.Option(min=2, help="Tokens a window.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 32768,
     documents: Annotated[
         bool, typer.Option("--documents", help="Masked models: a document a sequence, no windows.")
     ] = False,
@@ -158,10 +174,11 @@ def evaluate(
         str | None, typer.Option(help="For a generator of images: digits or mnist.")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(help="A masked generator's samples, at each number of steps.")
+        int | None,
+        typer.Option(min=1, help="A masked generator's samples, at each number of steps."),
     ] = None,
     tasks: Annotated[str, typer.Option(help="lm-eval tasks, comma separated.")] = "",
-    limit: Annotated[int | None, typer.Option(help="Documents a task.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents a task.")] = None,
     against: Annotated[
         str | None, typer.Option(help="The original: latency is then measured in pairs.")
     ] = None,
@@ -272,6 +289,17 @@ def recipes() -> None:
     print_recipes()
 
 
+def _default_folder(name: str) -> Path:
+    """The folder below runs/ that a recipe's name stands for."""
+    parts = Path(name).parts
+    if Path(name).is_absolute() or ".." in parts or not parts or printable(name) != name:
+        raise CompressError(
+            "a name in the recipe that a folder below runs/ can have", repr(name),
+            "Change the name, or say where with --out",
+        )  # fmt: skip
+    return user_path(Path("runs") / name, "a recipe's name that can be a folder's")
+
+
 def _size(count: float) -> str:
     for unit in ("B", "kB", "MB"):
         if count < 1000:
@@ -285,11 +313,15 @@ def main(arguments: list[str] | None = None) -> Any:
     # Libraries underneath draw bars of their own; ours tell what matters.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names in letters that the terminal does not have
+            stream.reconfigure(errors="backslashreplace")
     try:
         return app(args=arguments)
-    except CompressError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        if _show_traceback:
+            raise
+        sys.exit(cli_errors.report(error))
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

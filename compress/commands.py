@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import CompressError
+from compress.intake import printable
 from compress.tables import print_table
 
 
@@ -167,7 +168,9 @@ def print_anatomy(
     if as_json:
         print(json.dumps(found))
         return
-    print(f"{found['origin']}: {found['class']} ({found['model_type']}, {found['family']})")
+    print(
+        f"{printable(found['origin'])}: {found['class']} ({found['model_type']}, {found['family']})"
+    )
     print(
         f"{found['parameters']:,} parameters, {found['outer_parameters']:,} outside blocks; "
         f"{found['bytes'] / 1e6:,.1f} MB; {found['macs_per_token'] / 1e6:,.1f} M MACs a token"

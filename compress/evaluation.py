@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -73,16 +74,44 @@ class Evaluator:
     def before(self) -> EvaluationResult:
         """Evaluate the original, or read what an earlier start of this run found."""
         path = self.workspace.folder / "evaluation-before.json"
-        if path.exists():
-            with suppress(ValueError):
-                return EvaluationResult.model_validate_json(path.read_text())
+        found = self._kept(path)
+        if found is not None:
+            return found
         self.progress.say("evaluating the original")
         model = self._load(self.plan.source.folder)
         result = self._evaluate(model, self.plan.source.folder, None)
         del model
         memory.give_back()
-        write_atomically(path, result.model_dump_json())
+        text = result.model_dump_json()
+        kept = {"of": self._measured(), "sha256": _sha(text), "result": json.loads(text)}
+        write_atomically(path, json.dumps(kept, indent=1) + "\n")
         return result
+
+    def _kept(self, path: Path) -> EvaluationResult | None:
+        """What an earlier start found, where it measured the same and the file is as it wrote it.
+
+        A file of an earlier version is the result alone; it is taken while the recipe stays as it
+        was.
+        """
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if "sha256" not in kept:
+                mended = self.workspace.find(event="mended")
+                return None if mended else EvaluationResult.model_validate(kept)
+            result = EvaluationResult.model_validate(kept["result"])
+            same = kept["sha256"] == _sha(result.model_dump_json())
+            return result if same and kept["of"] == self._measured() else None
+        return None
+
+    def _measured(self) -> dict[str, Any]:
+        """What decides the original's result, as far as the recipe and the texts do."""
+        recipe = self.plan.recipe
+        return {
+            "evaluation": json.loads(json.dumps(recipe.evaluation, sort_keys=True)),
+            "tokens": self.digest,
+            "model": self.workspace.locked("model"),
+            "config.json": self.workspace.locked("config.json"),
+        }
 
     def report(self, calibration: Calibration | None, command: str | None) -> Any:
         """Evaluate the result, write the report, return it."""
@@ -154,10 +183,9 @@ class Evaluator:
 
         started = self.workspace.find(event="started")[0]["at"]
         begun = datetime.fromisoformat(started)
-        lock = json.loads((self.workspace.folder / "lock.json").read_text())
         return RunInfo(
             model=self.plan.source.origin,
-            model_sha256=lock["must"]["model"],
+            model_sha256=self.workspace.locked("model"),
             recipe_name=self.plan.recipe.name,
             recipe=self.plan.recipe.dump(),
             command=command,
@@ -218,3 +246,7 @@ class Evaluator:
                 )
             )
         return tuple(entries)
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

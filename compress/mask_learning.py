@@ -25,7 +25,7 @@ class MaskSchedule:
     """How masks are drawn from the start of training to its end.
 
     Attributes:
-        kappa, tau: see :func:`compress.learned_masks.soft_mask`; linear in the steps.
+        kappa, tau: see :func:`compress.soft_masks.masked_weight`; linear in the steps.
         regularization: reward for the squared norm of the kept weights, falling to 0 linearly.
     """
 
@@ -44,7 +44,7 @@ class MaskSchedule:
         """The term that is subtracted from the loss (eq. 8)."""
         if not self.regularization:
             return 0.0
-        norms = sum(linear.hold().square().sum() for linear in linears.values())
+        norms = sum(linear.held().float().square().sum() for linear in linears.values())
         return self.regularization * (1 - moment.progress) * norms
 
 

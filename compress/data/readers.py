@@ -6,15 +6,20 @@ import ast
 import csv
 import glob
 import importlib.util
-import json
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from compress.data.catalog import SUFFIXES, Local
 from compress.errors import CompressError, did_you_mean
+from compress.intake import parse_json, regular_file, user_path
+
+_COPIES = 3  # of a file's text at the same time: as read, as documents, joined
+_EXPECTED = "a file, a pattern of files or the id of a data set"
 
 TEXT, CHAT = "text", "messages"  # the usual columns of texts and of conversations
 Chat = list[dict[str, Any]]
@@ -23,14 +28,16 @@ Chat = list[dict[str, Any]]
 def is_file_source(source: str) -> bool:
     """Whether a source names a file or a pattern of files, and not a hub data set."""
     known = source.lower().endswith((*SUFFIXES, ".raw", ".md", ".rst"))
-    return known or any(c in source for c in "*?[") or Path(source).expanduser().is_file()
+    return known or any(c in source for c in "*?[") or user_path(source, _EXPECTED).is_file()
 
 
 def expand(source: str) -> list[Path]:
     """The files that a path or pattern names, sorted; a CompressError if there are none."""
-    path = Path(source).expanduser()
+    path = user_path(source, _EXPECTED)
     if path.is_file():
         return [path]
+    if not any(c in source for c in "*?["):
+        regular_file(path, "a text file")  # says what stands in its way: nothing, a FIFO, a folder
     found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
     if not found:
         raise CompressError("a text file or a pattern that matches some", repr(source),
@@ -50,15 +57,18 @@ def read_documents(
         keep_blank: give "" for rows without a text, which are left out otherwise.
 
     Raises:
-        CompressError: a file that does not parse, or rows without a text in the field.
+        CompressError: a file that does not parse or is larger than memory, or rows without a text
+            in the field.
     """
+    regular_file(path, "a text file")
+    _check_size(path)
     suffix = path.suffix.lower()
     try:
         if suffix == ".jsonl":
             with path.open(encoding="utf-8") as file:
                 return list(texts_of(_json_lines(file), field, path.name, keep_blank))
         if suffix == ".json":
-            rows = _rows(json.loads(path.read_text(encoding="utf-8")))
+            rows = _rows(parse_json(path.read_text(encoding="utf-8")))
             return list(texts_of(rows, field, path.name, keep_blank))
         if suffix == ".parquet":
             return _parquet(path, field, keep_blank)
@@ -126,7 +136,7 @@ def _json_lines(file: Iterable[str]) -> Iterator[Any]:
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
-                yield json.loads(line)
+                yield parse_json(line)
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from error
 
@@ -153,12 +163,15 @@ def _table(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
 def _parquet(path: Path, field: str, keep_blank: bool) -> list[str | Chat]:
     import pyarrow.parquet
 
-    file = pyarrow.parquet.ParquetFile(path)
-    names = file.schema_arrow.names
-    field = CHAT if field == TEXT and field not in names and CHAT in names else field
-    if field not in names:
-        raise _no_field(field, names, path.name)
-    column = file.read(columns=[field]).column(field).to_pylist()
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        field = CHAT if field == TEXT and field not in names and CHAT in names else field
+        if field not in names:
+            raise _no_field(field, names, path.name)
+        column = file.read(columns=[field]).column(field).to_pylist()
+    except pyarrow.ArrowException as error:  # some are of Python's types, some are not
+        raise ValueError(str(error)) from error
     return list(texts_of(({field: value} for value in column), field, path.name, keep_blank))
 
 
@@ -180,7 +193,7 @@ def texts_of(
     """
     for number, row in enumerate(rows, 1):
         if isinstance(row, str):
-            yield row
+            yield _encodable(row)
             continue
         if not isinstance(row, dict):
             raise _no_field(field, [], where)
@@ -191,7 +204,9 @@ def texts_of(
         if value is None or value == "":
             if keep_blank:
                 yield ""
-        elif isinstance(value, str) or is_chat(value):
+        elif isinstance(value, str):
+            yield _encodable(value)
+        elif is_chat(value):
             yield value
         else:
             raise CompressError(
@@ -209,6 +224,24 @@ def is_chat(value: Any) -> bool:
         and bool(value)
         and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in value)
     )
+
+
+def _encodable(text: str) -> str:
+    """``text`` with replacement characters for halves of characters, which JSON can spell."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _check_size(path: Path) -> None:
+    size, free = path.stat().st_size, psutil.virtual_memory().available
+    if _COPIES * size > free:
+        raise CompressError(
+            f"a text file that fits into memory ({free / 1e9:.1f} GB are free)",
+            f"{path} of {size / 1e9:.1f} GB", "Take a part of it: calibration needs a few MB",
+        )  # fmt: skip
 
 
 def _no_field(field: str, known: list[str], where: str) -> CompressError:

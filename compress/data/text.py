@@ -26,6 +26,7 @@ from compress.data.readers import (
     read_python_module,
 )
 from compress.errors import CompressError
+from compress.intake import user_path
 
 _PART = re.compile(r"all|(head|tail):(0?\.\d+|1(?:\.0*)?)")
 
@@ -114,7 +115,7 @@ def load_text(
             not answer.
     """
     spec = TextSpec(source=spec) if isinstance(spec, str) else spec
-    if data_root is not None and not Path(data_root).expanduser().is_dir():
+    if data_root is not None and not user_path(data_root, "a data root").is_dir():
         raise CompressError("an existing folder as data root", repr(str(data_root)))
     documents, about = _read(spec, data_root, endpoint)
     documents = [d for d in documents if isinstance(d, list) or d.strip()][: spec.limit]

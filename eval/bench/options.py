@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from compress.errors import CompressError
-from compress.eval.bench.rows import RESULTS, Row, print_rows, write_rows
+from compress.eval.bench.rows import DATA_ROOT, RESULTS, Row, print_rows, write_rows
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -44,14 +44,27 @@ def work_folder(arguments: argparse.Namespace, name: str) -> Path:
 
 
 def publish(
-    arguments: argparse.Namespace, work: Path, rows: Iterable[Row], topic: str = "spine"
+    arguments: argparse.Namespace,
+    work: Path,
+    rows: Iterable[Row],
+    topic: str = "spine",
+    *,
+    whole: bool = True,
 ) -> None:
-    """Print rows and merge them into the results file of a topic."""
-    rows = [as_typed(row, arguments) for row in rows]
+    """Print rows and merge them into the results file of a topic.
+
+    Args:
+        arguments: of the benchmark; where data were read from local copies, commands will say so.
+        whole: these are all figures of their commands; others of the same commands disappear.
+            False for what is published while a part is still being measured.
+    """
+    rows = list(rows)
+    if getattr(arguments, "data_root", None) is not None:
+        rows = [_with_data_root(row) for row in rows]
     path = arguments.results or (
         work / "smoke.json" if arguments.smoke else RESULTS / f"{topic}.json"
     )
-    write_rows(path, rows)
+    write_rows(path, rows, whole=whole)
     print_rows(rows)
     print(f"rows    {path}")
     if arguments.smoke:
@@ -60,15 +73,11 @@ def publish(
         )
 
 
-def as_typed(row: Row, arguments: argparse.Namespace) -> Row:
-    """The row with ``--data-root DIR`` in its command, where local copies of data were given.
-
-    A local copy may be a part of what the hub has: a figure says what it was measured on.
-    """
-    option = "--data-root"
-    if getattr(arguments, "data_root", None) is None or option in row.command:
+def _with_data_root(row: Row) -> Row:
+    takes = row.command.startswith("python -m compress.eval.bench")
+    if not takes or "--data-root" in row.command:
         return row
-    return row.model_copy(update={"command": f"{row.command} {option} DIR"})
+    return row.model_copy(update={"command": row.command + DATA_ROOT})
 
 
 def entry(main: Callable[[], None]) -> None:

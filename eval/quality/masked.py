@@ -16,13 +16,13 @@ from compress.eval.kind import require_masked
 from compress.eval.quality.masks import share_mask
 from compress.eval.quality.perplexity import check_ids, check_stream
 from compress.eval.quality.split_forward import SplitForward
-from compress.eval.stats import clustered_mean, interval
+from compress.eval.stats import serial_mean
 
 WHERE = "masked scores"
 
 
 class MaskedResult(BaseModel):
-    """What :func:`masked_scores` measured; JSON-serialisable. Errors take windows as units."""
+    """What :func:`masked_scores` measured; JSON-serialisable. Errors are over windows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,12 +44,18 @@ class MaskedResult(BaseModel):
     packing: Literal["stream", "documents"] = "stream"
     special_tokens: int = Field(
         default=2,
-        description="tokens ([CLS], [SEP]) around each window or document; older results, which do "
-        "not say, had both",
+        description="tokens ([CLS], [SEP]) around each window or document; results from before "
+        "this was recorded had both",
     )
     seed: int
     window_nll: list[float] = Field(
         description="mean cross entropy per window, so that two models can be compared by window"
+    )
+    window_accuracy: list[float] | None = Field(
+        default=None, description="accuracy per window; None in older results"
+    )
+    window_tokens: list[int] | None = Field(
+        default=None, description="masked tokens per window; None in older results"
     )
 
 
@@ -197,15 +203,16 @@ def _result(
     seed: int,
 ) -> MaskedResult:
     counts = [c for _, _, c in fixed]
-    entropy, entropy_error = clustered_mean([n for n, _, _ in fixed], counts)
-    accuracy, accuracy_error = clustered_mean([h for _, h, _ in fixed], counts)
+    entropy, entropy_error, _ = serial_mean([n for n, _, _ in fixed], counts)
+    accuracy, accuracy_error, _ = serial_mean([h for _, h, _ in fixed], counts)
     # Single masks drawn from one window share its text: pool them before taking the error.
     pooled: dict[int, tuple[float, int]] = {}
     for index, (nats, _, _) in zip(owner.tolist(), single, strict=True):
         total, number = pooled.get(index, (0.0, 0))
         pooled[index] = (total + nats, number + 1)
-    nll, error = clustered_mean([t for t, _ in pooled.values()], [c for _, c in pooled.values()])
-    bounds = interval(nll, error, len(pooled))
+    single_masks = [pooled[index] for index in sorted(pooled)]
+    nll, error, _ = found = serial_mean([t for t, _ in single_masks], [c for _, c in single_masks])
+    bounds = found.interval
     return MaskedResult(
         pll=-nll,
         pll_stderr=error,
@@ -221,6 +228,8 @@ def _result(
         window=window,
         seed=seed,
         window_nll=[n / c for n, _, c in fixed],
+        window_accuracy=[h / c for _, h, c in fixed],
+        window_tokens=counts,
     )
 
 
