@@ -154,10 +154,13 @@ class Evaluator:
 
         started = self.workspace.find(event="started")[0]["at"]
         begun = datetime.fromisoformat(started)
+        shipped = self.plan.source.shipped
         lock = json.loads((self.workspace.folder / "lock.json").read_text())
         return RunInfo(
             model=self.plan.source.origin,
             model_sha256=lock["must"]["model"],
+            source_bytes=shipped and shipped.bytes,
+            source_format=shipped and shipped.format,
             recipe_name=self.plan.recipe.name,
             recipe=self.plan.recipe.dump(),
             command=command,
