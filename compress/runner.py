@@ -128,7 +128,8 @@ def planned(
     progress: Progress,
 ) -> Plan:
     """The plan of a run; a model that the recipe trains first is trained where it is not yet."""
-    made = plan(recipe, max_memory=max_memory, cache_dir=cache_dir)
+    options = {"max_memory": max_memory, "cache_dir": cache_dir, "data_root": data_root}
+    made = plan(recipe, **options)
     if recipe.model.train is None:
         return made
     from compress.create.create import create_for
@@ -138,7 +139,7 @@ def planned(
         recipe, workspace, device_of(recipe.device), data_root, cache_dir, progress,
         guard=lambda: memory.check_limit(max_memory),
     )  # fmt: skip
-    return plan(recipe, max_memory=max_memory, cache_dir=cache_dir, trained=trained)
+    return plan(recipe, trained=trained, **options)
 
 
 def _finished(workspace: Workspace, report: Any = None) -> RunResult:

@@ -264,8 +264,8 @@ class LinearMethod(Method):
         return tuple(
             name
             for name in site.linears
-            if _matches(f"{block.path}.{name}", self.include)
-            and not _matches(f"{block.path}.{name}", self.exclude)
+            if matches(f"{block.path}.{name}", self.include)
+            and not matches(f"{block.path}.{name}", self.exclude)
         )
 
     def check(self, anatomy: Anatomy, outline: Outline) -> None:
@@ -292,7 +292,8 @@ class LinearMethod(Method):
         return outline.map_blocks(block_change)
 
 
-def _matches(path: str, patterns: tuple[str, ...]) -> bool:
+def matches(path: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a module path is meant by one of the patterns of include or exclude."""
     return any(
         regular.search(p[3:], [path])[0] if p.startswith("re:") else fnmatch.fnmatchcase(path, p)
         for p in patterns
