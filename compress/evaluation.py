@@ -27,6 +27,7 @@ from compress.models.source import load_model
 from compress.planner import Plan
 from compress.progress import Progress
 from compress.recipe import split_evaluation
+from compress.step_check import left_alone
 from compress.workspace import Workspace
 
 
@@ -236,6 +237,8 @@ class Evaluator:
             event = self.workspace.find(event="step", step=number)[0]
             kept = event["kept"]
             notes = () if kept is None else (f"kept blocks {', '.join(map(str, kept))}",)
+            alone = left_alone(method, self.plan.steps[number].before)
+            notes += (alone,) if alone else ()
             entries.append(
                 StepEntry(
                     method=method.name,
