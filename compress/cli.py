@@ -164,6 +164,12 @@ def evaluate(
     subset: Annotated[str | None, typer.Option(help="Configuration of a data set.")] = None,
     window: Annotated[int | None, typer.Option(min=2, help="Tokens a window.")] = None,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 32768,
+    documents: Annotated[
+        bool, typer.Option("--documents", help="Masked models: a document a sequence, no windows.")
+    ] = False,
+    special_tokens: Annotated[
+        bool, typer.Option(help="Around each window what the tokenizer adds (BOS; [CLS], [SEP]).")
+    ] = True,
     images: Annotated[
         str | None, typer.Option(help="For a generator of images: digits or mnist.")
     ] = None,
@@ -192,6 +198,8 @@ def evaluate(
         subset=subset,
         window=window,
         max_tokens=max_tokens,
+        documents=documents,
+        special_tokens=special_tokens,
         images=images,
         samples=samples,
         tasks=tuple(t for t in tasks.split(",") if t),
