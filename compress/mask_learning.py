@@ -279,9 +279,19 @@ def _fit_model(
 
 
 def _windows(batches: list[dict[str, torch.Tensor]]) -> TokenSource:
-    """Calibration batches, one after the other, as windows of one source."""
+    """Calibration batches, one after the other, as windows of one source; short ones are padded."""
+    longest = max(b["input_ids"].shape[1] for b in batches)
+
+    def joined(tensors: list[torch.Tensor], padding: int) -> torch.Tensor:
+        wide = [nn.functional.pad(t, (0, longest - t.shape[1]), value=padding) for t in tensors]
+        return torch.cat(wide).cpu()
+
+    ids = [b["input_ids"] for b in batches]
     labels = [b["labels"] for b in batches if "labels" in b]
+    seen = [b.get("attention_mask", torch.ones_like(b["input_ids"])) for b in batches]
+    padded = any("attention_mask" in b or b["input_ids"].shape[1] < longest for b in batches)
     return TokenSource(
-        torch.cat([b["input_ids"] for b in batches]).cpu(),
-        torch.cat(labels).cpu() if len(labels) == len(batches) else None,
+        joined(ids, 0),
+        joined(labels, -100) if len(labels) == len(batches) else None,
+        joined(seen, 0) if padded else None,
     )

@@ -5,6 +5,7 @@ No weight is read. Sizes follow from shapes; :mod:`compress.forecast` says what 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,12 +122,7 @@ def plan(
     _check_order(recipe.steps)
     steps = []
     for number, method in enumerate(recipe.steps):
-        where = f"steps.{number} ({method.name})"
-        try:
-            method.check(streamed.anatomy, outline)
-            after = method.predict(outline)
-        except CompressError as error:
-            raise error.within(where) from None
+        after = _passed(number, method, streamed.anatomy, outline)
         macs = forecast.work(method, outline, recipe.calibration)
         peak = resident() + forecast.peak_bytes(method, outline, recipe.calibration)
         steps.append(
@@ -135,7 +131,8 @@ def plan(
         outline = after
     made = Plan(
         recipe, source, state, streamed.anatomy, tuple(steps), original,
-        _evaluation_bytes(recipe, original, outline), _warnings(recipe, original, outline),
+        _evaluation_bytes(recipe, original, outline),
+        _warnings(recipe, original, outline, state.source.unused),
     )  # fmt: skip
     limit = psutil.virtual_memory().available if max_memory is None else max_memory
     if made.peak_bytes > limit:
@@ -181,11 +178,35 @@ def check_steps(steps: tuple[Method, ...], streamed: StreamedModel, has_calibrat
     _check_order(steps)
     outline = outline_of(streamed.model, streamed.anatomy, 32)
     for number, method in enumerate(steps):
-        try:
-            method.check(streamed.anatomy, outline)
-            outline = method.predict(outline)
-        except CompressError as error:
-            raise error.within(f"steps.{number} ({method.name})") from None
+        outline = _passed(number, method, streamed.anatomy, outline)
+
+
+def _passed(number: int, method: Method, anatomy: Anatomy, outline: Outline) -> Outline:
+    """The outline behind a step: the one check of recipes and live models."""
+    try:
+        _check_rounded(method, outline)
+        method.check(anatomy, outline)
+        return method.predict(outline)
+    except CompressError as error:
+        raise error.within(f"steps.{number} ({method.name})") from None
+
+
+def _check_rounded(method: Method, outline: Outline) -> None:
+    """Refuse to change weights that were rounded before the first step."""
+    reasons = [why for made, touched, why in _CONFLICTS
+               if made == PRECISION and touched in method.writes]  # fmt: skip
+    if not reasons or PRECISION in method.writes:
+        return  # a quantiser looks at each layer itself
+    for block in outline.blocks:
+        for site in block.anatomy.sites:
+            for name in method.targets(block.anatomy, site):
+                if block.linears[name].quantized:
+                    raise CompressError(
+                        "layers in floating point",
+                        f"{block.anatomy.path}.{name}, which is quantised: {method.name} "
+                        f"{reasons[0]}",
+                        "Start from the model before it was quantised",
+                    )
 
 
 def _check_needs(steps: tuple[Method, ...], has_calibration: bool) -> None:
@@ -230,7 +251,9 @@ def _evaluation_bytes(recipe: Recipe, original: Outline, result: Outline) -> int
     return resident() + models + 4 * 1024 * (8 * original.hidden_size + 8192)
 
 
-def _warnings(recipe: Recipe, original: Outline, result: Outline) -> tuple[str, ...]:
+def _warnings(
+    recipe: Recipe, original: Outline, result: Outline, unused: Sequence[str]
+) -> tuple[str, ...]:
     found = list(result.notes)
     if recipe.model.train is not None:
         training = recipe.model.train.training
@@ -239,6 +262,11 @@ def _warnings(recipe: Recipe, original: Outline, result: Outline) -> tuple[str, 
         )
     if recipe.model.trust_remote_code:
         found.append("code that comes with the checkpoint will be run (trust_remote_code)")
+    if unused:
+        found.append(
+            f"{len(unused)} weights of the checkpoint belong to no part of the model and are left "
+            f"out ({', '.join(unused[:3])})"
+        )
     if recipe.evaluation is None and recipe.steps:
         found.append("no evaluation section: the report will not say what the result is worth")
     if recipe.steps and result.bytes >= original.bytes and result.nonzero == original.nonzero:

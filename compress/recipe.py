@@ -172,14 +172,24 @@ def parse_recipe(data: Any, where: str = "recipe") -> Recipe:
     if not isinstance(data, dict):
         raise CompressError("a mapping with `model` and `steps`", type(data).__name__, where=where)
     data = dict(data)
-    steps = data.pop("steps", None) or []
-    if not isinstance(steps, (list, tuple)):
-        raise CompressError("a list under `steps`", type(steps).__name__, where=where)
-    parsed = tuple(parse_step(step, f"{where}, steps.{i}") for i, step in enumerate(steps))
+    parsed = parse_steps(data.pop("steps", None) or [], where)
     recipe = _validate(Recipe, data, where)
     if isinstance(recipe.evaluation, dict):
         split_evaluation(recipe.evaluation, where)
     return recipe.model_copy(update={"steps": parsed})
+
+
+def parse_steps(steps: Any, where: str = "") -> tuple[Method, ...]:
+    """Build the methods of a list of steps; see :func:`parse_step`."""
+    if not isinstance(steps, (list, tuple)):
+        raise CompressError(
+            "a list under `steps`",
+            type(steps).__name__,
+            "Put each step into a list item",
+            where=where,
+        )
+    place = f"{where}, steps" if where else "steps"
+    return tuple(parse_step(step, f"{place}.{i}") for i, step in enumerate(steps))
 
 
 def parse_step(step: Any, where: str = "step") -> Method:

@@ -31,8 +31,8 @@ def gguf_to_folder(path: Path, target: Path) -> None:
     Peak memory is one float32 copy of the model plus one tensor.
 
     Raises:
-        CompressError: no GGUF file, a truncated one, one whose architecture transformers cannot
-            read, or one that holds no text model.
+        CompressError: no GGUF file, a truncated one, one that lacks weights, one whose architecture
+            transformers cannot read, or one that holds no text model.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -43,9 +43,10 @@ def gguf_to_folder(path: Path, target: Path) -> None:
     _require_reader()
     folder = str(path.parent)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=path.name, dtype=torch.float32, local_files_only=True
-        )
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=path.name, dtype=torch.float32, local_files_only=True,
+            output_loading_info=True,
+        )  # fmt: skip
         tokenizer = AutoTokenizer.from_pretrained(
             folder, gguf_file=path.name, local_files_only=True
         )
@@ -55,6 +56,14 @@ def gguf_to_folder(path: Path, target: Path) -> None:
             f"{type(error).__name__}: {error}",
             "Fetch it again, or use the checkpoint in safetensors that it was made from",
         ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CompressError(
+            f"every weight of a {type(model).__name__} in {path.name}",
+            f"none for {len(missing)} of them, {missing[0]} first",
+            "The file is incomplete, or of an architecture that transformers does not read whole: "
+            "use the checkpoint in safetensors that it was made from",
+        )
     for name, parameter in model.named_parameters():
         check_finite(name, parameter.detach(), where=path.name)
     _unmarked(model).save_pretrained(target)
