@@ -107,6 +107,7 @@ def run(
 def plan(
     recipe: RecipeArgument,
     overrides: SetOption = None,
+    data_root: DataRootOption = None,
     max_memory: MemoryOption = None,
     cache_dir: CacheOption = None,
     as_json: JsonOption = False,
@@ -120,6 +121,7 @@ def plan(
         read_recipe(recipe, overrides),
         max_memory=parse_size(max_memory) if max_memory is not None else None,
         cache_dir=cache_dir,
+        data_root=data_root,
     )
     rows = describe(made)
     if as_json:

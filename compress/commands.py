@@ -56,6 +56,8 @@ def evaluate_model(
     from compress.evaluation_text import text_material
     from compress.models.source import load_config, load_model, load_tokenizer, resolve
 
+    if out is not None and out.exists() and not out.is_dir():
+        raise CompressError("a folder for the report (--out)", f"{str(out)!r}, which is none")
     found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     tokenizer, reason = load_tokenizer(found.folder, trust_remote_code=trust_remote_code)
     reader = load_codebook(found.folder) if tokenizer is None else tokenizer

@@ -23,6 +23,7 @@ from compress.files import whole_folder
 from compress.models.source import Source, load_model, resolve
 from compress.progress import Progress
 from compress.train import fit
+from compress.train.options import Precision
 
 if TYPE_CHECKING:
     from compress.recipe import Recipe
@@ -62,6 +63,7 @@ def create(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     guard: Callable[[], None] = lambda: None,
+    precision: Precision = "auto",
 ) -> Source:
     """Train the model, or find it trained. Run again after any interruption: it goes on.
 
@@ -71,6 +73,7 @@ def create(
         work: for the checkpoints of the training; removed when the model is written.
         seed: of the weights, the codebook and the training.
         guard: called at every step; may raise to stop the training.
+        precision: what ``precision: auto`` of the training means.
 
     Raises:
         CompressError: data or options that do not work, or a folder with a model that was trained
@@ -96,6 +99,7 @@ def create(
             name="train",
             progress=progress,
             guard=guard,
+            auto=precision,
         )
         _write(
             model, material.reader, result.history, {**made_from, "seconds": result.seconds}, folder
@@ -112,11 +116,13 @@ def create_for(
     cache_dir: str | Path | None,
     progress: Progress,
     guard: Callable[[], None],
+    precision: Precision,
 ) -> Source:
     """The model that a run trains first, in the run's folder."""
     return create(
         recipe.model.train, workspace.folder / "base", workspace.work / "base", seed=recipe.seed,
         data_root=data_root, cache_dir=cache_dir, device=device, progress=progress, guard=guard,
+        precision=precision,
     )  # fmt: skip
 
 
