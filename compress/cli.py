@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from compress import cli_errors
 from compress.errors import CompressError
+from compress.intake import printable, user_path
+from compress.stopping import Stopped, stoppable
 
 app = typer.Typer(
     name="compress",
@@ -39,10 +44,27 @@ MemoryOption = Annotated[
     str | None,
     typer.Option("--max-memory", help="Resident memory that may be used: 2GB, 512MB ..."),
 ]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what an earlier call wrote there.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")
 ]
+
+
+@app.callback()
+def options(
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where in the code an error came from.")
+    ] = False,
+) -> None:
+    """Make a trained transformer smaller and tell what that cost."""
+    global _show_traceback
+    _show_traceback = traceback
+
+
+_show_traceback = False
 
 
 @app.command()
@@ -65,13 +87,13 @@ def run(
 
     follows = distributed.launched().rank > 0
     parsed = read_recipe(recipe, overrides)
-    folder = out or Path("runs") / parsed.name
-    with Progress(quiet or follows) as progress:
+    folder = _default_folder(parsed.name) if out is None else user_path(out, "a folder as --out")
+    with _telling_what_is_kept(folder), Progress(quiet or follows) as progress:
         result = carry_out(
             parsed,
             folder,
             data_root=data_root,
-            max_memory=parse_size(max_memory) if max_memory else None,
+            max_memory=parse_size(max_memory) if max_memory is not None else None,
             cache_dir=cache_dir,
             progress=progress,
             command="compress " + " ".join(sys.argv[1:]),
@@ -102,7 +124,7 @@ def plan(
 
     made = make_plan(
         read_recipe(recipe, overrides),
-        max_memory=parse_size(max_memory) if max_memory else None,
+        max_memory=parse_size(max_memory) if max_memory is not None else None,
         cache_dir=cache_dir,
     )
     rows = describe(made)
@@ -160,14 +182,17 @@ def evaluate(
         str | None, typer.Option(help="The original: latency is then measured in pairs.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the report.")] = None,
+    overwrite: OverwriteOption = False,
     data_root: DataRootOption = None,
     cache_dir: CacheOption = None,
     trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure quality and cost of one model."""
-    from compress.commands import evaluate_model
+    from compress.commands import evaluate_model, refuse_overwriting
 
+    if out is not None and not overwrite:
+        refuse_overwriting(*(out / f"report.{form}" for form in ("json", "md", "html")))
     report = evaluate_model(
         model,
         text=text,
@@ -201,10 +226,13 @@ def compare(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the page.")] = Path(
         "compare.html"
     ),
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Put several runs into one table and one quality-versus-cost plot."""
-    from compress.commands import compare_runs
+    from compress.commands import compare_runs, refuse_overwriting
 
+    if not overwrite:
+        refuse_overwriting(out)
     compare_runs(runs, out)
 
 
@@ -264,6 +292,29 @@ def recipes() -> None:
     print_recipes()
 
 
+@contextmanager
+def _telling_what_is_kept(folder: Path) -> Iterator[None]:
+    """Let a signal that ends a run say what is kept of it."""
+    try:
+        yield
+    except Stopped as stop:
+        from compress.runner import kept
+
+        stop.kept = kept(folder)
+        raise
+
+
+def _default_folder(name: str) -> Path:
+    """The folder below runs/ that a recipe's name stands for."""
+    parts = Path(name).parts
+    if Path(name).is_absolute() or ".." in parts or not parts or printable(name) != name:
+        raise CompressError(
+            "a name in the recipe that a folder below runs/ can have", repr(name),
+            "Change the name, or say where with --out",
+        )  # fmt: skip
+    return user_path(Path("runs") / name, "a recipe's name that can be a folder's")
+
+
 def _size(count: float) -> str:
     for unit in ("B", "kB", "MB"):
         if count < 1000:
@@ -277,14 +328,19 @@ def main(arguments: list[str] | None = None) -> Any:
     # Libraries underneath draw bars of their own; ours tell what matters.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names in letters that the terminal does not have
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return app(args=arguments)
-    except CompressError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        with stoppable():
+            return app(args=arguments)
+    except Exception as error:
+        if _show_traceback:
+            raise
+        sys.exit(cli_errors.report(error))
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.status)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import CompressError
+from compress.intake import printable
 from compress.tables import print_table
 
 
@@ -119,6 +120,16 @@ def evaluate_model(
     return report
 
 
+def refuse_overwriting(*paths: Path) -> None:
+    """Raise a CompressError where one of these files exists: it may be somebody's work."""
+    for path in paths:
+        if path.exists() or path.is_symlink():
+            raise CompressError(
+                f"{path} not to exist yet", "a file of that name",
+                "Choose another place with --out, or replace it by --overwrite",
+            )  # fmt: skip
+
+
 def compare_runs(paths: list[Path], out: Path) -> None:
     """Print a table of several reports and write the page with the frontier plot."""
     from compress.eval.compare import compare
@@ -172,7 +183,9 @@ def print_anatomy(
     if as_json:
         print(json.dumps(found))
         return
-    print(f"{found['origin']}: {found['class']} ({found['model_type']}, {found['family']})")
+    print(
+        f"{printable(found['origin'])}: {found['class']} ({found['model_type']}, {found['family']})"
+    )
     print(
         f"{found['parameters']:,} parameters, {found['outer_parameters']:,} outside blocks; "
         f"{found['bytes'] / 1e6:,.1f} MB; {found['macs_per_token'] / 1e6:,.1f} M MACs a token"

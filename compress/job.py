@@ -22,6 +22,7 @@ from compress.errors import CompressError
 from compress.evaluation import Evaluator
 from compress.export import check_export, companions, export, export_masks
 from compress.intact import digests, model_digests, rewind_damaged
+from compress.intake import reason
 from compress.methods.base import DEPTH, MODULES, WIDTH
 from compress.models.source import load_tokenizer
 from compress.models.source_load import read_config
@@ -250,9 +251,11 @@ def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        if device.type == "meta":
+            raise ValueError("tensors without values")
+    except (RuntimeError, AssertionError, ImportError, ValueError) as error:
         raise CompressError(
-            "a device that torch can use here (auto, cpu, cuda:N)", f"{name!r}: {error}",
+            "a device that torch can use here (auto, cpu, cuda:N)", f"{name!r} ({reason(error)})",
             "Set device: auto",
         ) from None  # fmt: skip
     return device

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -72,14 +73,29 @@ def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     return uniform.clamp_(_TINY, 1 - 2**-24).log_().neg_().log_().neg_()
 
 
+def _without_autocast(function: Callable) -> Callable:
+    """Let one half of an autograd function compute in the dtypes of what it is given."""
+
+    @functools.wraps(function)
+    def plain(ctx, first, *rest):
+        with torch.autocast(first.device.type, enabled=False):
+            return function(ctx, first, *rest)
+
+    return plain
+
+
 class _SoftMask(torch.autograd.Function):
     """Relaxed masks of all groups; keeps one tensor [C, G] for the backward pass.
 
     Composed from torch's operations the same takes four of that size, and they are the largest
     tensors of mask learning (1.5 values a weight at 2:4, 8.75 at 4:8).
+
+    It computes in float32 whatever the training's products are computed in: autocast would return
+    the mean of the candidates in 16 bits, and ask for its gradient in them.
     """
 
     @staticmethod
+    @_without_autocast
     def forward(ctx, logits, noise, masks, kappa, tau):
         share = (
             noise.add_(logits, alpha=kappa) if noise is not None else logits.detach() * kappa
@@ -90,6 +106,7 @@ class _SoftMask(torch.autograd.Function):
         return share.t() @ masks
 
     @staticmethod
+    @_without_autocast
     def backward(ctx, grad):
         share, masks = ctx.saved_tensors
         into = masks @ grad.t()

@@ -6,8 +6,7 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from compress import recipe_yaml
 from compress.errors import CompressError
 
 # What is measured and what it is called decides nothing about the model.
@@ -88,9 +87,7 @@ def _read(path: Path) -> str | None:
 
 
 def _plain(text: str | None) -> Any:
-    from compress.recipe import load_yaml
-
     try:
-        return None if text is None else load_yaml(text)
-    except yaml.YAMLError:
+        return None if text is None else recipe_yaml.parse(text)
+    except ValueError:
         return None

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from compress import recipe_yaml
 from compress.create.spec import TrainSpec
 from compress.data.images import ImageSpec
 from compress.data.text import TextSpec
@@ -23,7 +24,7 @@ from compress.errors import CompressError, did_you_mean
 from compress.methods.base import Method
 from compress.methods.catalog import METHODS
 
-_FROZEN = ConfigDict(frozen=True, extra="forbid")
+_FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -62,7 +63,18 @@ class CalibrationSpec(BaseModel):
         None, description="instead of text, for models whose tokens are patches of images"
     )
     samples: int = Field(128, gt=0, description="sequences")
-    length: int = Field(512, gt=1, description="tokens a sequence")
+    length: int = Field(512, gt=1, description="tokens a sequence, special ones included")
+    packing: Literal["stream", "documents"] = Field(
+        "stream",
+        description="text: windows of one stream, or a document a sequence, cut to the length and "
+        "padded (padding counts for nothing)",
+    )
+    special_tokens: bool = Field(
+        True,
+        description="put around each sequence what the tokenizer adds by itself (BOS in front for "
+        "causal models, [CLS] and [SEP] for masked ones), or what a masked generator's description "
+        "says",
+    )
     selection: Literal["head", "random"] = Field(
         "head", description="sequences from the start of the text, or drawn with the seed"
     )
@@ -113,7 +125,7 @@ class Recipe(BaseModel):
         default_factory=dict, description="figures that this recipe gave when it was written"
     )
     model: ModelSpec
-    seed: int = 0
+    seed: int = Field(0, ge=-(2**63), lt=2**63)
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
     calibration: CalibrationSpec | None = None
     steps: tuple[Method, ...] = ()
@@ -202,27 +214,6 @@ def split_evaluation(section: dict[str, Any], where: str = "recipe"):
     return spec, _validate(EvaluationSpec, section, f"{where}, evaluation")
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML with the numbers of version 1.2: 2:4 is a pattern, not 124 in base 60."""
-
-
-_NUMBERS = {
-    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9]*)",
-    "tag:yaml.org,2002:float": r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?",
-}
-_Loader.yaml_implicit_resolvers = {
-    start: [(tag, pattern) for tag, pattern in pairs if tag not in _NUMBERS]
-    for start, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _tag, _pattern in _NUMBERS.items():
-    _Loader.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), list("-+.0123456789"))
-
-
-def load_yaml(text: str) -> Any:
-    """Plain data of a recipe's text. Raises yaml.YAMLError."""
-    return yaml.load(text, _Loader)
-
-
 def read_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe by path or by the name of a shipped one, with ``key.path=value`` overrides.
 
@@ -230,10 +221,7 @@ def read_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
         CompressError: no such file or recipe, YAML that does not parse, or what parse_recipe says.
     """
     path = find_recipe(name)
-    try:
-        data = load_yaml(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CompressError("a YAML file", f"{path}: {error}") from None
+    data = recipe_yaml.read(path)
     for override in overrides or []:
         _override(data, override)
     return parse_recipe(data, str(path))
@@ -270,11 +258,10 @@ def parse_size(text: str) -> int:
     """Bytes in a size such as 512MB, 2GiB or 1.5 GB."""
     match = re.fullmatch(r"\s*([\d.]+)\s*([kMGT]?)(i?)B?\s*", text, re.IGNORECASE)
     try:
-        number = float(match[1])
-    except (TypeError, ValueError):
-        raise CompressError("a size such as 512MB, 2GB or 1.5GiB", repr(text)) from None
-    base = 1024 if match[3] else 1000
-    return int(number * base ** " kmgt".index(match[2].lower() or " "))
+        base = 1024 if match[3] else 1000
+        return int(float(match[1]) * base ** " kmgt".index(match[2].lower() or " "))
+    except (TypeError, ValueError, OverflowError):
+        raise CompressError("a size such as 512MB, 2GB or 1.5GiB", f"{text[:40]!r}") from None
 
 
 def _validate(cls: type[BaseModel], data: Any, where: str) -> Any:
@@ -299,7 +286,7 @@ def _explained(cls: type[BaseModel], error: ValidationError, where: str) -> Comp
             "known options only", f"{place!r}{more}",
             did_you_mean(str(first["loc"][-1]), known), where=where,
         )  # fmt: skip
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")[:300]
     got = "nothing" if first["type"] == "missing" else repr(first["input"])[:200]
     if not place:  # options of a step that are fine alone and do not go together
         advice = message[0].upper() + message[1:]
@@ -338,9 +325,9 @@ def _override(data: Any, text: str) -> None:
         else:
             raise CompressError("--set to name a place in the recipe", repr(text))
     try:
-        parsed = yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise CompressError("a YAML value in --set", f"{text!r}: {error}") from None
+        parsed = recipe_yaml.parse(value)
+    except ValueError as error:
+        raise CompressError("a YAML value in --set", f"{text[:200]!r}: {error}") from None
     if isinstance(target, list):
         target[_index(target, last, text)] = parsed
     elif isinstance(target, dict):
@@ -350,7 +337,7 @@ def _override(data: Any, text: str) -> None:
 
 
 def _index(target: list, part: str, text: str) -> int:
-    if not part.isdigit() or int(part) >= len(target):
+    if not (part.isascii() and part.isdigit()) or int(part[:9]) >= len(target):
         raise CompressError(
             f"an index from 0 to {len(target) - 1} in --set", f"{part!r} in {text!r}"
         )

@@ -154,3 +154,27 @@ def _finished(workspace: Workspace, report: Any = None) -> RunResult:
         sum(s["seconds"] for s in steps),
         max([s["peak_bytes"] for s in steps], default=0),
     )
+
+
+def kept(folder: Path) -> str:
+    """What an interrupted run has left and how to go on, as a sentence."""
+    workspace = Workspace(folder)
+    workspace.read()
+    if not workspace.claimed:
+        return f"nothing was begun in {folder}; the same command starts again"
+    last = next((e for e in reversed(workspace.events) if e["event"] != "started"), {})
+    if "block" in last:
+        done = len(workspace.find(event="block", step=last["step"], stage=last["stage"]))
+        what = f"{done} finished blocks of step {last['step'] + 1} ({last['stage']})"
+    elif last.get("event") == "step":
+        what = f"everything up to step {last['step'] + 1} ({last['method']})"
+    elif last.get("event") in ("written", "verified", "done"):
+        what = "the compressed model"
+    else:
+        what = "what had been prepared"
+    trained = " and the last checkpoint of the training" if _trains(workspace) else ""
+    return f"{what}{trained} is kept in {folder}; the same command goes on from there"
+
+
+def _trains(workspace: Workspace) -> bool:
+    return any(workspace.work.glob("*/**/checkpoint.safetensors"))

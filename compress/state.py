@@ -22,6 +22,7 @@ from compress.checkpoint.config import apply_records, keep_layers, read_records
 from compress.checkpoint.records import BlockRecord, load_block
 from compress.errors import CompressError
 from compress.models.anatomy import Anatomy, family_of
+from compress.models.config_limits import check_layers
 from compress.models.stream import StreamedModel, build_meta, capture_inputs, tail_logits
 from compress.models.tensors import TensorIndex, check_finite
 
@@ -61,6 +62,7 @@ class ModelState:
         Raises:
             CompressError: the tensors are not those of the architecture.
         """
+        check_layers(config, len(index))
         model = build_meta(config, trust_remote_code)
         anatomy = StreamedModel(model).anatomy
         records = read_records(config, anatomy.family, len(anatomy.blocks))
@@ -118,7 +120,7 @@ class ModelTensors:
     transformers mends that while loading, and so must anything that reads tensors one by one.
 
     Raises:
-        CompressError: a parameter has no tensor.
+        CompressError: a parameter has no tensor, or one of another shape or kind.
     """
 
     def __init__(self, index: TensorIndex, model: nn.Module, packed: bool = False) -> None:
@@ -144,6 +146,28 @@ class ModelTensors:
                 "The weights are of another architecture or in an older layout: load the model "
                 "with transformers, save_pretrained it to a new folder, and use that",
             )
+        if not packed:
+            self._check_shapes(model)
+
+    def _check_shapes(self, model: nn.Module) -> None:
+        """Compare what the config promises with the headers, before anything is read."""
+        for name, promised in model.state_dict().items():
+            stored = self._stored.get(name)
+            if stored is None:
+                continue
+            shape, dtype = self.index.shape(stored), self.index.dtype(stored)
+            if promised.is_floating_point() and not dtype.is_floating_point:
+                raise CompressError(
+                    f"{stored} as floating-point numbers", f"{dtype} in {self.index.file(stored)}",
+                    "A quantised checkpoint says so in config.json (quantization_config): fetch "
+                    "its config again, or use the unquantised checkpoint",
+                )  # fmt: skip
+            if tuple(promised.shape) != shape:
+                raise CompressError(
+                    f"{stored} of shape {list(promised.shape)}, as config.json promises",
+                    f"{list(shape)} in {self.index.file(stored)}",
+                    "The config and the weights belong to different models",
+                )
 
     def names(self) -> list[str]:
         return list(self._stored)

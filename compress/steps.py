@@ -7,6 +7,7 @@ to a sink that makes it durable) and a live model (blocks changed in place).
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -101,7 +102,8 @@ def _stream(stage: str, method: Method, context: StepContext, decision: Any) -> 
             else:
                 if reference is not None:
                     reference.advance(index, block, hidden, calls[index])
-                with frozen(block):
+                # What learns adds parameters of its own; all other steps touch no gradients.
+                with frozen(block) if method.learns is not None else nullcontext():
                     note = _solve_block(stage, method, context, index, replay, decision, reference)
                     hidden = _advance(context, stage, index, replay)
                     if stage == LEARN:

@@ -161,9 +161,10 @@ def _entries(results: Sequence[Report | Entry]) -> tuple[Entry, ...]:
         others.append(Entry(result.title, result.after))
         if result.before:
             key = f"{result.run.model} {result.run.model_sha256}"
-            originals.setdefault(
-                key, Entry(f"original ({result.run.model})", result.before, original=True)
-            )
+            shipped = result.run.source_bytes
+            unpacked = f", unpacked from {human_bytes(shipped)}" if shipped else ""
+            name = f"original ({result.run.model}{unpacked})"
+            originals.setdefault(key, Entry(name, result.before, original=True))
     seen: dict[str, int] = {}
     unique = []
     for entry in (*originals.values(), *others):

@@ -35,6 +35,25 @@ class MaskedSpec(BaseModel):
     seed: int = 0
 
 
+class ToleranceSpec(BaseModel):
+    """What a user of the model would put up with; the report's verdicts hold intervals against it.
+
+    A change is within the tolerance when its whole 95 % interval is, outside when none of it is.
+    """
+
+    model_config = _FROZEN
+
+    perplexity: float = Field(
+        default=0.05, ge=0, description="of perplexities and other losses, as a share: 0.05 is 5 %"
+    )
+    accuracy: float = Field(
+        default=0.01, ge=0, lt=1, description="of accuracies, absolute: 0.01 is one point"
+    )
+    speed: float = Field(
+        default=0.05, ge=0, lt=1, description="of latency: a smaller change is not called one"
+    )
+
+
 class EvaluationSpec(BaseModel):
     """What to measure: perplexity of causal models, masked scores of masked ones, and of masked
     generators (models with ``masked_generation`` in their config) their likelihood and samples.
@@ -81,6 +100,7 @@ class EvaluationSpec(BaseModel):
     latency: bool | LatencySpec = Field(
         default=True, description="paired timing; needs the original model beside it"
     )
+    tolerance: ToleranceSpec = ToleranceSpec()
     memory: bool = Field(default=True, description="peak memory in a fresh process; needs a folder")
     context: int | None = Field(
         default=None,

@@ -150,7 +150,7 @@ def test_bad_override(file, override, words):
 def test_yaml_that_does_not_parse(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text("model: [unclosed\nsteps: }")
-    with pytest.raises(CompressError, match="a YAML file.*bad.yaml"):
+    with pytest.raises(CompressError, match="bad.yaml: expected a YAML file"):
         read_recipe(path)
 
 

@@ -10,7 +10,7 @@ from compress.data.images import ImageSpec
 from compress.data.text import TextSpec
 from compress.train import TrainingOptions
 
-_FROZEN = ConfigDict(frozen=True, extra="forbid")
+_FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 BYTES = 256
 SPECIAL = ("<pad>", "<eos>", "<mask>")  # the last ids of a tokenizer that a recipe makes
@@ -26,6 +26,7 @@ class TokenizerSpec(BaseModel):
     )
     size: int = Field(
         BYTES + len(SPECIAL),
+        le=2**20,
         description="of the vocabulary, the 256 bytes and 3 special tokens included",
     )
 

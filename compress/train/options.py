@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from compress.errors import CompressError
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainingOptions(BaseModel):
@@ -20,7 +21,7 @@ class TrainingOptions(BaseModel):
         CompressError: ``batch`` is no multiple of ``micro_batch``.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     steps: int = Field(ge=1, description="optimiser steps")
     batch: int = Field(32, ge=1, description="examples an optimiser step, over all processes")
@@ -36,7 +37,7 @@ class TrainingOptions(BaseModel):
         0.0, ge=0, le=1, description="learning rate at the end, as a share of the highest"
     )
     weight_decay: float = Field(0.0, ge=0, description="of parameters with at least two dimensions")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of Adam's two averages")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay of Adam's two averages")
     eps: float = Field(1e-8, gt=0, description="keeps Adam's quotient finite")
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null for none")
     precision: Precision = Field(

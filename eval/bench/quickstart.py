@@ -9,12 +9,14 @@ from __future__ import annotations
 import shutil
 
 from compress.eval.bench.options import entry, parser, publish, say, work_folder
+from compress.eval.bench.provenance import DEFAULT, NO_TRAINING
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import run_measured
 from compress.eval.report import Report, load_report
 from compress.recipe import read_recipe
 
 COMMAND = "make quickstart"
+CODE = (*DEFAULT, *NO_TRAINING, "recipes/quickstart.yaml")
 _MINUTES = 10
 
 

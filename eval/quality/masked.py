@@ -14,13 +14,13 @@ from compress.eval.kind import require_masked
 from compress.eval.quality.masks import share_mask
 from compress.eval.quality.perplexity import check_tokens
 from compress.eval.quality.split_forward import SplitForward
-from compress.eval.stats import clustered_mean, interval
+from compress.eval.stats import serial_mean
 
 WHERE = "masked scores"
 
 
 class MaskedResult(BaseModel):
-    """What :func:`masked_scores` measured; JSON-serialisable. Errors take windows as units."""
+    """What :func:`masked_scores` measured; JSON-serialisable. Errors are over windows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,6 +42,12 @@ class MaskedResult(BaseModel):
     seed: int
     window_nll: list[float] = Field(
         description="mean cross entropy per window, so that two models can be compared by window"
+    )
+    window_accuracy: list[float] | None = Field(
+        default=None, description="accuracy per window; None in older results"
+    )
+    window_tokens: list[int] | None = Field(
+        default=None, description="masked tokens per window; None in older results"
     )
 
 
@@ -158,15 +164,16 @@ def _result(
     seed: int,
 ) -> MaskedResult:
     counts = [c for _, _, c in fixed]
-    entropy, entropy_error = clustered_mean([n for n, _, _ in fixed], counts)
-    accuracy, accuracy_error = clustered_mean([h for _, h, _ in fixed], counts)
+    entropy, entropy_error, _ = serial_mean([n for n, _, _ in fixed], counts)
+    accuracy, accuracy_error, _ = serial_mean([h for _, h, _ in fixed], counts)
     # Single masks drawn from one window share its text: pool them before taking the error.
     pooled: dict[int, tuple[float, int]] = {}
     for index, (nats, _, _) in zip(owner.tolist(), single, strict=True):
         total, number = pooled.get(index, (0.0, 0))
         pooled[index] = (total + nats, number + 1)
-    nll, error = clustered_mean([t for t, _ in pooled.values()], [c for _, c in pooled.values()])
-    bounds = interval(nll, error, len(pooled))
+    single_masks = [pooled[index] for index in sorted(pooled)]
+    nll, error, _ = found = serial_mean([t for t, _ in single_masks], [c for _, c in single_masks])
+    bounds = found.interval
     return MaskedResult(
         pll=-nll,
         pll_stderr=error,
@@ -182,6 +189,8 @@ def _result(
         window=window,
         seed=seed,
         window_nll=[n / c for n, _, c in fixed],
+        window_accuracy=[h / c for _, h, c in fixed],
+        window_tokens=counts,
     )
 
 

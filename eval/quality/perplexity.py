@@ -12,7 +12,7 @@ from torch import LongTensor, nn
 from compress.errors import CompressError
 from compress.eval.kind import require_causal
 from compress.eval.quality.split_forward import SplitForward
-from compress.eval.stats import clustered_mean, interval
+from compress.eval.stats import serial_mean
 
 WHERE = "perplexity"
 
@@ -24,10 +24,10 @@ class PerplexityResult(BaseModel):
 
     perplexity: float = Field(description="exp of the mean negative log-likelihood per token")
     interval: tuple[float, float] | None = Field(
-        description="95 % interval of the perplexity, windows as units; None with one window"
+        description="95 % interval of the perplexity; neighbouring windows may correlate"
     )
     nll: float = Field(description="mean negative log-likelihood, nats per predicted token")
-    nll_stderr: float | None = Field(description="standard error of nll, windows as units")
+    nll_stderr: float | None = Field(description="standard error of nll")
     bits_per_byte: float | None = Field(
         default=None,
         description="nll in bits times tokens per byte of the text; tokens that no window predicts "
@@ -38,6 +38,9 @@ class PerplexityResult(BaseModel):
     stride: int = Field(description="tokens between window starts; below window, windows overlap")
     window_nll: list[float] = Field(
         description="mean nats per window, so that two models can be compared window by window"
+    )
+    window_tokens: list[int] | None = Field(
+        default=None, description="predicted tokens per window; None in older results"
     )
 
 
@@ -102,8 +105,8 @@ def _result(
     tokens: int,
     bytes_count: int | None,
 ) -> PerplexityResult:
-    mean, error = clustered_mean(sums, counts)
-    bounds = interval(mean, error, len(sums))
+    mean, error, _ = found = serial_mean(sums, counts)
+    bounds = found.interval
     return PerplexityResult(
         perplexity=_exp(mean),
         interval=None if bounds is None else (_exp(bounds[0]), _exp(bounds[1])),
@@ -114,6 +117,7 @@ def _result(
         window=window,
         stride=stride,
         window_nll=[s / n for s, n in zip(sums, counts, strict=True)],
+        window_tokens=counts,
     )
 
 

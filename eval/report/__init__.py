@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from compress.errors import CompressError
@@ -19,6 +20,7 @@ from compress.eval.report.schema import (
     StepEntry,
 )
 from compress.eval.report.terminal import print_report
+from compress.files import disk_error, sync
 
 __all__ = [
     "DataEntry",
@@ -66,10 +68,21 @@ def write_report(report: Report, folder: str | Path) -> dict[str, Path]:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a file under a temporary name and rename it."""
+    """Write a file under a temporary name and rename it, durably.
+
+    Raises:
+        CompressError: the disk is full or the folder cannot be written.
+    """
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise disk_error(path.parent, error) from error
 
 
 def load_report(path: str | Path) -> Report:
