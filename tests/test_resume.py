@@ -171,7 +171,7 @@ def swap(work: Path) -> None:
 
 
 DAMAGE = {
-    "activations changed": lambda work: flip(*(work / "activations").glob("solve-hidden-*")),
+    "activations changed": lambda work: [flip(p) for p in (work / "activations").iterdir()],
     "activations gone": lambda work: [p.unlink() for p in (work / "activations").iterdir()],
     "bit of a block": lambda work: flip(work / "01-gptq/block-00000.safetensors"),
     "bit of a block that enters the step": lambda work: flip(

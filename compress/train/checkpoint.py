@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -79,7 +80,8 @@ class CheckpointFolder:
                 file.flush()
                 os.fsync(file.fileno())
             held = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
-            save_file(held, temporary, metadata={"step": str(step)})
+            about = {"step": str(step), "check": _digest(step, held)}
+            save_file(held, temporary, metadata=about)
             _sync(temporary)
             os.replace(temporary, path)
             _sync(self.folder)
@@ -101,8 +103,11 @@ class CheckpointFolder:
             return 0, {}
         try:
             with safe_open(path, "pt") as file:
-                names = list(file.keys())
-                return int(file.metadata()["step"]), {n: file.get_tensor(n) for n in names}
+                tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+                step, check = int(file.metadata()["step"]), file.metadata().get("check")
+            if check is not None and check != _digest(step, tensors):  # old ones have none
+                raise ValueError("values that are not those written")
+            return step, tensors
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise CompressError(
                 f"a whole checkpoint in {path}", str(error), "Remove the folder to train anew"
@@ -128,6 +133,15 @@ class CheckpointFolder:
             if self.writes:
                 write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
         return kept
+
+
+def _digest(step: int, tensors: dict[str, torch.Tensor]) -> str:
+    """blake2b of a state: a bit that flips on the disk must not become another model."""
+    total = hashlib.blake2b(str(step).encode(), digest_size=16)
+    for name in sorted(tensors):
+        total.update(name.encode())
+        total.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def _flat(facts: dict[str, Any]) -> dict[str, Any]:
