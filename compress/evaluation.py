@@ -13,8 +13,7 @@ import torch
 
 from compress import memory
 from compress.calibrate.batches import Calibration
-from compress.data.text import load_text
-from compress.data.tokens import check_ids, check_tokenizer, token_digest, token_stream
+from compress.data.tokens import token_digest
 from compress.errors import CompressError
 from compress.eval import EvaluationResult, evaluate
 from compress.evaluation_material import (
@@ -22,11 +21,13 @@ from compress.evaluation_material import (
     check_objective,
     generator_material,
 )
+from compress.evaluation_text import TextMaterial, text_material
 from compress.files import write_atomically
 from compress.models.source import load_model
 from compress.planner import Plan
 from compress.progress import Progress
 from compress.recipe import split_evaluation
+from compress.step_check import left_alone
 from compress.workspace import Workspace
 
 
@@ -51,27 +52,25 @@ class Evaluator:
         self.plan, self.tokenizer, self.workspace = plan, tokenizer, workspace
         self.device, self.data_root, self.progress = device, data_root, progress
         text_spec, self.spec = split_evaluation(plan.recipe.evaluation)
-        self.text, self.tokens, self.bytes = None, None, None
+        self.text: TextMaterial | None = None
         self.material = GeneratorMaterial()
         self.generates = check_objective(plan.state.config, self.spec, tokenizer)
         if text_spec is not None:
-            check_tokenizer(tokenizer, plan.state.config)
-            self.text = load_text(text_spec, data_root)
-            self.tokens = token_stream(self.text, tokenizer, self.spec.max_tokens)
-            check_ids(self.tokens, plan.state.config)
+            self.text = text_material(
+                text_spec, self.spec, plan.state.config, tokenizer, data_root,
+                generates=self.generates,
+            )  # fmt: skip
             self._check_length()
-            # Special tokens and byte fallbacks make decoding the honest way to count the bytes.
-            self.bytes = len(tokenizer.decode(self.tokens.tolist()).encode())
         if self.generates:
             self.material = generator_material(
-                self.spec, plan.state.config, tokenizer, self.text, data_root
+                self.spec, plan.state.config, tokenizer, self.text and self.text.text, data_root
             )
 
     @property
     def digest(self) -> str | None:
         if self.material.sequences is not None:
             return token_digest(self.material.sequences.tokens)
-        return None if self.tokens is None else token_digest(self.tokens)
+        return None if self.text is None else self.text.pinned
 
     def before(self) -> EvaluationResult:
         """Evaluate the original, or read what an earlier start of this run found."""
@@ -147,10 +146,11 @@ class Evaluator:
 
     def _check_length(self) -> None:
         window = self.spec.window or 2
-        if len(self.tokens) < window:
+        found = len(self.text.tokens)
+        if self.text.documents is None and found < window:
             raise CompressError(
                 f"an evaluation text of at least one window ({window} tokens)",
-                f"{len(self.tokens)} tokens",
+                f"{found} tokens",
                 "Lower evaluation.window or choose a longer text",
             )
 
@@ -167,8 +167,9 @@ class Evaluator:
             model,
             self.tokenizer,
             self.spec,
-            tokens=self.tokens,
-            bytes_count=self.bytes,
+            tokens=self.text and self.text.tokens,
+            documents=self.text and self.text.documents,
+            bytes_count=self.text and self.text.bytes,
             folder=folder,
             baseline=baseline,
             sequences=self.material.sequences,
@@ -183,9 +184,12 @@ class Evaluator:
 
         started = self.workspace.find(event="started")[0]["at"]
         begun = datetime.fromisoformat(started)
+        shipped = self.plan.source.shipped
         return RunInfo(
             model=self.plan.source.origin,
             model_sha256=self.workspace.locked("model"),
+            source_bytes=shipped and shipped.bytes,
+            source_format=shipped and shipped.format,
             recipe_name=self.plan.recipe.name,
             recipe=self.plan.recipe.dump(),
             command=command,
@@ -223,16 +227,7 @@ class Evaluator:
                 )
             )
         if self.text is not None:
-            entries.append(
-                DataEntry(
-                    role="evaluation",
-                    name=self.plan.recipe.evaluation["text"]["source"],
-                    sha256=self.digest,
-                    bytes=self.text.bytes,
-                    tokens=len(self.tokens),
-                    detail=self.text.description,
-                )
-            )
+            entries.append(self.text.entry(self.plan.recipe.evaluation["text"]["source"]))
         return tuple(entries)
 
     def _steps(self) -> tuple[Any, ...]:
@@ -243,6 +238,8 @@ class Evaluator:
             event = self.workspace.find(event="step", step=number)[0]
             kept = event["kept"]
             notes = () if kept is None else (f"kept blocks {', '.join(map(str, kept))}",)
+            alone = left_alone(method, self.plan.steps[number].before)
+            notes += (alone,) if alone else ()
             entries.append(
                 StepEntry(
                     method=method.name,

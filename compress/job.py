@@ -13,28 +13,30 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from compress import distributed, memory
 from compress.calibrate.batches import Calibration, calibration_batches
-from compress.data.codebook import load_codebook
+from compress.checkpoint import fresh
 from compress.errors import CompressError
 from compress.evaluation import Evaluator
 from compress.export import check_export, companions, export, export_masks
 from compress.intact import digests, model_digests, rewind_damaged
 from compress.intake import reason
 from compress.methods.base import DEPTH, MODULES, WIDTH
-from compress.models.source import load_tokenizer
 from compress.models.source_load import read_config
 from compress.models.stream import StreamedModel
 from compress.models.tensors import file_sha256
 from compress.planner import Plan
+from compress.planning_checks import reader_of
 from compress.progress import Progress
-from compress.recipe import parse_size
+from compress.recipe import Recipe, parse_size
 from compress.sink import JournalSink
 from compress.state import ModelState
 from compress.step_context import StepContext
 from compress.steps import run_step
+from compress.train.options import Precision, auto_precision
 from compress.workspace import Workspace
 
 _ALWAYS_FITS = 64 * 2**20
@@ -77,6 +79,8 @@ class Job:
                 f"{free / 1e9:.2f} GB",
                 "Make room, choose another folder with --out, or lower calibration.samples",
             )
+        if not self.resumed:
+            self.plan.state.check_outer()
         self.digest = self.plan.source.digest or self.plan.state.source.index.digest()
         must = {"model": self.digest, **self._beside_weights()}
         if self.recipe.calibration is not None:
@@ -125,16 +129,7 @@ class Job:
             )
 
     def _tokenizer(self) -> Any:
-        tokenizer, reason = load_tokenizer(
-            self.plan.source.folder, trust_remote_code=self.recipe.model.trust_remote_code
-        )
-        reader = load_codebook(self.plan.source.folder) if tokenizer is None else tokenizer
-        if reader is None:
-            raise CompressError(
-                "a tokenizer beside the weights, to read texts with", reason,
-                "Put the model's tokenizer files into its folder",
-            )  # fmt: skip
-        return reader
+        return reader_of(self.plan.source.folder, self.recipe.model.trust_remote_code)
 
     def evaluate_before(self) -> None:
         if self.evaluator is not None:
@@ -193,6 +188,7 @@ class Job:
             storage_dtype=self.dtype,
             sink=sink,
             guard=lambda: memory.check_limit(self.limit),
+            precision=settled_precision(self.workspace, self.recipe, self.device),
         )
 
     def write(self) -> None:
@@ -218,7 +214,7 @@ class Job:
                 self.dtype,
                 self.scratch,
                 self.device,
-                self._fits_whole(),
+                *self._proof(),
             )
             self.workspace.append({"event": "verified", **proof})
 
@@ -227,21 +223,35 @@ class Job:
         shaping = {DEPTH, WIDTH, MODULES}
         return "" if any(shaping & set(m.writes) for m in self.recipe.steps) else self.digest
 
-    def _fits_whole(self) -> bool:
-        """Whether loading the result whole stays within the peak that the plan has stated.
+    def _proof(self) -> tuple[bool, bool]:
+        """Whether the proof may load the result whole, and in a process of its own.
 
-        A run that evaluates needs that much anyway; one that only streams must not take more for
-        its last check than for all its work. Small models always fit.
+        Whole: only within the peak that the plan has stated. A run that evaluates needs that much
+        anyway; one that only streams must not take more for its last check than for all its work.
+        Small models always fit. A process of its own, where one is called for, holds what it loads
+        instead of this one, on top of what an interpreter takes; both together have to stay within
+        the memory that the run may use.
         """
         needed = 1.5 * 4 * self.plan.result.parameters
         budget = self.plan.peak_bytes if self.limit is None else self.limit
-        return needed < max(budget - memory.resident(), _ALWAYS_FITS)
+        here = memory.resident()
+        whole = needed < max(budget - here, _ALWAYS_FITS)
+        free = psutil.virtual_memory().available if self.limit is None else self.limit - here
+        fits = fresh.BASE_BYTES + (needed if whole else 0) < free
+        return whole, fits and fresh.needs_fresh_process(self.state.config)
 
     def report(self) -> Any:
         """Evaluate what was written and put everything into the report."""
         if self.evaluator is None:
             return None
         return self.evaluator.report(self.calibration, self.command)
+
+
+def settled_precision(workspace: Workspace, recipe: Recipe, device: torch.device) -> Precision:
+    """What ``precision: auto`` means in all trainings of a run, wherever it goes on."""
+    if recipe.model.train is None and all(step.learns is None for step in recipe.steps):
+        return "auto"  # nothing is trained, nothing has to be measured
+    return workspace.keep("precision", lambda: auto_precision(device))
 
 
 def device_of(name: str) -> torch.device:

@@ -5,7 +5,9 @@ No weight is read. Sizes follow from shapes; :mod:`compress.forecast` says what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,13 @@ from compress.methods.base import MODULES, PRECISION, VALUES, WIDTH, ZEROS, Meth
 from compress.models.anatomy import Anatomy
 from compress.models.source import Source, load_config, resolve
 from compress.models.stream import StreamedModel
+from compress.models.supported import check_kind, check_supported
 from compress.models.tensors import TensorIndex
 from compress.outline import Outline, outline_of
+from compress.planning_checks import check_inputs, check_patterns
 from compress.recipe import Recipe, split_evaluation
 from compress.state import ModelState
+from compress.step_check import check_step, left_alone
 
 # What an earlier step made, a later one would destroy: (earlier writes, later writes, why).
 _CONFLICTS = (
@@ -94,6 +99,7 @@ def plan(
     max_memory: int | None = None,
     cache_dir: str | Path | None = None,
     trained: Source | None = None,
+    data_root: str | Path | None = None,
 ) -> Plan:
     """Check a recipe against a model's headers and predict what it will do.
 
@@ -102,10 +108,12 @@ def plan(
         max_memory: bytes of resident memory that the run may use; what is free if None.
         cache_dir: where fetched models are kept.
         trained: the model that the recipe trains, once it is; a model of its shape if None.
+        data_root: folder with local copies of data sets.
 
     Raises:
-        CompressError: wrong order, a step that this family or these widths do not support, missing
-            calibration text, or more memory than allowed.
+        CompressError: wrong order, a step that this family or these widths do not support, patterns
+            that match nothing, data or tasks that do not exist, lengths beyond the model's
+            positions, or more memory than allowed.
     """
     source = trained or _source(recipe, cache_dir)
     config = load_config(source.folder, trust_remote_code=recipe.model.trust_remote_code)
@@ -113,20 +121,17 @@ def plan(
         TensorIndex.open(source.folder), config, recipe.model.trust_remote_code
     )
     streamed = state.streamed()
+    check_kind(streamed.model)
     bits = 8 * (getattr(torch, recipe.output.dtype) if recipe.output.dtype else
                 state.source.storage_dtype).itemsize  # fmt: skip
     outline = _mark_quantized(outline_of(streamed.model, streamed.anatomy, bits), state)
     original = outline
     _check_needs(recipe.steps, recipe.calibration is not None)
     _check_order(recipe.steps)
+    notes = check_inputs(recipe, source.folder, streamed.model, data_root)
     steps = []
     for number, method in enumerate(recipe.steps):
-        where = f"steps.{number} ({method.name})"
-        try:
-            method.check(streamed.anatomy, outline)
-            after = method.predict(outline)
-        except CompressError as error:
-            raise error.within(where) from None
+        after = _passed(number, method, streamed, outline)
         macs = forecast.work(method, outline, recipe.calibration)
         peak = resident() + forecast.peak_bytes(method, outline, recipe.calibration)
         steps.append(
@@ -135,7 +140,8 @@ def plan(
         outline = after
     made = Plan(
         recipe, source, state, streamed.anatomy, tuple(steps), original,
-        _evaluation_bytes(recipe, original, outline), _warnings(recipe, original, outline),
+        _evaluation_bytes(recipe, original, outline),
+        (*_warnings(recipe, original, outline, state.source.unused), *notes),
     )  # fmt: skip
     limit = psutil.virtual_memory().available if max_memory is None else max_memory
     if made.peak_bytes > limit:
@@ -158,8 +164,6 @@ def _source(recipe: Recipe, cache_dir: str | Path | None) -> Source:
 
 def _mark_quantized(outline: Outline, state: ModelState) -> Outline:
     """A source that is quantised already must not be quantised twice."""
-    from dataclasses import replace
-
     blocks = []
     for block, record in zip(outline.blocks, state.records, strict=True):
         changed = {
@@ -174,18 +178,49 @@ def _mark_quantized(outline: Outline, state: ModelState) -> Outline:
 def check_steps(steps: tuple[Method, ...], streamed: StreamedModel, has_calibration: bool) -> None:
     """Refuse steps that cannot work on a live model, before any of them starts.
 
+    Warns of what they leave alone.
+
     Raises:
         CompressError: as :func:`plan`.
     """
+    check_supported(streamed.model)
     _check_needs(steps, has_calibration)
     _check_order(steps)
     outline = outline_of(streamed.model, streamed.anatomy, 32)
     for number, method in enumerate(steps):
-        try:
-            method.check(streamed.anatomy, outline)
-            outline = method.predict(outline)
-        except CompressError as error:
-            raise error.within(f"steps.{number} ({method.name})") from None
+        note = left_alone(method, outline)
+        if note:
+            warnings.warn(note, stacklevel=3)
+        outline = _passed(number, method, streamed, outline)
+
+
+def _passed(number: int, method: Method, streamed: StreamedModel, outline: Outline) -> Outline:
+    """The outline behind a step: the one check of recipes and live models."""
+    try:
+        after = check_step(method, streamed, outline)
+        check_patterns(method, streamed.anatomy, streamed.model)
+        _check_rounded(method, outline)
+        return after
+    except CompressError as error:
+        raise error.within(f"steps.{number} ({method.name})") from None
+
+
+def _check_rounded(method: Method, outline: Outline) -> None:
+    """Refuse to change weights that were rounded before the first step."""
+    reasons = [why for made, touched, why in _CONFLICTS
+               if made == PRECISION and touched in method.writes]  # fmt: skip
+    if not reasons or PRECISION in method.writes:
+        return  # a quantiser looks at each layer itself
+    for block in outline.blocks:
+        for site in block.anatomy.sites:
+            for name in method.targets(block.anatomy, site):
+                if block.linears[name].quantized:
+                    raise CompressError(
+                        "layers in floating point",
+                        f"{block.anatomy.path}.{name}, which is quantised: {method.name} "
+                        f"{reasons[0]}",
+                        "Start from the model before it was quantised",
+                    )
 
 
 def _check_needs(steps: tuple[Method, ...], has_calibration: bool) -> None:
@@ -230,7 +265,9 @@ def _evaluation_bytes(recipe: Recipe, original: Outline, result: Outline) -> int
     return resident() + models + 4 * 1024 * (8 * original.hidden_size + 8192)
 
 
-def _warnings(recipe: Recipe, original: Outline, result: Outline) -> tuple[str, ...]:
+def _warnings(
+    recipe: Recipe, original: Outline, result: Outline, unused: Sequence[str]
+) -> tuple[str, ...]:
     found = list(result.notes)
     if recipe.model.train is not None:
         training = recipe.model.train.training
@@ -239,6 +276,11 @@ def _warnings(recipe: Recipe, original: Outline, result: Outline) -> tuple[str, 
         )
     if recipe.model.trust_remote_code:
         found.append("code that comes with the checkpoint will be run (trust_remote_code)")
+    if unused:
+        found.append(
+            f"{len(unused)} weights of the checkpoint belong to no part of the model and are left "
+            f"out ({', '.join(unused[:3])})"
+        )
     if recipe.evaluation is None and recipe.steps:
         found.append("no evaluation section: the report will not say what the result is worth")
     if recipe.steps and result.bytes >= original.bytes and result.nonzero == original.nonzero:

@@ -9,7 +9,7 @@ from typing import Any
 from compress import distributed, memory
 from compress.errors import CompressError
 from compress.intact import check_finished, check_source
-from compress.job import Job, device_of
+from compress.job import Job, device_of, settled_precision
 from compress.planner import Plan, plan
 from compress.progress import Progress
 from compress.recipe import Recipe
@@ -128,17 +128,20 @@ def planned(
     progress: Progress,
 ) -> Plan:
     """The plan of a run; a model that the recipe trains first is trained where it is not yet."""
-    made = plan(recipe, max_memory=max_memory, cache_dir=cache_dir)
+    options = {"max_memory": max_memory, "cache_dir": cache_dir, "data_root": data_root}
+    made = plan(recipe, **options)
     if recipe.model.train is None:
         return made
     from compress.create.create import create_for
 
     workspace.claim(recipe.to_yaml())
+    device = device_of(recipe.device)
     trained = create_for(
-        recipe, workspace, device_of(recipe.device), data_root, cache_dir, progress,
+        recipe, workspace, device, data_root, cache_dir, progress,
         guard=lambda: memory.check_limit(max_memory),
+        precision=settled_precision(workspace, recipe, device),
     )  # fmt: skip
-    return plan(recipe, max_memory=max_memory, cache_dir=cache_dir, trained=trained)
+    return plan(recipe, trained=trained, **options)
 
 
 def _finished(workspace: Workspace, report: Any = None) -> RunResult:

@@ -7,7 +7,6 @@ from typing import ClassVar
 from compress.errors import CompressError
 from compress.methods.width.options import WidthMethod
 from compress.models.anatomy import ATTENTION_OUT, Anatomy
-from compress.models.families import FAMILIES
 from compress.outline import Outline
 
 
@@ -24,11 +23,10 @@ class HeadWidth(WidthMethod):
     unit: ClassVar[str] = "KV groups"
 
     def check(self, anatomy: Anatomy, outline: Outline) -> None:
-        super().check(anatomy, outline)
-        if anatomy.model_type not in FAMILIES:
+        if anatomy.family.fixed_heads:
             raise CompressError(
-                "a family whose attention code is known",
-                anatomy.model_type,
-                "Add an entry to compress/models/families.py that says which sizes its attention "
-                "modules keep",
+                "a family whose layers may have different numbers of heads",
+                f"{anatomy.model_type}, whose code takes it from one place for all",
+                "Use ffn_width or another kind of step",
             )
+        super().check(anatomy, outline)
