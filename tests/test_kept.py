@@ -60,7 +60,7 @@ def test_a_lock_makes_no_run_folder(checkpoint, helpers, tmp_path):
 def test_source_inside_the_output_folder_is_refused(checkpoint, helpers, tmp_path):
     compress.run(helpers.recipe(checkpoint("llama"), ["magnitude"]), tmp_path)
     before = helpers.contents(tmp_path / "model")
-    with pytest.raises(CompressError, match="does not hold the model"):
+    with pytest.raises(CompressError, match="does not hold what the run is to read"):
         compress.run(helpers.recipe(tmp_path / "model", ["magnitude"]), tmp_path)
     assert helpers.contents(tmp_path / "model") == before
 

@@ -152,7 +152,13 @@ def _is_trained(folder: Path, made_from: dict[str, str]) -> bool:
     path = folder / RECORD
     if not path.is_file():
         return False
-    earlier = json.loads(path.read_text())
+    try:
+        earlier = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise CompressError(
+            f"what the model in {folder} was trained from in {path.name}", "a damaged file",
+            f"Remove {folder} to train anew",
+        ) from error  # fmt: skip
     for name, value in made_from.items():
         if earlier.get(name) != value:
             raise CompressError(

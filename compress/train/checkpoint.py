@@ -39,7 +39,7 @@ class CheckpointFolder:
         path = folder / _FACTS
         facts = json.loads(json.dumps(facts))  # as it will be read: lists for tuples
         if path.exists():
-            self._compare(json.loads(path.read_text()), facts)
+            self._compare(self._facts(path), facts)
         elif writes:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -48,6 +48,15 @@ class CheckpointFolder:
                     f"a folder for checkpoints ({folder})", error.strerror or str(error)
                 ) from error
             write_atomically(path, json.dumps(facts, indent=1, sort_keys=True))
+
+    def _facts(self, path: Path) -> dict[str, Any]:
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise CompressError(
+                f"what the training in {self.folder} is", f"a damaged {path.name}",
+                "Remove the folder to train anew",
+            ) from error  # fmt: skip
 
     def _compare(self, then: dict[str, Any], now: dict[str, Any]) -> None:
         before, after = _flat(then), _flat(now)
