@@ -164,16 +164,23 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option(help="Split of a data set.")] = "test",
     subset: Annotated[str | None, typer.Option(help="Configuration of a data set.")] = None,
-    window: Annotated[int | None, typer.Option(help="Tokens a window.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of the text that are used.")] = 32768,
+    window: Annotated[int | None, typer.Option(min=2, help="Tokens a window.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 32768,
+    documents: Annotated[
+        bool, typer.Option("--documents", help="Masked models: a document a sequence, no windows.")
+    ] = False,
+    special_tokens: Annotated[
+        bool, typer.Option(help="Around each window what the tokenizer adds (BOS; [CLS], [SEP]).")
+    ] = True,
     images: Annotated[
         str | None, typer.Option(help="For a generator of images: digits or mnist.")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(help="A masked generator's samples, at each number of steps.")
+        int | None,
+        typer.Option(min=1, help="A masked generator's samples, at each number of steps."),
     ] = None,
     tasks: Annotated[str, typer.Option(help="lm-eval tasks, comma separated.")] = "",
-    limit: Annotated[int | None, typer.Option(help="Documents a task.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents a task.")] = None,
     against: Annotated[
         str | None, typer.Option(help="The original: latency is then measured in pairs.")
     ] = None,
@@ -193,6 +200,8 @@ def evaluate(
         subset=subset,
         window=window,
         max_tokens=max_tokens,
+        documents=documents,
+        special_tokens=special_tokens,
         images=images,
         samples=samples,
         tasks=tuple(t for t in tasks.split(",") if t),

@@ -54,8 +54,9 @@ def _of_the_machine(error: Exception) -> CompressError | None:
 def _defect(error: Exception) -> str:
     """Name the innermost place of the toolkit that the error passed through."""
     frames = traceback.extract_tb(error.__traceback__)
-    package = str(Path(__file__).parent.parent)
-    own = [frame for frame in frames if frame.filename.startswith(package)]
+    package = Path(__file__).parent
+    places = (str(package), str(package.parent / "eval"))  # in a checkout, eval lies beside
+    own = [frame for frame in frames if frame.filename.startswith(places)]
     place = (own or frames)[-1] if frames else None
     where = f" at {Path(place.filename).name}:{place.lineno} in {place.name}" if place else ""
     what = " ".join(str(error).split())[:300]

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from transformers import PreTrainedConfig
 
+from compress.checkpoint.fresh import prove_fresh
+from compress.checkpoint.guards import guards
 from compress.checkpoint.masks import PackedPattern, nonzero_mask, save_masks
 from compress.checkpoint.records import apply_record
 from compress.checkpoint.save import verify, verify_shapes, write_config
@@ -18,10 +19,9 @@ from compress.errors import CompressError
 from compress.files import whole_folder
 from compress.models.linears import matrix
 from compress.models.source import Source, load_config
-from compress.models.source_load import auto_class
-from compress.models.tensors import TensorIndex
+from compress.models.tensors import TensorIndex, check_finite
 from compress.patterns import UNSTRUCTURED
-from compress.state import ModelState, SourceBlock, streamed_logits
+from compress.state import ModelState, SourceBlock, opened_block, streamed_logits
 
 # What else belongs to a model besides config and weights: copied as it is.
 _COMPANIONS = (
@@ -46,17 +46,35 @@ def export(
         specs = {name: spec for name, spec, _ in _tensors(state, dtype, shapes_only=True)}
         with ShardWriter(partial, specs, max_shard_bytes) as writer:
             for name, _, tensor in _tensors(state, dtype):
+                if tensor.is_floating_point():
+                    check_finite(name, tensor, where=f"the result in {dtype}".replace("torch.", ""))
                 writer.write(name, tensor)
         config = state.config
         config.dtype = dtype
         write_config(config, partial)
-        for pattern in _COMPANIONS:
-            for path in source.folder.glob(pattern):
-                if path.is_file():
-                    shutil.copyfile(path, partial / path.name)
-        if state.trust_remote_code:
-            for path in source.folder.glob("*.py"):
-                shutil.copyfile(path, partial / path.name)
+        for path in companions(source, state.trust_remote_code):
+            shutil.copyfile(path, partial / path.name)
+
+
+def companions(source: Source, code: bool) -> list[Path]:
+    """Files of a model that its result gets as they are, in the order of their names.
+
+    Links that lead out of the model's folder are left out: what they lead to is not the model's.
+    A hub snapshot is all links, into the folder of its repository's blobs.
+
+    Args:
+        code: whether its Python files belong to them.
+    """
+    home = source.folder.resolve()
+    if source.kind == "hub" and home.parent.name == "snapshots":
+        home = home.parent.parent
+    found = {
+        path
+        for pattern in (*_COMPANIONS, *(("*.py",) if code else ()))
+        for path in source.folder.glob(pattern)
+        if path.is_file() and path.resolve().is_relative_to(home)
+    }
+    return sorted(found)
 
 
 def _tensors(
@@ -75,12 +93,14 @@ def _tensors(
             yield item(name, state.source.get(name))
     for index, place in enumerate(state.blocks):
         target = f"{prefix}{index}."
+        for name, guard in guards(state.records[index]).items():
+            yield item(target + name, guard)
         if isinstance(place, SourceBlock):
             for name in state.source.names():
                 if name.startswith(place.prefix):
                     yield item(target + name.removeprefix(place.prefix), state.source.get(name))
             continue
-        with safe_open(place, framework="pt", backend="pread") as file:
+        with opened_block(place) as file:
             for name in file.keys():  # noqa: SIM118
                 yield item(target + name, file.get_tensor(name))
 
@@ -150,31 +170,35 @@ def check_export(
     scratch: Path,
     device: torch.device | str,
     whole: bool,
+    fresh: bool,
 ) -> dict[str, float | str]:
     """Load what was written and compare its logits with those of the blocks in the run's folder.
 
     Args:
         whole: load the model whole through plain ``from_pretrained``; else block by block, after a
             comparison of all names and shapes with what the written config builds.
+        fresh: load it, or compare its shapes, in a process that has only imported the package; see
+            :mod:`compress.checkpoint.fresh`.
 
     Returns:
-        How it was checked, and the largest difference of logits relative to the largest logit.
+        How it was checked, in which process, and the largest difference of logits relative to the
+        largest logit.
 
     Raises:
         CompressError: the checkpoint is not the model.
     """
     batch = _probe(state.config)
     expected = streamed_logits(state, batch, scratch, device, dtype)
-    index = TensorIndex.open(folder)
+    trust = state.trust_remote_code
+    process = "fresh" if fresh else "this"
     if whole:
-        written = load_config(folder, trust_remote_code=state.trust_remote_code)
-        error = verify(folder, expected, batch, auto_class(written))
-        return {"through": "from_pretrained", "relative_error": error}
-    verify_shapes(folder)
+        prove = prove_fresh if fresh else verify
+        error = prove(folder, expected, batch, trust_remote_code=trust)
+        return {"through": "from_pretrained", "process": process, "relative_error": error}
+    prove_shapes = prove_fresh if fresh else verify_shapes
+    prove_shapes(folder, trust_remote_code=trust)
     again = ModelState.of_checkpoint(
-        index,
-        load_config(folder, trust_remote_code=state.trust_remote_code),
-        state.trust_remote_code,
+        TensorIndex.open(folder), load_config(folder, trust_remote_code=trust), trust
     )
     difference = (streamed_logits(again, batch, scratch, device) - expected).abs().max()
     error = float(difference / expected.abs().max())
@@ -184,4 +208,4 @@ def check_export(
             f"a relative difference of {error:.2e}",
             "This is a defect of the toolkit: please report it with the recipe",
         )
-    return {"through": "streaming", "relative_error": error}
+    return {"through": "streaming", "process": process, "relative_error": error}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import platform
 import shutil
 import time
@@ -11,16 +13,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from compress import distributed, memory
 from compress.calibrate.batches import Calibration, calibration_batches
+from compress.checkpoint import fresh
 from compress.errors import CompressError
 from compress.evaluation import Evaluator
-from compress.export import check_export, export, export_masks
+from compress.export import check_export, companions, export, export_masks
+from compress.intact import digests, model_digests, rewind_damaged
 from compress.intake import reason
 from compress.methods.base import DEPTH, MODULES, WIDTH
+from compress.models.source_load import read_config
 from compress.models.stream import StreamedModel
+from compress.models.tensors import file_sha256
 from compress.planner import Plan
 from compress.planning_checks import reader_of
 from compress.progress import Progress
@@ -64,7 +71,6 @@ class Job:
 
     def prepare(self) -> None:
         """Read the texts and pin everything the result depends on."""
-        self.scratch.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.workspace.folder).free
         if not self.resumed and self.plan.disk_bytes > free:
             raise CompressError(
@@ -72,8 +78,10 @@ class Job:
                 f"{free / 1e9:.2f} GB",
                 "Make room, choose another folder with --out, or lower calibration.samples",
             )
+        if not self.resumed:
+            self.plan.state.check_outer()
         self.digest = self.plan.source.digest or self.plan.state.source.index.digest()
-        must = {"model": self.digest}
+        must = {"model": self.digest, **self._beside_weights()}
         if self.recipe.calibration is not None:
             self.calibrate()
             must["calibration tokens"] = self.calibration.digest
@@ -91,8 +99,22 @@ class Job:
         changed = self.workspace.pin({"must": must, "may": may, "seed": self.recipe.seed})
         for name, (then, now) in changed.items():
             self.progress.say(f"note: {name} was {then} when this run was started and is {now} now")
-        if not self.workspace.find(event="started"):
-            self.workspace.append({"event": "started", "at": datetime.now(UTC).isoformat()})
+        self.workspace.start(datetime.now(UTC).isoformat())
+        for told in rewind_damaged(self.workspace):
+            self.progress.say(f"note: {told}")
+        self.scratch.mkdir(parents=True, exist_ok=True)
+
+    def _beside_weights(self) -> dict[str, str]:
+        """Digests of the other files that decide what the result is."""
+        source, code = self.plan.source, self.recipe.model.trust_remote_code
+        fields = read_config(source.folder)
+        fields.pop("transformers_version", None)  # of who wrote it, not of the model
+        beside = digests(companions(source, code), source.folder)
+        found = {"config.json": _digest(fields), "files beside the weights": _digest(beside)}
+        for number, method in enumerate(self.recipe.steps):
+            for path in method.files():
+                found[f"{path} (step {number + 1})"] = file_sha256(path)
+        return found
 
     def calibrate(self) -> None:
         """Read the calibration text, where the recipe has one."""
@@ -180,7 +202,8 @@ class Job:
                 parse_size(self.recipe.output.max_shard_size),
             )
             export_masks(self.state, self.workspace.model, self._mask_base())
-            self.workspace.append({"event": "written"})
+            files = model_digests(self.workspace)
+            self.workspace.append({"event": "written", "files": files})
         if not self.workspace.find(event="verified"):
             memory.give_back()
             proof = check_export(
@@ -189,7 +212,7 @@ class Job:
                 self.dtype,
                 self.scratch,
                 self.device,
-                self._fits_whole(),
+                *self._proof(),
             )
             self.workspace.append({"event": "verified", **proof})
 
@@ -198,15 +221,22 @@ class Job:
         shaping = {DEPTH, WIDTH, MODULES}
         return "" if any(shaping & set(m.writes) for m in self.recipe.steps) else self.digest
 
-    def _fits_whole(self) -> bool:
-        """Whether loading the result whole stays within the peak that the plan has stated.
+    def _proof(self) -> tuple[bool, bool]:
+        """Whether the proof may load the result whole, and in a process of its own.
 
-        A run that evaluates needs that much anyway; one that only streams must not take more for
-        its last check than for all its work. Small models always fit.
+        Whole: only within the peak that the plan has stated. A run that evaluates needs that much
+        anyway; one that only streams must not take more for its last check than for all its work.
+        Small models always fit. A process of its own, where one is called for, holds what it loads
+        instead of this one, on top of what an interpreter takes; both together have to stay within
+        the memory that the run may use.
         """
         needed = 1.5 * 4 * self.plan.result.parameters
         budget = self.plan.peak_bytes if self.limit is None else self.limit
-        return needed < max(budget - memory.resident(), _ALWAYS_FITS)
+        here = memory.resident()
+        whole = needed < max(budget - here, _ALWAYS_FITS)
+        free = psutil.virtual_memory().available if self.limit is None else self.limit - here
+        fits = fresh.BASE_BYTES + (needed if whole else 0) < free
+        return whole, fits and fresh.needs_fresh_process(self.state.config)
 
     def report(self) -> Any:
         """Evaluate what was written and put everything into the report."""
@@ -230,6 +260,10 @@ def device_of(name: str) -> torch.device:
             "Set device: auto",
         ) from None  # fmt: skip
     return device
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _version(package: str) -> str | None:

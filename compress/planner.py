@@ -5,6 +5,7 @@ No weight is read. Sizes follow from shapes; :mod:`compress.forecast` says what 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def plan(
     made = Plan(
         recipe, source, state, streamed.anatomy, tuple(steps), original,
         _evaluation_bytes(recipe, original, outline),
-        (*_warnings(recipe, original, outline), *notes),
+        (*_warnings(recipe, original, outline, state.source.unused), *notes),
     )  # fmt: skip
     limit = psutil.virtual_memory().available if max_memory is None else max_memory
     if made.peak_bytes > limit:
@@ -256,7 +257,9 @@ def _evaluation_bytes(recipe: Recipe, original: Outline, result: Outline) -> int
     return resident() + models + 4 * 1024 * (8 * original.hidden_size + 8192)
 
 
-def _warnings(recipe: Recipe, original: Outline, result: Outline) -> tuple[str, ...]:
+def _warnings(
+    recipe: Recipe, original: Outline, result: Outline, unused: Sequence[str]
+) -> tuple[str, ...]:
     found = list(result.notes)
     if recipe.model.train is not None:
         training = recipe.model.train.training
@@ -265,6 +268,11 @@ def _warnings(recipe: Recipe, original: Outline, result: Outline) -> tuple[str, 
         )
     if recipe.model.trust_remote_code:
         found.append("code that comes with the checkpoint will be run (trust_remote_code)")
+    if unused:
+        found.append(
+            f"{len(unused)} weights of the checkpoint belong to no part of the model and are left "
+            f"out ({', '.join(unused[:3])})"
+        )
     if recipe.evaluation is None and recipe.steps:
         found.append("no evaluation section: the report will not say what the result is worth")
     if recipe.steps and result.bytes >= original.bytes and result.nonzero == original.nonzero:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from compress import distributed, memory
+from compress.errors import CompressError
+from compress.intact import check_finished, check_source
 from compress.job import Job, device_of
 from compress.planner import Plan, plan
 from compress.progress import Progress
@@ -58,6 +60,7 @@ def run(
     """
     progress = progress or Progress(quiet=True)
     workspace = Workspace(Path(out))
+    _refuse_source_inside(recipe, workspace.folder)
     distributed.refuse_sharding()
     if distributed.launched().rank > 0:
         from compress.follower import follow
@@ -69,7 +72,7 @@ def run(
         if workspace.claimed:
             workspace.claim(recipe.to_yaml())
         report = None
-        if workspace.find(event="done"):
+        if workspace.find(event="done") and _still_complete(recipe, workspace, progress):
             progress.say(f"{out} is complete; nothing to do")
         else:
             made = planned(recipe, workspace, data_root, max_memory, cache_dir, progress)
@@ -83,6 +86,37 @@ def run(
             workspace.clean()
         distributed.tell(None)
         return _finished(workspace, report)
+
+
+def _refuse_source_inside(recipe: Recipe, folder: Path) -> None:
+    """A run replaces ``model`` and removes ``work`` in its folder: nothing else may live there."""
+    train = recipe.model.train
+    name = recipe.model.source if train is None else train.from_
+    if name and Path(name).expanduser().exists():
+        home = Path(name).expanduser().resolve()
+        if home.is_relative_to(folder.resolve()):
+            raise CompressError(
+                "an output folder that does not hold the model that is to be compressed",
+                f"{name} inside {folder}",
+                "Choose another folder with --out",
+            )
+
+
+def _still_complete(recipe: Recipe, workspace: Workspace, progress: Progress) -> bool:
+    """Whether a run that once was complete still is.
+
+    Raises:
+        CompressError: its model is not what it wrote, or its source is another one now.
+    """
+    if not check_finished(workspace):
+        progress.say(f"note: {workspace.notes[-1]}")
+        return False
+    check_source(recipe, workspace)
+    if recipe.evaluation is not None and not (workspace.folder / "report.json").exists():
+        workspace.rewind(workspace.find(event="done")[0], "the report was removed")
+        progress.say("note: the report was removed, so it is made again")
+        return False
+    return True
 
 
 def planned(

@@ -7,20 +7,24 @@ stay in the source checkpoint, and dropping a block is dropping an entry of a li
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedConfig
 
 from compress.checkpoint.config import apply_records, keep_layers, read_records
-from compress.checkpoint.records import BlockRecord, load_block
+from compress.checkpoint.guards import is_guard
+from compress.checkpoint.records import BlockRecord, apply_record, load_block, stored_shapes_of
 from compress.errors import CompressError
 from compress.models.anatomy import Anatomy, family_of
 from compress.models.config_limits import check_layers
+from compress.models.leftovers import unused_weights
 from compress.models.stream import StreamedModel, build_meta, capture_inputs, tail_logits
 from compress.models.tensors import TensorIndex, check_finite
 
@@ -63,10 +67,23 @@ class ModelState:
         check_layers(config, len(index))
         model = build_meta(config, trust_remote_code)
         anatomy = StreamedModel(model).anatomy
-        records = read_records(config, anatomy.family, len(anatomy.blocks))
-        tensors = ModelTensors(index, model, packed=any(r.quantization for r in records))
+        widths = [block.widths for block in anatomy.blocks]
+        records = read_records(config, anatomy.family, len(anatomy.blocks), widths)
+        tensors = ModelTensors(index, model, stored_names(model, anatomy, records))
         places = tuple(SourceBlock(b.path + ".") for b in anatomy.blocks)
         return cls(tensors, config, anatomy.blocks_path, tuple(records), places, trust_remote_code)
+
+    def check_outer(self) -> None:
+        """Read what lies outside the blocks once, since no step looks at all of it.
+
+        Raises:
+            CompressError: NaN or infinite values.
+        """
+        for name in self.source.names():
+            if not name.startswith(self.blocks_path + "."):
+                tensor = self.source.get(name)
+                if tensor.is_floating_point():
+                    check_finite(name, tensor, where=str(self.source.index.folder))
 
     def changed(self, records: list[BlockRecord], files: list[Path]) -> ModelState:
         """The state after a step that rewrote every block."""
@@ -77,7 +94,7 @@ class ModelState:
         """The state after a step that kept only some blocks."""
         family = family_of(self.config)
         records = [self.records[i] for i in indices]
-        config = keep_layers(self.config, family, indices, self.blocks_path)
+        config = keep_layers(self.config, family, indices, self.blocks_path, self.records)
         config = apply_records(config, family, records, self.blocks_path)
         blocks = tuple(self.blocks[i] for i in indices)
         return replace(self, config=config, records=tuple(records), blocks=blocks)
@@ -106,7 +123,7 @@ class ModelState:
         if isinstance(place, SourceBlock):
             names = [n for n in self.source.names() if n.startswith(place.prefix)]
             return {n.removeprefix(place.prefix): _widened(self.source.get(n)) for n in names}
-        with safe_open(place, framework="pt", backend="pread") as file:
+        with opened_block(place) as file:
             return {n: _widened(file.get_tensor(n)) for n in file.keys()}  # noqa: SIM118
 
 
@@ -117,16 +134,23 @@ class ModelTensors:
     compute (attention masks, rotary frequencies), and some families are stored under other names;
     transformers mends that while loading, and so must anything that reads tensors one by one.
 
+    Args:
+        wanted: names that the checkpoint has to hold, tied tensors included.
+
+    Attributes:
+        unused: stored tensors of no part of the model (another head, a pooler), left out.
+
     Raises:
-        CompressError: a parameter has no tensor, or one of another shape or kind.
+        CompressError: a parameter has no tensor, or one of another shape or kind; or a tensor of a
+            part that the model has (a bias of its layers, one layer more) has no parameter.
     """
 
-    def __init__(self, index: TensorIndex, model: nn.Module, packed: bool = False) -> None:
+    def __init__(self, index: TensorIndex, model: nn.Module, wanted: set[str]) -> None:
         self.index = index
-        wanted = set(model.state_dict())
         tied = set(getattr(model, "all_tied_weights_keys", None) or {})
         prefix = model.base_model_prefix + "."
         self._stored = {}
+        left = []
         renamings = _renamings(model)
         for stored in index.names():
             name = stored
@@ -134,17 +158,20 @@ class ModelTensors:
                 name = renaming.rename_source_key(name)[0]
             if name not in wanted and prefix + name in wanted:
                 self._stored[prefix + name] = stored
-            elif name in wanted or packed:
+            elif name in wanted:
                 self._stored[name] = stored
+            elif not is_guard(name, index.shape(stored)):
+                left.append(name)
+        self.unused = unused_weights(model, left)
         missing = sorted(wanted - self._stored.keys() - tied)
-        if missing and not packed:
+        if missing:
             raise CompressError(
                 f"a tensor for every parameter of {type(model).__name__}",
                 f"none for {len(missing)} of them, {missing[0]} first",
                 "The weights are of another architecture or in an older layout: load the model "
                 "with transformers, save_pretrained it to a new folder, and use that",
             )
-        if not packed:
+        if wanted == set(model.state_dict()):  # replaced linears have tensors of their own
             self._check_shapes(model)
 
     def _check_shapes(self, model: nn.Module) -> None:
@@ -190,6 +217,19 @@ class ModelTensors:
         return max(sizes, key=sizes.get) if sizes else torch.float32
 
 
+def stored_names(model: nn.Module, anatomy: Anatomy, records: Sequence[BlockRecord]) -> set[str]:
+    """Return the names of the tensors that a model's checkpoint holds, tied ones included.
+
+    Makes the blocks of ``model`` (on the meta device) what the records say.
+    """
+    names = {name for name in model.state_dict() if anatomy.is_outer(name)}
+    for block, record in zip(anatomy.blocks, records, strict=True):
+        module = model.get_submodule(block.path)
+        apply_record(module, record)
+        names |= {f"{block.path}.{name}" for name in stored_shapes_of(module, record)}
+    return names
+
+
 class RoundedTensors:
     """A checkpoint's tensors as they will be written: floating ones rounded to ``storage``."""
 
@@ -214,6 +254,29 @@ def _renamings(model: nn.Module) -> list[Any]:
 
     mapping = get_model_conversion_mapping(model)
     return [step for step in mapping if isinstance(step, WeightRenaming)]
+
+
+@contextmanager
+def opened_block(path: Path) -> Iterator[Any]:
+    """A small file of a run, open to read tensors one at a time.
+
+    Raises:
+        CompressError: the file is gone or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt", backend="pread") as file:
+            yield file
+    except (FileNotFoundError, SafetensorError) as error:
+        raise CompressError(
+            f"the finished block in {path}", str(error),
+            "Something has removed or changed it; the same command makes it again",
+        ) from error  # fmt: skip
+
+
+def read_block(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a small file of a run."""
+    with opened_block(path) as file:
+        return {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:

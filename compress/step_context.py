@@ -47,6 +47,9 @@ class Sink(Protocol):
     def activations(self, stage: str) -> dict[str, Any] | None:
         """The last ``activations`` given to ``record``."""
 
+    def again(self, stage: str, why: str) -> None:
+        """Take back all blocks of a stage, which cannot go on: what it left has been lost."""
+
 
 class MemorySink:
     """The sink of a live model: blocks are what they are, nothing is durable."""
@@ -78,6 +81,9 @@ class MemorySink:
 
     def activations(self, stage: str) -> dict[str, Any] | None:
         return None
+
+    def again(self, stage: str, why: str) -> None:
+        """A live model is never gone on with."""
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.calibrate.activations import Activations
+from compress.calibrate.activations import Activations, LostActivations
 from compress.calibrate.replay import BlockCall, BlockReplay
 from compress.calibrate.statistics import GRAM, MOMENTS, NOTHING, InputStatistics
 from compress.errors import CompressError
@@ -77,9 +77,13 @@ def _stream(stage: str, method: Method, context: StepContext, decision: Any) -> 
     calls: list[list[BlockCall]] = [[] for _ in range(count)]
     hidden, reference = None, None
     if needs_inputs:
-        hidden, calls = _first_inputs(stage, method, context, start)
-        if stage != SURVEY and method.learns is not None:
-            reference = reference_of(stage, method.learns, context, start, hidden)
+        try:
+            hidden, calls = _first_inputs(stage, method, context, start)
+            if stage != SURVEY and method.learns is not None:
+                reference = reference_of(stage, method.learns, context, start, hidden)
+        except LostActivations as lost:
+            sink.again(stage, f"{lost.got}, so {method.name} starts its {stage} pass anew")
+            return _stream(stage, method, context, decision)
     learned: dict[str, Any] = {}
     for index in range(start, count):
         context.guard()

@@ -109,14 +109,20 @@ class EvaluationSpec(BaseModel):
     )
     packing: Literal["stream", "documents"] = Field(
         default="stream",
-        description="masked generators of text: windows of one stream, or a document a sequence "
-        "with the tokenizer's special tokens around it",
+        description="masked models of text: windows of one stream, or a document a sequence, cut "
+        "to the window",
+    )
+    special_tokens: bool = Field(
+        default=True,
+        description="put around each window what the tokenizer adds by itself (BOS in front for "
+        "causal models, [CLS] and [SEP] for masked ones; never predicted nor masked), or what a "
+        "masked generator's description says",
     )
     window: int | None = Field(
         default=None,
         ge=2,
-        description="tokens per window; default 1024 (causal) or 128 (masked), less for a model "
-        "with fewer positions",
+        description="tokens of text per window; default 1024 (causal) or 128 (masked), less for a "
+        "model with fewer positions",
     )
     stride: int | None = Field(default=None, ge=1, description="default: the window, no overlap")
     max_tokens: int | None = Field(default=32768, ge=2, description="use the head of the text")

@@ -23,6 +23,7 @@ def finished(checkpoint, text, helpers, tmp_path_factory):
     recipe = helpers.recipe(
         checkpoint("llama"), STEPS, text, evaluation=helpers.evaluation(text), seed=5,
         description="for <script>alert(1)</script> & tests",
+        expected={"perplexity": {"value": 1.0, "within": 0.5}},
     )  # fmt: skip
     result = compress.run(recipe, home / "run", cache_dir=home / "cache")
     return recipe, result, home
@@ -49,6 +50,8 @@ def test_report(finished):
     assert {d.role for d in report.data} == {"calibration", "evaluation"}
     assert report.after.cost.macs != report.before.cost.macs
     assert report.after.cost.size != report.before.cost.size
+    missed = [f.level for f in report.findings if "NOT reproduced" in f.text]
+    assert missed == ["warning"]
     page = (result.folder / "report.html").read_text()
     assert "<script>alert(1)" not in page
 

@@ -12,6 +12,8 @@ from compress.errors import CompressError
 from compress.files import write_atomically
 from compress.workspace import Workspace
 
+RECIPE = "seed: 1\n"
+
 
 def test_second_holder_is_refused(tmp_path):
     with Workspace(tmp_path / "run"), pytest.raises(CompressError, match="another run"):
@@ -47,6 +49,7 @@ def test_second_process_is_refused_and_a_dead_one_holds_nothing(tmp_path):
 
 def test_journal_is_read_back(tmp_path):
     with Workspace(tmp_path) as first:
+        first.claim(RECIPE)
         first.append({"event": "a", "n": 1})
         first.append({"event": "a", "n": 2})
         assert not first.resumed or first.events
@@ -60,6 +63,7 @@ def test_journal_is_read_back(tmp_path):
 @pytest.mark.parametrize("torn", ['{"event": "b"', "{", '{"event": "b"}', "\x00\x00"])
 def test_torn_last_line_never_happened(tmp_path, torn):
     with Workspace(tmp_path) as workspace:
+        workspace.claim(RECIPE)
         workspace.append({"event": "a"})
     with open(workspace.journal, "a") as file:
         file.write(torn)  # without the newline that ends a whole one
@@ -72,6 +76,7 @@ def test_torn_last_line_never_happened(tmp_path, torn):
 
 def test_torn_first_line(tmp_path):
     with Workspace(tmp_path) as workspace:
+        workspace.claim(RECIPE)
         workspace.journal.write_text('{"event"')
     with Workspace(tmp_path) as workspace:
         assert workspace.events == [] and workspace.journal.read_text() == ""
@@ -96,6 +101,7 @@ def test_another_recipe_is_refused_with_the_difference(tmp_path):
     with Workspace(tmp_path) as workspace:
         workspace.claim("seed: 1\nname: a\n")
         workspace.claim("seed: 1\nname: a\n")
+        workspace.append({"event": "block", "step": 0})
         with pytest.raises(CompressError) as caught:
             workspace.claim("seed: 2\nname: a\n")
     assert "-seed: 1" in str(caught.value) and "+seed: 2" in str(caught.value)
@@ -106,7 +112,7 @@ def test_another_recipe_is_refused_with_the_difference(tmp_path):
 def test_pinned_facts(tmp_path):
     facts = {"must": {"model": "abc"}, "may": {"torch": "1"}, "seed": 0}
     with Workspace(tmp_path) as workspace:
-        workspace.claim("seed: 1\n")
+        workspace.claim(RECIPE)
         assert workspace.pin(facts) == {}
         assert workspace.pin(facts) == {}
         newer = {**facts, "may": {"torch": "2", "extra": None}}
@@ -121,7 +127,7 @@ def test_kept_values_are_chosen_once(tmp_path):
     with Workspace(tmp_path) as workspace:
         assert workspace.keep("compute", lambda: "bfloat16") == "bfloat16"
         assert not (tmp_path / "lock.json").exists()  # the recipe may yet be refused
-        workspace.claim("seed: 1\n")
+        workspace.claim(RECIPE)
         assert workspace.keep("precision", lambda: "float32") == "float32"
         workspace.pin(facts)
     with Workspace(tmp_path) as workspace:

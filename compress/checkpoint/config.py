@@ -12,7 +12,8 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import PreTrainedConfig
+import torch
+from transformers import AutoModel, PreTrainedConfig
 
 from compress.checkpoint.records import BlockRecord, LowRank, ModuleSpec, Replaced
 from compress.checkpoint.targets import group_by_value, parse_pattern, target_patterns
@@ -22,8 +23,9 @@ from compress.checkpoint.tensors_config import (
     unpacks_on_load,
 )
 from compress.errors import CompressError
-from compress.models.anatomy import stock_type
-from compress.models.families import Family
+from compress.models.anatomy import anatomy_of, stock_type
+from compress.models.families import FAMILIES, Family
+from compress.models.source_load import auto_class
 
 PREFIX = "compress_"
 SECTION_VERSION = 1
@@ -80,13 +82,25 @@ def apply_records(
     return new
 
 
-def read_records(config: PreTrainedConfig, family: Family, num_blocks: int) -> list[BlockRecord]:
+def read_records(
+    config: PreTrainedConfig,
+    family: Family,
+    num_blocks: int,
+    widths: Sequence[dict[str, int]] | None = None,
+) -> list[BlockRecord]:
     """Return the records of all blocks: the inverse of :func:`apply_records`.
+
+    Args:
+        widths: of the blocks of the model that the config builds, where there is one; only the
+            class knows what it makes of the config's fields. Found out if None.
 
     Raises:
         CompressError: the config's quantisation was written by another tool.
     """
     modules = module_specs(config, num_blocks)
+    if widths is None:
+        built = _built_widths(stock_config(config), family)
+        widths = [layer_widths(config, family, i, layer) for i, layer in enumerate(built)]
     zeros: list[dict[str, str]] = [{} for _ in range(num_blocks)]
     for pattern, targets in (getattr(config, "compress", None) or {}).get("zeros", {}).items():
         for target in targets:
@@ -98,7 +112,7 @@ def read_records(config: PreTrainedConfig, family: Family, num_blocks: int) -> l
     quantization = read_quantization(section, num_blocks) if section else [{}] * num_blocks
     return [
         BlockRecord(
-            widths=layer_widths(config, family, index),
+            widths=widths[index],
             modules=modules[index],
             quantization=quantization[index],
             zeros=zeros[index],
@@ -117,12 +131,17 @@ def module_specs(config: PreTrainedConfig, num_blocks: int) -> list[dict[str, Mo
 
 
 def keep_layers(
-    config: PreTrainedConfig, family: Family, kept: Sequence[int], blocks_path: str
+    config: PreTrainedConfig,
+    family: Family,
+    kept: Sequence[int],
+    blocks_path: str,
+    records: Sequence[BlockRecord] | None = None,
 ) -> PreTrainedConfig:
     """Return a copy of ``config`` for a model of only the given layers, renumbered from 0.
 
     Args:
         kept: indices of the layers that stay, ascending.
+        records: of all layers, where they are at hand.
 
     Raises:
         CompressError: layers that share their weights, or whose function depends on their number.
@@ -140,7 +159,8 @@ def keep_layers(
             "Compress the width or precision of this model",
         )
     count = getattr(config, family.layers)
-    records = read_records(config, family, count)
+    if records is None:
+        records = read_records(config, family, count)
     new = stock_config(config)
     for key, value in vars(new).items():
         if "layer" in key and isinstance(value, (list, tuple)) and len(value) == count:
@@ -170,19 +190,41 @@ def stock_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return stock
 
 
-def layer_widths(config: PreTrainedConfig, family: Family, index: int) -> dict[str, int]:
-    """Return {"heads", "kv_heads", "ffn"} of one layer (0: the config has no such field)."""
-    base = global_widths(config, family)
+def layer_widths(
+    config: PreTrainedConfig, family: Family, index: int, built: dict[str, int]
+) -> dict[str, int]:
+    """Return {"heads", "kv_heads", "ffn"} of one layer, overrides included.
+
+    Args:
+        built: the widths that the class gives the layer without overrides.
+    """
     if not config.is_heterogeneous:
-        return base
+        return built
+    base = global_widths(config, family)
     layer = global_widths(config.per_layer_config[index], family)
     if family.kv_heads is not None and base["kv_heads"]:
         layer["heads"] = layer["kv_heads"] * base["heads"] // base["kv_heads"]
-    return layer
+    return {key: layer[key] if layer[key] != base[key] else built[key] for key in built}
+
+
+def _built_widths(config: PreTrainedConfig, family: Family) -> list[dict[str, int]]:
+    """Return the widths of the blocks that the class builds from a stock config.
+
+    Families of the table keep them in the fields that it names. Any other class may round them, or
+    have other kinds of layers among its blocks, so its model is built, without weights.
+    """
+    if stock_type(config) in FAMILIES:
+        return [global_widths(config, family)] * layer_count(config, family)
+    # The config's own code has run if it is an object of a class from there.
+    own_code = type(config).__module__.startswith("transformers_modules.")
+    kind = auto_class(config) if config.architectures else AutoModel
+    with torch.device("meta"):
+        model = kind.from_config(copy.deepcopy(config), trust_remote_code=own_code)
+    return [block.widths for block in anatomy_of(model).blocks]
 
 
 def global_widths(config: PreTrainedConfig, family: Family) -> dict[str, int]:
-    """Return the widths of a layer without overrides."""
+    """Return the widths that fields give to a layer without overrides (0: no such field)."""
     plain = homogeneous(config)
     heads = getattr(plain, family.heads, 0)
     kv_heads = getattr(plain, family.kv_heads) if family.kv_heads else heads
@@ -204,23 +246,40 @@ def homogeneous(config: PreTrainedConfig) -> PreTrainedConfig:
 def _set_widths(
     config: PreTrainedConfig, family: Family, widths: Sequence[dict[str, int]]
 ) -> dict[int, dict[str, int]]:
-    """Set plain fields where they can say it; return the per-layer fields for what they cannot."""
+    """Set plain fields where they can say it; return the per-layer fields for what they cannot.
+
+    A record that says nothing of a width, or 0, leaves it alone.
+    """
+    built = _built_widths(config, family)
     before = global_widths(config, family)
     per_layer: dict[int, dict[str, int]] = {}
 
-    def override(field: str, key: str) -> None:
-        for index, layer in enumerate(widths):
-            if layer[key] != before[key]:
-                per_layer.setdefault(index, {})[field] = layer[key]
+    def changed(key: str) -> list[int]:
+        indices = [
+            i for i, layer in enumerate(widths) if layer.get(key) and layer[key] != built[i][key]
+        ]
+        for index in indices:
+            if built[index][key] != before[key]:
+                raise CompressError(
+                    f"blocks as wide as {config.model_type}'s config.json says, to say another "
+                    "width there",
+                    f"{built[index][key]} ({key}) in block {index} for {before[key]}",
+                    "Compress the depth, zeros, rank or precision of this family",
+                )
+        return indices
 
-    ffn = {layer.get("ffn", 0) for layer in widths} - {before["ffn"]}
-    if ffn and 0 not in ffn:
-        if len({layer["ffn"] for layer in widths}) == 1:
+    def override(field: str, key: str) -> None:
+        for index in changed(key):
+            per_layer.setdefault(index, {})[field] = widths[index][key]
+
+    ffn = {layer.get("ffn", 0) for layer in widths}
+    if changed("ffn"):
+        if len(ffn) == 1:
             setattr(config, family.ffn, ffn.pop())
         else:
             override(family.ffn, "ffn")
     heads = {(layer.get("heads", 0), layer.get("kv_heads", 0)) for layer in widths}
-    if heads == {(before["heads"], before["kv_heads"])} or (0, 0) in heads:
+    if not changed("heads") and not changed("kv_heads"):
         return per_layer
     if family.shared_blocks:
         raise CompressError(
@@ -239,7 +298,7 @@ def _set_widths(
     # Only the key/value heads are written: some stock configs cannot even be read with a number
     # of heads that differs by layer. The heads follow, since a group is pruned as a unit.
     ratio = before["heads"] // before["kv_heads"]
-    wrong = [h for h, kv in heads if h != kv * ratio]
+    wrong = [h for h, kv in heads if h != kv * ratio and h]
     if wrong:
         raise CompressError(
             f"{ratio} heads for every key/value head, as in the original",

@@ -118,7 +118,7 @@ def _build_block(
     plain = homogeneous(config)
     block = stock(plain, *args, **kwargs)
     anatomy = block_anatomy(block, str(index), index, plain, family)
-    resize_block(block, anatomy, layer_widths(config, family, index))
+    resize_block(block, anatomy, layer_widths(config, family, index, anatomy.widths))
     for module in block.modules():
         # A later change of the model's attention implementation must reach its blocks.
         if getattr(module, "config", None) is plain:

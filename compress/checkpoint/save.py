@@ -13,10 +13,14 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from compress.checkpoint.config import apply_records, layer_count, stock_config
+from compress.checkpoint.guards import guards, is_guard
 from compress.checkpoint.records import BlockRecord, dump_block, record_block
 from compress.checkpoint.shards import MAX_SHARD_BYTES, ShardWriter, TensorSpec, write_json
 from compress.errors import CompressError
 from compress.models.anatomy import Anatomy, anatomy_of
+from compress.models.source_load import auto_class as _auto_class
+from compress.models.source_load import load_config
+from compress.models.tensors import check_finite
 
 
 def save_model(
@@ -49,6 +53,8 @@ def save_model(
     specs = {name: TensorSpec.of(t) for name, t in stored_tensors(model, anatomy)}
     with ShardWriter(folder, specs, max_shard_bytes) as writer:
         for name, tensor in stored_tensors(model, anatomy):
+            if tensor.is_floating_point():
+                check_finite(name, tensor, where="the model to save")
             writer.write(name, tensor)
     write_config(config, folder)
     if getattr(model, "generation_config", None) is not None and model.can_generate():
@@ -83,8 +89,8 @@ def stored_tensors(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[tuple[s
         if anatomy.is_outer(name) and name not in tied:
             yield name, tensor
     for block in anatomy.blocks:
-        stored, _ = dump_block(model.get_submodule(block.path), block, model.dtype)
-        for name, tensor in stored.items():
+        stored, record = dump_block(model.get_submodule(block.path), block, model.dtype)
+        for name, tensor in {**stored, **guards(record)}.items():
             yield f"{block.path}.{name}", tensor
 
 
@@ -108,17 +114,19 @@ def verify(
     folder: str | os.PathLike[str],
     expected: torch.Tensor,
     inputs: Mapping[str, torch.Tensor],
-    auto_class: Any,
+    auto_class: Any = None,
     tolerance: float = 1e-4,
+    trust_remote_code: bool = False,
 ) -> float:
     """Open a checkpoint the way a user would and compare its logits with the model in memory.
 
     Args:
         expected: logits of the model in memory on ``inputs``.
         inputs: keyword arguments of the model's forward.
-        auto_class: AutoModelForCausalLM, ….
+        auto_class: AutoModelForCausalLM, …; that of the task that config.json names if None.
         tolerance: on the largest difference, as a fraction of the largest expected logit. 1e-4
             leaves room for sums in another order, and none for a weight on the wrong grid point.
+        trust_remote_code: allow code that comes with the checkpoint.
 
     Returns:
         The largest difference over the largest expected logit.
@@ -130,10 +138,13 @@ def verify(
 
     with _quiet(transformers.logging):
         try:
+            if auto_class is None:
+                auto_class = _auto_class(load_config(folder, trust_remote_code=trust_remote_code))
             model, info = auto_class.from_pretrained(
-                folder, dtype=expected.dtype, output_loading_info=True
-            )
-        except (ValueError, RuntimeError, OSError, KeyError) as error:
+                folder, dtype=expected.dtype, output_loading_info=True,
+                trust_remote_code=trust_remote_code,
+            )  # fmt: skip
+        except Exception as error:  # classes that do not fit the weights raise whatever they hit
             raise _bad_checkpoint(folder, f"{type(error).__name__}: {error}") from error
     problems = [
         f"{what.replace('_', ' ')}: {', '.join(sorted(map(str, info[what]))[:3])}"
@@ -153,7 +164,7 @@ def verify(
     return error
 
 
-def verify_shapes(folder: str | os.PathLike[str]) -> None:
+def verify_shapes(folder: str | os.PathLike[str], trust_remote_code: bool = False) -> None:
     """Compare the tensors of a checkpoint with what its config implies, loading none.
 
     For models too large to hold a second time.
@@ -161,16 +172,14 @@ def verify_shapes(folder: str | os.PathLike[str]) -> None:
     Raises:
         CompressError: names or shapes differ.
     """
-    from transformers import AutoConfig
-
     from compress.checkpoint.config import read_records
     from compress.checkpoint.records import apply_record, stored_shapes_of
     from compress.models.stream import build_meta
     from compress.models.tensors import TensorIndex
 
     tensors = TensorIndex.open(folder)
-    config = AutoConfig.from_pretrained(folder)
-    model = build_meta(config)
+    config = load_config(folder, trust_remote_code=trust_remote_code)
+    model = build_meta(config, trust_remote_code)
     anatomy = anatomy_of(model)
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     expected = {
@@ -178,13 +187,15 @@ def verify_shapes(folder: str | os.PathLike[str]) -> None:
         for name, tensor in model.state_dict().items()
         if anatomy.is_outer(name) and name not in tied
     }
-    records = read_records(config, anatomy.family, len(anatomy.blocks))
+    widths = [block.widths for block in anatomy.blocks]
+    records = read_records(config, anatomy.family, len(anatomy.blocks), widths)
     for block, record in zip(anatomy.blocks, records, strict=True):
         module = model.get_submodule(block.path)
         apply_record(module, record)
         shapes = stored_shapes_of(module, record)
         expected.update((f"{block.path}.{name}", shape) for name, shape in shapes.items())
     found = {name: tensors.shape(name) for name in tensors.names()}
+    found = {name: shape for name, shape in found.items() if not is_guard(name, shape)}
     wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
     if wrong:
         name = wrong[0]

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compress.create.architecture import build_config, build_model
-from compress.create.material import prepare, read_data
+from compress.create.material import frame_of, prepare, read_data
 from compress.create.objective import describe_generation, loss_for
 from compress.create.spec import TrainSpec
+from compress.data.framing import Frame, with_note
 from compress.errors import CompressError
 from compress.files import whole_folder
 from compress.models.source import Source, load_model, resolve
@@ -77,11 +78,13 @@ def create(
     """
     progress = progress or Progress(quiet=True)
     adapted = None if spec.from_ is None else resolve(spec.from_, cache_dir=cache_dir)
-    data = read_data(spec, data_root)
-    made_from = {"section": _digest(spec, seed, adapted), "data": data.digest}
+    tokenizer_in = adapted.folder if adapted else None
+    data = read_data(spec, data_root, tokenizer_in)
+    frame = frame_of(spec, tokenizer_in)
+    made_from = {"section": _digest(spec, seed, adapted, frame), "data": data.digest}
     if not _is_trained(folder, made_from):
         progress.say(f"training the model on {data.description}")
-        material = prepare(spec, data, adapted.folder if adapted else None, seed)
+        material = prepare(spec, data, tokenizer_in, seed, frame)
         model = _model(spec, adapted, material.reader, seed).to(device).train()
         result = fit(
             model,
@@ -98,7 +101,7 @@ def create(
             model, material.reader, result.history, {**made_from, "seconds": result.seconds}, folder
         )
     shutil.rmtree(work, ignore_errors=True)
-    return _source(spec, folder, adapted, data.description)
+    return _source(spec, folder, adapted, with_note(data.description, frame))
 
 
 def create_for(
@@ -152,8 +155,13 @@ def _is_trained(folder: Path, made_from: dict[str, str]) -> bool:
     return True
 
 
-def _digest(spec: TrainSpec, seed: int, adapted: Source | None) -> str:
-    data = [spec.model_dump(mode="json", by_alias=True), seed, adapted and adapted.digest]
+def _digest(spec: TrainSpec, seed: int, adapted: Source | None, frame: Frame) -> str:
+    section = spec.model_dump(mode="json", by_alias=True, exclude={"special_tokens"})
+    data = [section, seed, adapted and adapted.digest]
+    # What a folder from before this choice was trained with: special tokens around documents only.
+    streamed = spec.packing == "stream"
+    if len(frame) if streamed else not spec.special_tokens:
+        data.append([frame.prefix, frame.suffix])
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 

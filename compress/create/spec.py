@@ -98,11 +98,17 @@ class TrainSpec(BaseModel):
     objective: Objective = Objective()
     text: TextSpec | None = None
     images: ImageTokens | None = None
-    length: int | None = Field(None, ge=2, description="tokens a sequence of text")
+    length: int | None = Field(
+        None, ge=2, description="tokens a sequence of text, special ones included"
+    )
     packing: Literal["stream", "documents"] = Field(
         "stream",
-        description="text: windows of one stream, or a document a row with the tokenizer's special "
-        "tokens around it, padded",
+        description="text: windows of one stream, or a document a row, padded",
+    )
+    special_tokens: bool = Field(
+        True,
+        description="text: put around each sequence what the tokenizer adds by itself (of causal "
+        "models' windows only what it adds in front); false: nothing",
     )
     training: TrainingOptions
 

@@ -142,12 +142,17 @@ def find(root: Path, dataset: str, subset: str | None, split: str) -> tuple[Path
     folder = root / dataset / subset if subset else root / dataset
     for suffix in SUFFIXES:
         path = folder / f"{split}{suffix}"
-        if path.is_file() and path.resolve().is_relative_to(root.resolve()):
+        if _inside(path, root):
             return path, Local(str(path.relative_to(root)))
     local = CATALOG.get((dataset, subset, split))
-    if local is not None and (root / local.path).is_file():
+    if local is not None and _inside(root / local.path, root):
         return root / local.path, local
     return None
+
+
+def _inside(path: Path, root: Path) -> bool:
+    """Whether there is such a file, and not by a link out of the root."""
+    return path.is_file() and path.resolve().is_relative_to(root.resolve())
 
 
 def splits(root: Path, dataset: str) -> list[str]:

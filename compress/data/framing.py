@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -19,6 +19,8 @@ from compress.masked.description import MaskedGeneration, is_masked_generator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+Kind = Literal["causal", "masked", "generator"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def frame_for(
     *,
     special_tokens: bool = True,
     documents: bool = False,
-    masked: bool | None = None,
+    kind: Kind | None = None,
 ) -> Frame:
     """What each sequence of a model's text gets around it.
 
@@ -75,20 +77,20 @@ def frame_for(
         tokenizer: the model's.
         special_tokens: False gives an empty frame.
         documents: sequences are whole documents, not windows of a stream.
-        masked: whether the model fills masks, where the config does not say.
+        kind: as what the model is used; by default what the config says.
 
     Raises:
         CompressError: the tokenizer adds ids that the model does not know, or a description that
             does not fit the config.
     """
     each = "document" if documents else "window"
-    if is_masked_generator(config):
-        description = MaskedGeneration.of(config)
+    kind = kind or _kind(config)
+    if kind == "generator":
+        description = MaskedGeneration.of(config, tokenizer)
         prefix, suffix = description.prefix, description.suffix
     else:
         prefix, suffix = added_tokens(tokenizer)
-        masked = is_masked_lm(config) if masked is None else masked
-        if not (documents or masked):
+        if kind == "causal" and not documents:
             suffix = ()
     names = [" ".join(tokenizer.convert_ids_to_tokens(list(ids))) for ids in (prefix, suffix)]
     if not special_tokens:
@@ -98,6 +100,12 @@ def frame_for(
     places = (f"{names[0]} in front of", f"{names[1]} behind")
     told = " and ".join(p for p, ids in zip(places, (prefix, suffix), strict=True) if ids)
     return Frame(prefix, suffix, f"{told} each {each}" if told else "")
+
+
+def _kind(config: PreTrainedConfig) -> Kind:
+    if is_masked_generator(config):
+        return "generator"
+    return "masked" if is_masked_lm(config) else "causal"
 
 
 def is_masked_lm(config: PreTrainedConfig) -> bool:

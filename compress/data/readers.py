@@ -69,7 +69,7 @@ def read_documents(
                 return list(texts_of(_json_lines(file), field, path.name, keep_blank))
         if suffix == ".json":
             rows = _rows(parse_json(path.read_text(encoding="utf-8")))
-            return list(texts_of(rows, field, path.name))
+            return list(texts_of(rows, field, path.name, keep_blank))
         if suffix == ".parquet":
             return _parquet(path, field, keep_blank)
         if suffix in (".csv", ".tsv"):

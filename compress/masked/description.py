@@ -121,6 +121,10 @@ class MaskedGeneration(BaseModel):
             vocabulary=known if size and known < size else None,
         )  # fmt: skip
 
+    def without_frame(self) -> MaskedGeneration:
+        """The same with nothing around a sequence."""
+        return self.model_copy(update={"prefix": (), "suffix": ()})
+
     def store(self, config: Any) -> None:
         """Write the description into a config.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -151,6 +152,10 @@ class Method(BaseModel):
         Raises:
             CompressError: with the reason and the way out.
         """
+
+    def files(self) -> tuple[Path, ...]:
+        """Files that the options name; what they hold must not change while a run goes on."""
+        return ()
 
     def predict(self, outline: Outline) -> Outline:
         """Return the outline of the model after the step."""

@@ -16,7 +16,14 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from compress.errors import CompressError
-from compress.models.families import CONCATENATED, FAMILIES, INTERLEAVED, SEPARATE, Family
+from compress.models.families import (
+    CONCATENATED,
+    FAMILIES,
+    INTERLEAVED,
+    SEPARATE,
+    Family,
+    inferred_family,
+)
 from compress.models.linears import features, is_linear
 
 QKV, ATTENTION_OUT, UP, DOWN, OTHER = "qkv", "attention_out", "up", "down", "other"
@@ -112,8 +119,8 @@ def stock_type(config: PreTrainedConfig) -> str:
 
 
 def family_of(config: PreTrainedConfig) -> Family:
-    """Return the family entry of a config, or the default one for a type without an entry."""
-    return FAMILIES.get(stock_type(config), Family())
+    """Return the family entry of a config: from the table, or else inferred from its fields."""
+    return FAMILIES.get(stock_type(config)) or inferred_family(config)
 
 
 def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

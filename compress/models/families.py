@@ -1,15 +1,20 @@
-"""What cannot be read off a module tree: one small table a family.
+"""What cannot be read off a module tree: one small table a family, and a guess for the others.
 
 Names of linears, their roles and their widths are inferred (see :mod:`compress.models.anatomy`). A
 family needs an entry here only where its config fields have other names, where projections are
 fused, or where its attention modules keep a size in an attribute that a narrower layer must change.
 Adding a family means adding an entry, not code.
+
+A type without an entry gets one inferred from its config (:func:`inferred_family`). What rests on
+such a guess is rehearsed on a miniature before a plan accepts it
+(:mod:`compress.checkpoint.rehearsal`); the table is vouched for by the conformance suite.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 SEPARATE = "separate"  # one linear a projection
 CONCATENATED = "concatenated"  # one linear, rows are [q | k | v] or [gate | up]
@@ -84,7 +89,7 @@ FAMILIES: dict[str, Family] = {
         ],
         _LLAMA,
     ),
-    "glm4": replace(_LLAMA, up_layout=CONCATENATED),
+    **dict.fromkeys(("glm", "glm4"), replace(_LLAMA, up_layout=CONCATENATED)),
     "phi3": Family(
         kv_heads="num_key_value_heads",
         head_dim="head_dim",
@@ -124,3 +129,41 @@ FAMILIES: dict[str, Family] = {
         ("vit", "deit"), Family(attributes={"attention": {"num_attention_heads": "heads"}})
     ),
 }
+
+# Fields that hold the FFN width, and attributes in which attention modules keep their sizes, under
+# the names that transformers' model files use for them.
+_FFN_FIELDS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "hidden_dim", "d_ff")
+_SIZES = {
+    "num_heads": "heads",
+    "num_attention_heads": "heads",
+    "n_heads": "heads",
+    "num_key_value_heads": "kv_heads",
+    "num_kv_heads": "kv_heads",
+    "all_head_size": "attention_width",
+}
+_ATTENTIONS = ("self_attn", "attn", "attention", "self_attention", "attention.self")
+
+
+def inferred_family(config: Any) -> Family:
+    """Guess the entry of a model type outside the table from the fields that its config has.
+
+    Args:
+        config: a transformers config; one that covers several models (text and vision) is read by
+            its own fields only.
+    """
+
+    def named(field: str) -> str:
+        return (getattr(config, "attribute_map", None) or {}).get(field, field)
+
+    fields = vars(config)
+    kv_heads = named("num_key_value_heads")
+    head_dim = named("head_dim")
+    ffn = next((named(f) for f in _FFN_FIELDS if named(f) in fields), "intermediate_size")
+    return Family(
+        layers=named("num_hidden_layers"),
+        heads=named("num_attention_heads"),
+        kv_heads=kv_heads if kv_heads in fields else None,
+        head_dim=head_dim if head_dim in fields else None,
+        ffn=ffn,
+        attributes=dict.fromkeys(_ATTENTIONS, _SIZES),
+    )

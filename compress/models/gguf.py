@@ -24,6 +24,22 @@ def is_gguf(path: Path) -> bool:
         return file.read(4) == MAGIC
 
 
+def describe_gguf(path: Path) -> str:
+    """What a GGUF file holds, in a clause: the type of most of its weights, and their mean size."""
+    from gguf import GGUFReader
+
+    weights: dict[str, int] = {}
+    size = 0
+    for tensor in GGUFReader(path).tensors:
+        name = tensor.tensor_type.name
+        weights[name] = weights.get(name, 0) + int(tensor.n_elements)
+        size += int(tensor.n_bytes)
+    if not weights:
+        return "GGUF"
+    bits = 8 * size / sum(weights.values())
+    return f"GGUF, mostly {max(weights, key=weights.get)}, {bits:.2g} bits per weight"
+
+
 def gguf_to_folder(path: Path, target: Path) -> None:
     """Write the model, its generation config and its tokenizer (chat template kept) to ``target``.
 
@@ -31,8 +47,8 @@ def gguf_to_folder(path: Path, target: Path) -> None:
     Peak memory is one float32 copy of the model plus one tensor.
 
     Raises:
-        CompressError: no GGUF file, a truncated one, one whose architecture transformers cannot
-            read, or one that holds no text model.
+        CompressError: no GGUF file, a truncated one, one that lacks weights, one whose architecture
+            transformers cannot read, or one that holds no text model.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -43,9 +59,10 @@ def gguf_to_folder(path: Path, target: Path) -> None:
     _require_reader()
     folder = str(path.parent)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=path.name, dtype=torch.float32, local_files_only=True
-        )
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=path.name, dtype=torch.float32, local_files_only=True,
+            output_loading_info=True,
+        )  # fmt: skip
         tokenizer = AutoTokenizer.from_pretrained(
             folder, gguf_file=path.name, local_files_only=True
         )
@@ -55,6 +72,14 @@ def gguf_to_folder(path: Path, target: Path) -> None:
             f"{type(error).__name__}: {error}",
             "Fetch it again, or use the checkpoint in safetensors that it was made from",
         ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CompressError(
+            f"every weight of a {type(model).__name__} in {path.name}",
+            f"none for {len(missing)} of them, {missing[0]} first",
+            "The file is incomplete, or of an architecture that transformers does not read whole: "
+            "use the checkpoint in safetensors that it was made from",
+        )
     for name, parameter in model.named_parameters():
         check_finite(name, parameter.detach(), where=path.name)
     _unmarked(model).save_pretrained(target)

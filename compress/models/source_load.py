@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from compress.checkpoint.sections import check_sections
 from compress.errors import CompressError, did_you_mean
 from compress.intake import read_json, reason
 from compress.models.config_limits import check_layers, check_numbers
+from compress.models.leftovers import unused_weights
 from compress.models.tensors import TensorIndex, check_finite
 from compress.models.tensors_header import INDEX, SINGLE
 
@@ -151,7 +153,7 @@ def load_model(
     Raises:
         CompressError: as :func:`load_config`, :func:`auto_class` and ``TensorIndex.open``; also
             weights that the checkpoint lacks (transformers would make them up at random), of
-            another shape, or not finite.
+            another shape, not finite, or of a part of the model that the config does not have.
     """
     folder = Path(getattr(source, "folder", source))
     config = load_config(folder, trust_remote_code=trust_remote_code)
@@ -168,11 +170,16 @@ def load_model(
             f"a checkpoint that loads from {folder}", reason(error),
             "The config and the weights may be of two different models",
         ) from error  # fmt: skip
-    # A quantised checkpoint holds its weights under other names, checked by its own loader.
-    quantised = getattr(config, "quantization_config", None) is not None
-    _check_loaded(folder, [] if quantised else sorted(report["missing_keys"]), report)
-    if not quantised:
-        for name, parameter in model.named_parameters():
+    _check_loaded(folder, sorted(report["missing_keys"]), report)
+    unused = unused_weights(model, sorted(report["unexpected_keys"]))
+    if unused:
+        warnings.warn(
+            f"{len(unused)} weights in {folder} belong to no part of a {type(model).__name__} and "
+            f"are left out ({', '.join(unused[:3])})",
+            stacklevel=2,
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not parameter.is_meta:
             check_finite(name, parameter.detach(), where=str(folder))
     return model.to(device).eval()
 

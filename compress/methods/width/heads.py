@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from compress.errors import CompressError
 from compress.methods.width.options import WidthMethod
-from compress.models.anatomy import ATTENTION_OUT, Anatomy
-from compress.models.families import FAMILIES
-from compress.outline import Outline
+from compress.models.anatomy import ATTENTION_OUT
 
 
 class HeadWidth(WidthMethod):
@@ -22,13 +19,3 @@ class HeadWidth(WidthMethod):
     source: ClassVar[str] = "Kurtic et al. 2023, ZipLM, arXiv 2302.04089, with one-shot scores"
     kind: ClassVar[str] = ATTENTION_OUT
     unit: ClassVar[str] = "KV groups"
-
-    def check(self, anatomy: Anatomy, outline: Outline) -> None:
-        super().check(anatomy, outline)
-        if anatomy.model_type not in FAMILIES:
-            raise CompressError(
-                "a family whose attention code is known",
-                anatomy.model_type,
-                "Add an entry to compress/models/families.py that says which sizes its attention "
-                "modules keep",
-            )
