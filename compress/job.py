@@ -19,24 +19,24 @@ import torch
 from compress import distributed, memory
 from compress.calibrate.batches import Calibration, calibration_batches
 from compress.checkpoint import fresh
-from compress.data.codebook import load_codebook
 from compress.errors import CompressError
 from compress.evaluation import Evaluator
 from compress.export import check_export, companions, export, export_masks
 from compress.intact import digests, model_digests, rewind_damaged
 from compress.methods.base import DEPTH, MODULES, WIDTH
-from compress.models.source import load_tokenizer
 from compress.models.source_load import read_config
 from compress.models.stream import StreamedModel
 from compress.models.tensors import file_sha256
 from compress.planner import Plan
+from compress.planning_checks import reader_of
 from compress.precision import calibration_dtype, device_of
 from compress.progress import Progress
-from compress.recipe import parse_size
+from compress.recipe import Recipe, parse_size
 from compress.sink import JournalSink
 from compress.state import ModelState
 from compress.step_context import StepContext
 from compress.steps import run_step
+from compress.train.options import Precision, auto_precision
 from compress.workspace import Workspace
 
 _ALWAYS_FITS = 64 * 2**20
@@ -135,16 +135,7 @@ class Job:
             )
 
     def _tokenizer(self) -> Any:
-        tokenizer, reason = load_tokenizer(
-            self.plan.source.folder, trust_remote_code=self.recipe.model.trust_remote_code
-        )
-        reader = load_codebook(self.plan.source.folder) if tokenizer is None else tokenizer
-        if reader is None:
-            raise CompressError(
-                "a tokenizer beside the weights, to read texts with", reason,
-                "Put the model's tokenizer files into its folder",
-            )  # fmt: skip
-        return reader
+        return reader_of(self.plan.source.folder, self.recipe.model.trust_remote_code)
 
     def evaluate_before(self) -> None:
         if self.evaluator is not None:
@@ -205,6 +196,7 @@ class Job:
             storage_dtype=self.dtype,
             sink=sink,
             guard=lambda: memory.check_limit(self.limit),
+            precision=settled_precision(self.workspace, self.recipe, self.device),
         )
 
     def write(self) -> None:
@@ -261,6 +253,13 @@ class Job:
         if self.evaluator is None:
             return None
         return self.evaluator.report(self.calibration, self.command)
+
+
+def settled_precision(workspace: Workspace, recipe: Recipe, device: torch.device) -> Precision:
+    """What ``precision: auto`` means in all trainings of a run, wherever it goes on."""
+    if recipe.model.train is None and all(step.learns is None for step in recipe.steps):
+        return "auto"  # nothing is trained, nothing has to be measured
+    return workspace.keep("precision", lambda: auto_precision(device))
 
 
 def _digest(value: Any) -> str:

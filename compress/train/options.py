@@ -42,7 +42,7 @@ class TrainingOptions(BaseModel):
     eps: float = Field(1e-8, gt=0, description="keeps Adam's quotient finite")
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null for none")
     precision: Precision = Field(
-        "auto", description="of products; auto is 16 bits where the hardware computes in them"
+        "auto", description="of products; auto is 16 bits where those are measured to be fast"
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute blocks in the backward pass instead of storing them"
@@ -84,21 +84,25 @@ def learning_rate(options: TrainingOptions, step: int) -> float:
 
 
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products on a device.
-
-    ``auto`` is bfloat16 where a measurement of the machine shows that it is faster (a CPU without
-    units for it is many times slower), float16 on older GPUs, else float32.
+    """The dtype of matrix products on a device; ``auto`` is what :func:`auto_precision` says.
 
     Raises:
         CompressError: float16 on a CPU, whose small gradients would vanish.
     """
     if precision == "auto":
-        if fast_bfloat16(device):
-            return torch.bfloat16
-        old = device.type == "cuda" and not torch.cuda.is_bf16_supported(False)
-        return torch.float16 if old else torch.float32
+        precision = auto_precision(device)
     if precision == "float16" and device.type != "cuda":
         raise CompressError(
             "a GPU for training in float16", f"the device {device}", "Set precision: auto"
         )
     return getattr(torch, precision)
+
+
+def auto_precision(device: torch.device) -> Precision:
+    """bfloat16 where a measurement shows that its products are fast, float16 on GPUs that have no
+    bfloat16, else float32."""
+    if fast_bfloat16(device):
+        return "bfloat16"
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "float16"
+    return "float32"
