@@ -14,6 +14,7 @@ from compress.apply_masks import AppliedMask, apply_mask
 from compress.calibrate.inputs import calibration_inputs
 from compress.checkpoint.save import require_empty, save_model
 from compress.errors import CompressError
+from compress.job import device_of
 from compress.live import check_live, check_model_class
 from compress.live_steps import run_live
 from compress.methods.base import Method
@@ -67,6 +68,7 @@ def load(
     """
     if semi_structured not in (False, True, "require"):
         raise CompressError('semi_structured to be True, False or "require"', repr(semi_structured))
+    device = device_of(device)
     found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     if is_diffusion_folder(found.folder):
         return load_diffusion(found.folder, dtype, device), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,11 +89,13 @@ def text_material(
     else:
         tokens = token_stream(text, tokenizer, spec.max_tokens)
     check_ids(tokens, config)
-    pinned = token_digest(tokens)
+    told = [token_digest(tokens)]
     if documents is not None:
-        pinned += f" {token_digest(torch.tensor([len(d) for d in documents]))}"
-    if kind == "causal" and frame.prefix:  # nothing else, so that older runs of others go on
-        pinned += f" behind {list(frame.prefix)}"
+        told.append(token_digest(torch.tensor([len(d) for d in documents])))
+    if kind == "causal":
+        told += map(str, frame.prefix)
+    # One digest alone is what older runs have pinned, and for them nothing has changed.
+    pinned = told[0] if len(told) == 1 else hashlib.sha256(" ".join(told).encode()).hexdigest()
     # Special tokens and byte fallbacks make decoding the honest way to count the bytes.
     size = len(tokenizer.decode(tokens.tolist()).encode())
     return TextMaterial(text, tokens, documents, size, frame, pinned)

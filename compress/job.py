@@ -19,18 +19,17 @@ import torch
 from compress import distributed, memory
 from compress.calibrate.batches import Calibration, calibration_batches
 from compress.checkpoint import fresh
-from compress.data.codebook import load_codebook
 from compress.errors import CompressError
 from compress.evaluation import Evaluator
 from compress.export import check_export, companions, export, export_masks
 from compress.intact import digests, model_digests, rewind_damaged
 from compress.intake import reason
 from compress.methods.base import DEPTH, MODULES, WIDTH
-from compress.models.source import load_tokenizer
 from compress.models.source_load import read_config
 from compress.models.stream import StreamedModel
 from compress.models.tensors import file_sha256
 from compress.planner import Plan
+from compress.planning_checks import reader_of
 from compress.progress import Progress
 from compress.recipe import Recipe, parse_size
 from compress.sink import JournalSink
@@ -130,16 +129,7 @@ class Job:
             )
 
     def _tokenizer(self) -> Any:
-        tokenizer, reason = load_tokenizer(
-            self.plan.source.folder, trust_remote_code=self.recipe.model.trust_remote_code
-        )
-        reader = load_codebook(self.plan.source.folder) if tokenizer is None else tokenizer
-        if reader is None:
-            raise CompressError(
-                "a tokenizer beside the weights, to read texts with", reason,
-                "Put the model's tokenizer files into its folder",
-            )  # fmt: skip
-        return reader
+        return reader_of(self.plan.source.folder, self.recipe.model.trust_remote_code)
 
     def evaluate_before(self) -> None:
         if self.evaluator is not None:

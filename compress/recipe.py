@@ -113,6 +113,15 @@ class OutputSpec(BaseModel):
         return value
 
 
+class ExpectedFigure(BaseModel):
+    """What a figure of the report should come to; a run that misses it says so and goes on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    value: float
+    within: float = Field(ge=0, description="largest difference that still counts as reproduced")
+
+
 class Recipe(BaseModel):
     """One run, from a model to a report. ``version`` is the version of this schema."""
 
@@ -121,8 +130,10 @@ class Recipe(BaseModel):
     version: Literal[1] = 1
     name: str = Field("unnamed", description="for the report and for `compress run NAME`")
     description: str = ""
-    expected: dict[str, Any] = Field(
-        default_factory=dict, description="figures that this recipe gave when it was written"
+    expected: dict[str, ExpectedFigure] = Field(
+        default_factory=dict,
+        description="figures of the report (compress.eval.figures) that this recipe gave when it "
+        "was written; a run says whether it has reproduced them",
     )
     model: ModelSpec
     seed: int = Field(0, ge=-(2**63), lt=2**63)
@@ -176,7 +187,25 @@ def parse_recipe(data: Any, where: str = "recipe") -> Recipe:
     recipe = _validate(Recipe, data, where)
     if isinstance(recipe.evaluation, dict):
         split_evaluation(recipe.evaluation, where)
+    _check_expected(recipe, where)
     return recipe.model_copy(update={"steps": parsed})
+
+
+def _check_expected(recipe: Recipe, where: str) -> None:
+    from compress.eval.figures import known, unknown
+
+    if recipe.expected and recipe.evaluation is None:
+        raise CompressError(
+            "an evaluation that measures what is expected", "none",
+            "Add an evaluation, or drop `expected`", where=f"{where}, expected",
+        )  # fmt: skip
+    for name in recipe.expected:
+        tasks = recipe.evaluation.get("tasks") or ()
+        if unknown(name, tasks) is not None:
+            raise CompressError(
+                "a figure of the report", repr(name), did_you_mean(name, known(tasks)),
+                where=f"{where}, expected",
+            )  # fmt: skip
 
 
 def parse_steps(steps: Any, where: str = "") -> tuple[Method, ...]:

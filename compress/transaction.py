@@ -19,8 +19,7 @@ import torch
 from torch import nn
 
 from compress.errors import CompressError
-from compress.models.anatomy import BlockAnatomy
-from compress.step_context import SURVEY, MemorySink
+from compress.step_context import SOLVE, SURVEY, MemorySink
 
 _HALF = (torch.bfloat16, torch.float16)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -77,8 +76,10 @@ class Transaction:
         # Without a way back nothing may keep a parameter in memory that a step replaces.
         self._modules = [_ModuleState(module, whole=atomic) for module in model.modules()]
         self._flags = [(p, p.requires_grad) for p in model.parameters()] if atomic else []
+        self._originals = {id(tensor) for tensor in _tensors(model)} if atomic else set()
         self._config = dict(model.config.__dict__)
         self._saved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # tensor, its values then
+        self._members: dict[int, set[int]] = {}  # saved tensors by block
         self._open: dict[int, tuple[nn.Module, dict[str, torch.dtype]]] = {}
         self._outer = self._widened_outer(blocks)
 
@@ -90,14 +91,19 @@ class Transaction:
         self._open[id(block)] = block, {n: t.dtype for n, t in named if t.is_floating_point()}
         for tensor in _tensors(block):
             half = tensor.dtype in _HALF
-            if self.atomic and id(tensor) not in self._saved:
+            if id(tensor) in self._originals and id(tensor) not in self._saved:
                 # Widening gives a 16-bit tensor other memory: its own stays the copy.
                 self._saved[id(tensor)] = tensor, tensor.data if half else tensor.data.clone()
+                self._members.setdefault(id(block), set()).add(id(tensor))
             if half:
                 tensor.data = tensor.data.float()
 
-    def finished(self) -> None:
-        """Called when blocks are done: back to the dtypes that their tensors had."""
+    def finished(self, solved: bool = False) -> None:
+        """Called when blocks are done: back to the dtypes that their tensors had.
+
+        Args:
+            solved: what these blocks no longer hold is gone for good.
+        """
         for block, dtypes in self._open.values():
             for name, tensor in block.named_parameters():
                 if tensor.is_floating_point():
@@ -105,12 +111,16 @@ class Transaction:
             for name, tensor in block.named_buffers():
                 if name in dtypes:  # scales of a new quantised linear stay as they are
                     tensor.data = tensor.data.to(dtypes[name])
-        if self._open:
-            present = {id(t) for block, _ in self._open.values() for t in _tensors(block)}
-            for tensor, data in self._saved.values():
-                if id(tensor) not in present and tensor.data is not data:
-                    tensor.data = data  # replaced, so nobody's but ours: one copy will do
+            if solved:
+                self._release(block)
         self._open = {}
+
+    def _release(self, block: nn.Module) -> None:
+        """Of what a step has replaced in a block, one copy will do."""
+        present = {id(tensor) for tensor in _tensors(block)}
+        for key in self._members.get(id(block), set()) - present:
+            tensor, data = self._saved[key]
+            tensor.data = data
 
     def close(self, failed: bool) -> None:
         """End it: modes as they were, and after a failure all that can be put back."""
@@ -153,7 +163,6 @@ class LiveSink(MemorySink):
     def __init__(self, transaction: Transaction) -> None:
         super().__init__()
         self.transaction, self.stage = transaction, ""
-        self.touched = -1  # the last block that may have changed
 
     def finished(self, stage: str) -> int:
         self.stage = stage  # asked once, at the start of each
@@ -162,14 +171,11 @@ class LiveSink(MemorySink):
     def load(self, index: int, block: nn.Module) -> None:
         self.transaction.before(block)
         if self.stage not in ("", SURVEY):
-            self.transaction.began, self.touched = True, index
-
-    def store(self, index: int, block: nn.Module, anatomy: BlockAnatomy) -> None:
-        self.touched = index
+            self.transaction.began = True
 
     def record(self, stage: str, index: int, note: Any, activations: dict[str, Any] | None) -> None:
         super().record(stage, index, note, activations)
-        self.transaction.finished()
+        self.transaction.finished(solved=stage == SOLVE)
 
 
 @contextmanager

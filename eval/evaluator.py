@@ -124,6 +124,8 @@ def evaluate(
         )
     latency = spec.latency_spec()
     if latency and baseline is not None:
+        positions = getattr(model.config, "max_position_embeddings", None)
+        latency = latency.within(positions, kind == "causal")
         measure("latency", paired_latency, baseline, model, **latency.model_dump())
     measure(
         "cost",

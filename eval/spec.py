@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from compress.errors import CompressError
 from compress.eval.cost import CostResult, PairedLatency
 from compress.eval.quality.generator import GeneratorResult, GeneratorSpec
 from compress.eval.quality.masked import MaskedResult
@@ -23,6 +24,35 @@ class LatencySpec(BaseModel):
     prefill_tokens: int = Field(default=512, ge=1)
     decode_tokens: int = Field(default=32, ge=0)
     repeats: int = Field(default=7, ge=3)
+
+    def within(self, positions: int | None, decodes: bool) -> LatencySpec:
+        """The same, what was left to the defaults shortened to a model's positions.
+
+        Args:
+            positions: of the model; None where it knows no limit.
+            decodes: whether tokens are decoded after the prefill (causal models).
+
+        Raises:
+            CompressError: what was asked for does not fit.
+        """
+        prefill, decode = self.prefill_tokens, self.decode_tokens if decodes else 0
+        if not positions or prefill + decode <= positions:
+            return self
+        given = self.model_fields_set
+        if decodes and "decode_tokens" not in given:
+            room = positions - prefill if "prefill_tokens" in given else positions // 4
+            decode = min(decode, max(room, 1))
+        if "prefill_tokens" not in given:
+            # Masked models may number their positions from padding_idx + 1, as RoBERTa does.
+            prefill = positions - decode if decodes else positions - 4
+        if prefill < 1 or prefill + decode > positions:
+            raise CompressError(
+                f"prefill and decode within the model's {positions} positions",
+                f"{prefill + decode} tokens", "Set smaller prefill_tokens and decode_tokens",
+                where="latency",
+            )  # fmt: skip
+        shorter = {"prefill_tokens": prefill} | ({"decode_tokens": decode} if decodes else {})
+        return self.model_copy(update=shorter)
 
 
 class MaskedSpec(BaseModel):

@@ -114,6 +114,15 @@ def _few_threads():
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_clean_process():
+    """Let one interpreter prove all checkpoints that need one: starting it takes seconds."""
+    from compress.checkpoint.fresh import kept_process
+
+    with kept_process():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
     """Let sockets reach this machine only."""
@@ -188,6 +197,22 @@ def _make_tokenizer() -> PreTrainedTokenizerFast:
 def tokenizer() -> PreTrainedTokenizerFast:
     """A token a byte, with a mask token."""
     return _make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def framing_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
+    """``framing_tokenizer("[CLS] $A [SEP]")``: the tokenizer, made to add special tokens."""
+    from tokenizers import processors
+
+    def make(template: str) -> PreTrainedTokenizerFast:
+        made = _make_tokenizer()
+        used = [(token, SPECIAL.index(token)) for token in SPECIAL if token in template]
+        made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=template, pair=f"{template} $B", special_tokens=used
+        )
+        return made
+
+    return make
 
 
 @pytest.fixture(scope="session")

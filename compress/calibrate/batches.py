@@ -113,6 +113,33 @@ def calibration_batches(
     )
 
 
+def check_length(spec: CalibrationSpec, config: PreTrainedConfig) -> None:
+    """Refuse texts that are longer than the model's positions."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if spec.text is not None and positions and spec.length > positions > 1:
+        raise CompressError(
+            f"calibration.length of at most {positions}, the model's positions",
+            str(spec.length),
+            "Lower it",
+        )
+
+
+def check_kind(spec: CalibrationSpec, reader: Any) -> None:
+    """Refuse images for a tokenizer, and texts for a codebook."""
+    if spec.images is not None and not callable(getattr(reader, "rows", None)):
+        raise CompressError(
+            "calibration.text for a model that reads text",
+            "calibration.images, without a codebook beside the model",
+            "Images need the codebook.safetensors that the model was trained with",
+        )
+    if spec.text is not None and not callable(getattr(reader, "get_vocab", None)):
+        raise CompressError(
+            "calibration.images for a model whose tokens are patches of images",
+            "calibration.text",
+            "Name the images that the model was trained on",
+        )
+
+
 def _batches(
     ids: torch.Tensor, attention: torch.Tensor, size: int
 ) -> list[dict[str, torch.Tensor]]:
@@ -147,19 +174,8 @@ def _text_rows(
     spec: CalibrationSpec, reader: Any, config: PreTrainedConfig, seed: int, data_root: Any
 ) -> tuple[Text, Frame, list[torch.Tensor]]:
     """The text, what stands around its sequences, and these, int64 [n] each."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions and spec.length > positions > 1:
-        raise CompressError(
-            f"calibration.length of at most {positions}, the model's positions",
-            str(spec.length),
-            "Lower it",
-        )
-    if not callable(getattr(reader, "get_vocab", None)):
-        raise CompressError(
-            "calibration.images for a model whose tokens are patches of images",
-            "calibration.text",
-            "Name the images that the model was trained on",
-        )
+    check_length(spec, config)
+    check_kind(spec, reader)
     check_tokenizer(reader, config)
     documents = spec.packing == "documents"
     frame = frame_for(config, reader, special_tokens=spec.special_tokens, documents=documents)
@@ -217,12 +233,7 @@ def _image_rows(
 ) -> tuple[Images, torch.Tensor]:
     from compress.data.images import load_images
 
-    if not callable(getattr(reader, "rows", None)):
-        raise CompressError(
-            "calibration.text for a model that reads text",
-            "calibration.images, without a codebook beside the model",
-            "Images need the codebook.safetensors that the model was trained with",
-        )
+    check_kind(spec, reader)
     images = load_images(spec.images, data_root)
     if len(images) < spec.samples:
         raise CompressError(

@@ -84,6 +84,18 @@ def load_images(spec: ImageSpec | str, data_root: str | Path | None = None) -> I
     )  # fmt: skip
 
 
+def check_images(spec: ImageSpec, data_root: str | Path | None = None) -> None:
+    """Refuse images that are not there, reading none.
+
+    Raises:
+        CompressError: no such folder or files.
+    """
+    if spec.source != DIGITS:
+        folder = _folder(spec.source, data_root)
+        for kind in ("images-idx3", "labels-idx1"):
+            _file(folder, f"{_PREFIX[spec.split]}-{kind}-ubyte")
+
+
 def _digits(spec: ImageSpec) -> tuple[np.ndarray, np.ndarray, str]:
     from sklearn.datasets import load_digits
 

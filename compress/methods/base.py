@@ -124,6 +124,7 @@ class Method(BaseModel):
         works_on: ``block`` (streams) or ``model`` (decides with the whole model in memory).
         reads, writes: which of values, zeros, width, depth, modules, precision.
         needs: ``nothing``, ``calibration``, ``training`` or ``labels``.
+        example: options that make a valid step of a method that has none by default.
         surveys: True when a pass over the uncompressed model precedes (see ``observe``/``decide``).
     """
 
@@ -136,6 +137,7 @@ class Method(BaseModel):
     reads: ClassVar[frozenset[str]] = frozenset({VALUES})
     writes: ClassVar[frozenset[str]]
     needs: ClassVar[str] = "calibration"
+    example: ClassVar[dict[str, Any]] = {}
 
     @property
     def surveys(self) -> bool:
@@ -264,8 +266,8 @@ class LinearMethod(Method):
         return tuple(
             name
             for name in site.linears
-            if _matches(f"{block.path}.{name}", self.include)
-            and not _matches(f"{block.path}.{name}", self.exclude)
+            if matches(f"{block.path}.{name}", self.include)
+            and not matches(f"{block.path}.{name}", self.exclude)
         )
 
     def check(self, anatomy: Anatomy, outline: Outline) -> None:
@@ -292,7 +294,8 @@ class LinearMethod(Method):
         return outline.map_blocks(block_change)
 
 
-def _matches(path: str, patterns: tuple[str, ...]) -> bool:
+def matches(path: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a module path is meant by one of the patterns of include or exclude."""
     return any(
         regular.search(p[3:], [path])[0] if p.startswith("re:") else fnmatch.fnmatchcase(path, p)
         for p in patterns

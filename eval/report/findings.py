@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from compress.eval.cost.size import human_bytes
+from compress.eval.figures import figure_of
 from compress.eval.quality.generation import StepPoint
 from compress.eval.report.cells import number
 from compress.eval.report.rows import quality_ratio, times
@@ -36,6 +37,7 @@ def findings(report: Report) -> tuple[Finding, ...]:
     """Return what a careful reader would say about the result, warnings first."""
     found = [
         *_safety(report),
+        *_expected(report),
         *_quality(report),
         *_samples(report),
         *_latency(report),
@@ -48,11 +50,29 @@ def findings(report: Report) -> tuple[Finding, ...]:
 
 
 def _safety(report: Report) -> Iterator[Finding]:
+    for note in report.run.notes:
+        yield Finding(level="note", text=f"On the way: {note}.")
     if report.run.trust_remote_code:
         yield Finding(
             level="warning",
             text="trust_remote_code was on: code that came with the model ran on this machine.",
         )
+
+
+def _expected(report: Report) -> Iterator[Finding]:
+    """Whether the run has reproduced what its recipe says it gave."""
+    for name, stated in ((report.run.recipe or {}).get("expected") or {}).items():
+        if not isinstance(stated, dict) or stated.keys() != {"value", "within"}:
+            continue  # of a report from before figures were checked
+        value, within = stated["value"], stated["within"]
+        text = f"Expected {name} {number(value)} within {number(within)}: "
+        found = figure_of(report, name)
+        if found is None:
+            yield Finding(level="warning", text=f"{text}not measured.")
+        elif abs(found - value) <= within:
+            yield Finding(level="good", text=f"{text}reproduced ({number(found)}).")
+        else:
+            yield Finding(level="warning", text=f"{text}NOT reproduced: {number(found)}.")
 
 
 def _quality(report: Report) -> Iterator[Finding]:

@@ -232,3 +232,26 @@ def test_macs_of_a_prefill_are_those_of_its_products():
     block = hidden * (2 * hidden + 2 * 16 + 3 * 64)
     attention = 3 * 2 * hidden * tokens * (tokens + 1) // 2
     assert prefill_macs(model, tokens) == tokens * 3 * block + head + attention
+
+
+def test_a_row_says_that_local_data_were_used(tmp_path) -> None:
+    from argparse import Namespace
+
+    from compress.eval.bench.options import publish
+
+    made = Row(
+        figure="a",
+        value=1,
+        unit="",
+        op="<=",
+        bar=None,
+        peer=None,
+        command="python -m compress.eval.bench.x",
+    )
+    for root, command in (
+        (None, "python -m compress.eval.bench.x"),
+        (tmp_path, "python -m compress.eval.bench.x --data-root DIR"),
+    ):
+        options = Namespace(data_root=root, results=tmp_path / "rows.json", smoke=False)
+        publish(options, tmp_path, [made], "any")
+        assert [row.command for row in read_rows(options.results)] == [command]

@@ -179,6 +179,20 @@ class TestFindings:
         slower = said(result(), result(speedup=(0.7, 0.8, 0.9)))
         assert "warning: Prefill is slower: 0.80x" in slower
 
+    def test_expected_figures_are_reproduced_or_not(self) -> None:
+        def run(name: str, value: float) -> str:
+            recipe = {"expected": {name: {"value": value, "within": 0.5}, "dense": 5.12}}
+            return said(result(2.0), result(3.0, accuracy=0.7), recipe=recipe)
+
+        perplexity = math.exp(result(3.0).perplexity.nll)
+        near = run("perplexity", perplexity + 0.4)
+        assert "good: Expected perplexity" in near and f"reproduced ({number(perplexity)})" in near
+        far = run("perplexity", perplexity + 0.6)
+        assert f"NOT reproduced: {number(perplexity)}" in far and "warning: Expected" in far
+        assert "good: Expected" in run("original.perplexity", math.exp(2.0))
+        assert "good: Expected" in run("tasks.piqa.acc", 0.7)
+        assert "warning: Expected masked_accuracy" in run("masked_accuracy", 0.7)
+
     def test_dense_zeros_earn_no_praise(self) -> None:
         zeros = StepEntry(method="x", options={"pattern": "2:4"}, writes=("zeros",))
         both = (result(), result(speedup=(1.06, 1.08, 1.1)))
