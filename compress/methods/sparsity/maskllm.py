@@ -280,6 +280,8 @@ class MaskLLM(ZeroingMethod):
     def learn_model(self, work: ModelWork) -> None:
         if self._whole is not None:
             learn_on_model(work, self.schedule, self._whole, self.distillation)
+            if work.folder is not None:  # checkpoints of the tuning are of another training
+                work.folder = work.folder / "tuning"
         if self._tuned_whole is not None:
             tune_on_model(work, self._tuned_whole, self.distillation)
 
