@@ -131,6 +131,9 @@ class MaskedLinear(nn.Module):
         if self.kept is None or value is not None:
             start = self.dense if value is None else value
             self.kept = nn.Parameter(start.detach().clone())
+            zeros = self.dense == 0
+            if bool(zeros.any()):  # of an earlier step: they stay
+                self.kept.register_hook(lambda gradient: gradient.masked_fill(zeros, 0))
         self.drop()
         return self.kept
 

@@ -67,9 +67,9 @@ class BlockOutputs(nn.Module):
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
         device, total = self.device, 0.0
         for index in indices.tolist():
-            target = self._targets.read(index).to(device)
-            output = self._calls[index](self.block, self._inputs.read(index).to(device))
-            total = total + relative_error(output, target)
+            call, target = self._calls[index], self._targets.read(index).to(device)
+            output = call(self.block, self._inputs.read(index).to(device))
+            total = total + relative_error(call.tokens(output), call.tokens(target))
         return total / len(indices)
 
 
