@@ -72,7 +72,7 @@ def _own_class(
         self._keys_to_ignore_on_load_unexpected |= guarded(config)
 
     def save_pretrained(self: PreTrainedModel, folder: Any, *args: Any, **kwargs: Any):
-        if not args and "state_dict" not in kwargs and not hasattr(self, "hf_quantizer"):
+        if not args and "state_dict" not in kwargs and getattr(self, "hf_quantizer", None) is None:
             kwargs["state_dict"] = {**self.state_dict(), **model_guards(self)}
         return stock.save_pretrained(self, folder, *args, **kwargs)
 
