@@ -30,15 +30,6 @@ def test_a_packed_conv1d_too(tiny, tmp_path):
         GPT2LMHeadModel.from_pretrained(tmp_path)
 
 
-def test_what_transformers_saves_again_raises_too(factorised, tiny, tmp_path):
-    folder, expected = factorised
-    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path)
-    with pytest.raises(RuntimeError, match="mismatch"):
-        LlamaForCausalLM.from_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert torch.equal(tiny.logits(again), expected)
-
-
 def test_checkpoints_from_before_there_were_guards_load(factorised, tiny, tmp_path):
     folder, expected = factorised
     weights = load_file(folder / "model.safetensors")
