@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +11,12 @@ import torch
 from transformers import PreTrainedModel
 
 from compress.apply_masks import AppliedMask, apply_mask
-from compress.checkpoint.config import apply_records, keep_layers
-from compress.checkpoint.records import record_block
+from compress.calibrate.inputs import calibration_inputs
 from compress.checkpoint.save import require_empty, save_model
 from compress.errors import CompressError
+from compress.job import device_of
+from compress.live import check_live, check_model_class
+from compress.live_steps import run_live
 from compress.methods.base import Method
 from compress.methods.catalog import METHODS
 from compress.models.diffusion import (
@@ -32,12 +33,10 @@ from compress.models.source import load_model, load_tokenizer, resolve
 from compress.models.stream import StreamedModel
 from compress.planner import Plan, check_steps
 from compress.planner import plan as plan_recipe
-from compress.recipe import Recipe, parse_recipe, parse_step, read_recipe
+from compress.recipe import Recipe, parse_recipe, parse_steps, read_recipe
 from compress.runner import RunResult
 from compress.runner import run as run_recipe
 from compress.semi_structured import convert, refuse_converted
-from compress.step_context import StepContext
-from compress.steps import run_step
 
 __all__ = [
     "AppliedMask", "apply", "apply_mask", "inspect", "list_methods", "load", "plan", "run", "save",
@@ -69,6 +68,7 @@ def load(
     """
     if semi_structured not in (False, True, "require"):
         raise CompressError('semi_structured to be True, False or "require"', repr(semi_structured))
+    device = device_of(device)
     found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     if is_diffusion_folder(found.folder):
         return load_diffusion(found.folder, dtype, device), None
@@ -106,46 +106,53 @@ def run(recipe: Recipe | str | Path | dict[str, Any], out: str | Path, **options
 def apply(
     model: PreTrainedModel,
     steps: Sequence[Method | dict[str, Any] | str],
-    calibration: torch.Tensor | Iterable[torch.Tensor | dict[str, torch.Tensor]] | None = None,
+    calibration: Any = None,
     *,
+    tokenizer: Any = None,
+    length: int = 512,
     seed: int = 0,
+    atomic: bool | None = None,
 ) -> PreTrainedModel:
     """Compress a live model in place and return it.
 
+    Everything that can be refused is refused before the first change. Modes, ``requires_grad`` and
+    the global random generators are afterwards what they were. A 16-bit model is solved in float32,
+    block by block, and stays one.
+
     Args:
-        model: in float32, on any device. A ``UVit2DModel`` of diffusers takes all steps that leave
-            its shapes alone.
+        model: in float32, bfloat16 or float16, on one device. A ``UVit2DModel`` of diffusers takes
+            all steps that leave its shapes alone.
         steps: methods, or what a recipe says of them: ``{"method": "wanda", "pattern": "2:4"}``.
-        calibration: token ids [samples, length], or an iterable of batches (ids, or dicts of model
-            inputs, ``pixel_values`` for vision models); needed by steps that observe inputs.
+        calibration: needed by steps that observe inputs: token ids [samples, length] (a tensor or
+            array), a tokenizer's output, or an iterable of samples or batches (lists of ids,
+            tensors, dicts of model inputs, a DataLoader, a ``datasets.Dataset``); texts go with
+            ``tokenizer``.
+        tokenizer: reads texts, a sample each.
+        length: tokens of a text at most.
         seed: of everything random.
+        atomic: keep a copy of the blocks' weights so that a failure is undone; by default where
+            half of the free memory has room for it.
 
     Raises:
-        CompressError: as a run of the same steps would; the model is untouched by steps that were
-            refused.
+        CompressError: as a run of the same steps would. The model is as it was, or (a failure in
+            the middle, without a copy) the error says that it is not.
     """
+    parsed = parse_steps(steps)
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise CompressError("a whole number from 0 to 2^63 - 1 as seed", repr(seed)[:40])
+    check_model_class(model, "to compress")
     refuse_converted(model, "to compress")
-    parsed = tuple(parse_step(s, f"steps.{i}") for i, s in enumerate(steps))
-    batches = _batches(calibration, model)
-    given, model = model, adapted(model)
-    if model is not given:
+    check_live(model, "to compress")
+    adapter = adapted(model)
+    batches = calibration_inputs(calibration, adapter, tokenizer, length=length)
+    if adapter is not model:
         _check_diffusion(parsed)
         batches = numbered(batches)
-    streamed = StreamedModel(model, device=model.device)
-    check_steps(parsed, streamed, has_calibration=bool(batches))
-    was_training = model.training
-    model.eval()
-    for method in parsed:
-        torch.manual_seed(seed)
-        streamed = StreamedModel(model, device=model.device)
-        with tempfile.TemporaryDirectory(prefix="compress-") as scratch:
-            labels = [b["labels"] for b in batches if "labels" in b] or None
-            inputs = [{k: v for k, v in b.items() if k != "labels"} for b in batches]
-            context = StepContext(streamed, inputs, Path(scratch), labels=labels, seed=seed)
-            decision = run_step(method, context)
-        if model is given:
-            _update(model, streamed, method.kept_blocks(decision, streamed.anatomy))
-    return given.train(was_training)
+    check_steps(parsed, StreamedModel(adapter), has_calibration=bool(batches))
+    run_live(
+        adapter, parsed, batches, seed=seed, atomic=atomic, follow_config=adapter is model
+    )  # fmt: skip
+    return model
 
 
 def save(model: PreTrainedModel, folder: str | Path, tokenizer: Any = None) -> Path:
@@ -153,14 +160,31 @@ def save(model: PreTrainedModel, folder: str | Path, tokenizer: Any = None) -> P
 
     Use this instead of ``model.save_pretrained``: the config must say what changed, and quantised
     weights are packed.
+
+    Raises:
+        CompressError: no live model (see :func:`apply`), weights that are not finite, a folder that
+            holds something or cannot be written, or a tokenizer that cannot be saved.
     """
+    check_model_class(model, "to save")
     refuse_converted(model, "to save")
-    if is_diffusion_model(model):
-        require_empty(Path(folder))
-        save_diffusion(model, Path(folder))
-        return Path(folder)
-    save_model(model, folder, tokenizer)
-    return Path(folder)
+    check_live(model, "to save")
+    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
+        raise CompressError(
+            "a tokenizer with save_pretrained, or None", f"{type(tokenizer).__name__}",
+            "Give the tokenizer that compress.load returned",
+        )  # fmt: skip
+    folder = Path(folder)
+    try:
+        if is_diffusion_model(model):
+            require_empty(folder)
+            save_diffusion(model, folder)
+        else:
+            save_model(model, folder, tokenizer)
+    except OSError as error:
+        raise CompressError(
+            "a folder that can be written", f"{folder}: {error}", "Choose another folder"
+        ) from error
+    return folder
 
 
 def inspect(source: str | Path | PreTrainedModel, **options: Any) -> dict[str, Any]:
@@ -173,6 +197,8 @@ def inspect(source: str | Path | PreTrainedModel, **options: Any) -> dict[str, A
     if isinstance(source, (str, Path)):
         folder = resolve(source, **options).folder
         source = build_diffusion(folder) if is_diffusion_folder(folder) else source
+    if not isinstance(source, (str, Path)):
+        check_model_class(source, "to inspect")
     if not is_diffusion_model(source):
         return inspect_model(source, **options)
     found = inspect_model(adapted(source))
@@ -194,43 +220,3 @@ def _recipe(recipe: Recipe | str | Path | dict[str, Any]) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
     return parse_recipe(recipe) if isinstance(recipe, dict) else read_recipe(recipe)
-
-
-def _batches(calibration: Any, model: PreTrainedModel) -> list[dict[str, torch.Tensor]]:
-    if calibration is None:
-        return []
-    if isinstance(calibration, torch.Tensor):
-        if calibration.dim() != 2:
-            raise CompressError(
-                "calibration token ids of shape [samples, length]", str(list(calibration.shape))
-            )
-        calibration = calibration.split(1)
-    batches = [b if isinstance(b, dict) else {"input_ids": b} for b in calibration]
-    return [{k: v.to(model.device) for k, v in b.items()} for b in batches]
-
-
-def _update(model: PreTrainedModel, streamed: StreamedModel, kept: list[int] | None) -> None:
-    """Make a live model's config say what its modules are after a step."""
-    anatomy = streamed.anatomy
-    family, path = anatomy.family, anatomy.blocks_path
-    if kept is not None:
-        blocks = model.get_submodule(path)
-        config = keep_layers(model.config, family, kept, path)
-        parent, _, leaf = path.rpartition(".")
-        remaining = [blocks[i] for i in kept]
-        for index, block in enumerate(remaining):
-            for module in block.modules():
-                if hasattr(module, "layer_idx"):
-                    module.layer_idx = index
-        setattr(model.get_submodule(parent), leaf, torch.nn.ModuleList(remaining))
-    else:
-        after = StreamedModel(model).anatomy
-        records = [record_block(model.get_submodule(b.path), b) for b in after.blocks]
-        config = apply_records(model.config, family, records, path)
-    _adopt(model, config)
-
-
-def _adopt(model: PreTrainedModel, config: Any) -> None:
-    """Put the new config's values into the objects that all modules of the model refer to."""
-    model.config.__dict__.clear()
-    model.config.__dict__.update(config.__dict__)

@@ -30,7 +30,7 @@ from compress.checkpoint.save import require_empty, verify_shapes
 from compress.checkpoint.shards import MAX_SHARD_BYTES
 from compress.errors import CompressError
 from compress.export import export
-from compress.files import whole_folder
+from compress.files import new_folder
 from compress.models.anatomy import Anatomy
 from compress.models.linears import features, is_linear
 from compress.models.source import Source, load_config, resolve
@@ -291,7 +291,7 @@ def _write(
 ) -> None:
     """Assemble the folder, masks included, so that it appears when it is whole."""
     advice = "Make room or choose another folder; nothing was left behind"
-    with whole_folder(folder, "the checkpoint", advice) as partial:
+    with new_folder(folder, "the checkpoint", advice) as partial:
         export(masked, found, partial, masked.source.storage_dtype, max_shard_bytes)
         if not masked.trust_remote_code:
             verify_shapes(partial)

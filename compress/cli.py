@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from compress import cli_errors
 from compress.errors import CompressError
+from compress.intake import printable, user_path
+from compress.stopping import Stopped, stoppable
 
 app = typer.Typer(
     name="compress",
@@ -39,10 +44,27 @@ MemoryOption = Annotated[
     str | None,
     typer.Option("--max-memory", help="Resident memory that may be used: 2GB, 512MB ..."),
 ]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what an earlier call wrote there.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")
 ]
+
+
+@app.callback()
+def options(
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where in the code an error came from.")
+    ] = False,
+) -> None:
+    """Make a trained transformer smaller and tell what that cost."""
+    global _show_traceback
+    _show_traceback = traceback
+
+
+_show_traceback = False
 
 
 @app.command()
@@ -65,13 +87,13 @@ def run(
 
     follows = distributed.launched().rank > 0
     parsed = read_recipe(recipe, overrides)
-    folder = out or Path("runs") / parsed.name
-    with Progress(quiet or follows) as progress:
+    folder = _default_folder(parsed.name) if out is None else user_path(out, "a folder as --out")
+    with _telling_what_is_kept(folder), Progress(quiet or follows) as progress:
         result = carry_out(
             parsed,
             folder,
             data_root=data_root,
-            max_memory=parse_size(max_memory) if max_memory else None,
+            max_memory=parse_size(max_memory) if max_memory is not None else None,
             cache_dir=cache_dir,
             progress=progress,
             command="compress " + " ".join(sys.argv[1:]),
@@ -91,6 +113,7 @@ def run(
 def plan(
     recipe: RecipeArgument,
     overrides: SetOption = None,
+    data_root: DataRootOption = None,
     max_memory: MemoryOption = None,
     cache_dir: CacheOption = None,
     as_json: JsonOption = False,
@@ -102,8 +125,9 @@ def plan(
 
     made = make_plan(
         read_recipe(recipe, overrides),
-        max_memory=parse_size(max_memory) if max_memory else None,
+        max_memory=parse_size(max_memory) if max_memory is not None else None,
         cache_dir=cache_dir,
+        data_root=data_root,
     )
     rows = describe(made)
     if as_json:
@@ -146,28 +170,38 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option(help="Split of a data set.")] = "test",
     subset: Annotated[str | None, typer.Option(help="Configuration of a data set.")] = None,
-    window: Annotated[int | None, typer.Option(help="Tokens a window.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of the text that are used.")] = 32768,
+    window: Annotated[int | None, typer.Option(min=2, help="Tokens a window.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 32768,
+    documents: Annotated[
+        bool, typer.Option("--documents", help="Masked models: a document a sequence, no windows.")
+    ] = False,
+    special_tokens: Annotated[
+        bool, typer.Option(help="Around each window what the tokenizer adds (BOS; [CLS], [SEP]).")
+    ] = True,
     images: Annotated[
         str | None, typer.Option(help="For a generator of images: digits or mnist.")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(help="A masked generator's samples, at each number of steps.")
+        int | None,
+        typer.Option(min=1, help="A masked generator's samples, at each number of steps."),
     ] = None,
     tasks: Annotated[str, typer.Option(help="lm-eval tasks, comma separated.")] = "",
-    limit: Annotated[int | None, typer.Option(help="Documents a task.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents a task.")] = None,
     against: Annotated[
         str | None, typer.Option(help="The original: latency is then measured in pairs.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the report.")] = None,
+    overwrite: OverwriteOption = False,
     data_root: DataRootOption = None,
     cache_dir: CacheOption = None,
     trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure quality and cost of one model."""
-    from compress.commands import evaluate_model
+    from compress.commands import evaluate_model, refuse_overwriting
 
+    if out is not None and not overwrite:
+        refuse_overwriting(*(out / f"report.{form}" for form in ("json", "md", "html")))
     report = evaluate_model(
         model,
         text=text,
@@ -175,6 +209,8 @@ def evaluate(
         subset=subset,
         window=window,
         max_tokens=max_tokens,
+        documents=documents,
+        special_tokens=special_tokens,
         images=images,
         samples=samples,
         tasks=tuple(t for t in tasks.split(",") if t),
@@ -201,10 +237,13 @@ def compare(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the page.")] = Path(
         "compare.html"
     ),
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Put several runs into one table and one quality-versus-cost plot."""
-    from compress.commands import compare_runs
+    from compress.commands import compare_runs, refuse_overwriting
 
+    if not overwrite:
+        refuse_overwriting(out)
     compare_runs(runs, out)
 
 
@@ -264,6 +303,29 @@ def recipes() -> None:
     print_recipes()
 
 
+@contextmanager
+def _telling_what_is_kept(folder: Path) -> Iterator[None]:
+    """Let a signal that ends a run say what is kept of it."""
+    try:
+        yield
+    except Stopped as stop:
+        from compress.runner import kept
+
+        stop.kept = kept(folder)
+        raise
+
+
+def _default_folder(name: str) -> Path:
+    """The folder below runs/ that a recipe's name stands for."""
+    parts = Path(name).parts
+    if Path(name).is_absolute() or ".." in parts or not parts or printable(name) != name:
+        raise CompressError(
+            "a name in the recipe that a folder below runs/ can have", repr(name),
+            "Change the name, or say where with --out",
+        )  # fmt: skip
+    return user_path(Path("runs") / name, "a recipe's name that can be a folder's")
+
+
 def _size(count: float) -> str:
     for unit in ("B", "kB", "MB"):
         if count < 1000:
@@ -277,14 +339,19 @@ def main(arguments: list[str] | None = None) -> Any:
     # Libraries underneath draw bars of their own; ours tell what matters.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names in letters that the terminal does not have
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return app(args=arguments)
-    except CompressError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        with stoppable():
+            return app(args=arguments)
+    except Exception as error:
+        if _show_traceback:
+            raise
+        sys.exit(cli_errors.report(error))
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.status)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import CompressError
+from compress.intake import printable
 from compress.tables import print_table
 
 
@@ -18,6 +19,8 @@ def evaluate_model(
     subset: str | None,
     window: int | None,
     max_tokens: int,
+    documents: bool,
+    special_tokens: bool,
     images: str | None,
     samples: int | None,
     tasks: tuple[str, ...],
@@ -34,8 +37,8 @@ def evaluate_model(
         CompressError: nothing to measure quality with, or what the parts raise.
     """
     from compress.data.codebook import load_codebook
-    from compress.data.text import TextSpec, load_text
-    from compress.data.tokens import check_ids, check_tokenizer, token_digest, token_stream
+    from compress.data.text import TextSpec
+    from compress.data.tokens import token_digest
     from compress.eval import EvaluationSpec, evaluate
     from compress.eval.report import (
         DataEntry,
@@ -45,41 +48,38 @@ def evaluate_model(
         with_findings,
         write_report,
     )
-    from compress.evaluation_material import GeneratorMaterial, check_objective, generator_material
+    from compress.evaluation_material import (
+        GeneratorMaterial,
+        check_objective,
+        generator_material,
+    )
+    from compress.evaluation_text import text_material
     from compress.models.source import load_config, load_model, load_tokenizer, resolve
 
+    if out is not None and out.exists() and not out.is_dir():
+        raise CompressError("a folder for the report (--out)", f"{str(out)!r}, which is none")
     found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     tokenizer, reason = load_tokenizer(found.folder, trust_remote_code=trust_remote_code)
     reader = load_codebook(found.folder) if tokenizer is None else tokenizer
-    described, read, stream, size, data = None, None, None, None, ()
-    if text is not None:
-        if tokenizer is None:
-            raise CompressError("a tokenizer beside the weights", reason)
-        spec = TextSpec(source=text, split=split, subset=subset)
-        read = load_text(spec, data_root)
-        stream = token_stream(read, tokenizer, max_tokens)
-        size = len(tokenizer.decode(stream.tolist()).encode())
-        described = spec.model_dump()
-        data = (
-            DataEntry(
-                role="evaluation",
-                name=text,
-                sha256=token_digest(stream),
-                bytes=read.bytes,
-                tokens=len(stream),
-                detail=read.description,
-            ),
-        )
+    text_spec = None if text is None else TextSpec(source=text, split=split, subset=subset)
+    if text_spec is not None and tokenizer is None:
+        raise CompressError("a tokenizer beside the weights", reason)
     spec = EvaluationSpec(
-        perplexity=described, window=window, max_tokens=max_tokens, tasks=tasks, limit=limit,
+        perplexity=None if text_spec is None else text_spec.model_dump(),
+        window=window, max_tokens=max_tokens, tasks=tasks, limit=limit,
+        packing="documents" if documents else "stream", special_tokens=special_tokens,
         latency=against is not None,
         images=None if images is None else {"source": images},
         **({} if samples is None else {"generator": {"samples": samples}}),
     )  # fmt: skip
     config = load_config(found.folder, trust_remote_code=trust_remote_code)
-    material = GeneratorMaterial()
-    if check_objective(config, spec, reader):
-        material = generator_material(spec, config, reader, read, data_root)
+    material, read, data = GeneratorMaterial(), None, ()
+    generates = check_objective(config, spec, reader)
+    if text_spec is not None:
+        read = text_material(text_spec, spec, config, tokenizer, data_root, generates=generates)
+        data = (read.entry(text),)
+    if generates:
+        material = generator_material(spec, config, reader, read and read.text, data_root)
     if material.images is not None:
         data += (
             DataEntry(
@@ -91,14 +91,12 @@ def evaluate_model(
             ),
         )
     model = load_model(found, trust_remote_code=trust_remote_code)
-    if stream is not None:
-        check_tokenizer(tokenizer, model.config)
-        check_ids(stream, model.config)
     baseline = None
     if against is not None:
         baseline = load_model(resolve(against, cache_dir=cache_dir))
     result = evaluate(
-        model, tokenizer, spec, tokens=stream, bytes_count=size, folder=found.folder,
+        model, tokenizer, spec, tokens=read and read.tokens, documents=read and read.documents,
+        bytes_count=read and read.bytes, folder=found.folder,
         baseline=baseline, sequences=material.sequences, judges=material.judges,
         data_root=data_root, trust_remote_code=trust_remote_code,
     )  # fmt: skip
@@ -117,6 +115,16 @@ def evaluate_model(
         out.mkdir(parents=True, exist_ok=True)
         write_report(report, out)
     return report
+
+
+def refuse_overwriting(*paths: Path) -> None:
+    """Raise a CompressError where one of these files exists: it may be somebody's work."""
+    for path in paths:
+        if path.exists() or path.is_symlink():
+            raise CompressError(
+                f"{path} not to exist yet", "a file of that name",
+                "Choose another place with --out, or replace it by --overwrite",
+            )  # fmt: skip
 
 
 def compare_runs(paths: list[Path], out: Path) -> None:
@@ -172,7 +180,9 @@ def print_anatomy(
     if as_json:
         print(json.dumps(found))
         return
-    print(f"{found['origin']}: {found['class']} ({found['model_type']}, {found['family']})")
+    print(
+        f"{printable(found['origin'])}: {found['class']} ({found['model_type']}, {found['family']})"
+    )
     print(
         f"{found['parameters']:,} parameters, {found['outer_parameters']:,} outside blocks; "
         f"{found['bytes'] / 1e6:,.1f} MB; {found['macs_per_token'] / 1e6:,.1f} M MACs a token"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -12,8 +13,7 @@ import torch
 
 from compress import memory
 from compress.calibrate.batches import Calibration
-from compress.data.text import load_text
-from compress.data.tokens import check_ids, check_tokenizer, token_digest, token_stream
+from compress.data.tokens import token_digest
 from compress.errors import CompressError
 from compress.eval import EvaluationResult, evaluate
 from compress.evaluation_material import (
@@ -21,6 +21,7 @@ from compress.evaluation_material import (
     check_objective,
     generator_material,
 )
+from compress.evaluation_text import TextMaterial, text_material
 from compress.files import write_atomically
 from compress.models.source import load_model
 from compress.planner import Plan
@@ -51,41 +52,67 @@ class Evaluator:
         self.plan, self.tokenizer, self.workspace = plan, tokenizer, workspace
         self.device, self.data_root, self.progress = device, data_root, progress
         text_spec, self.spec = split_evaluation(plan.recipe.evaluation)
-        self.text, self.tokens, self.bytes = None, None, None
+        self.text: TextMaterial | None = None
         self.material = GeneratorMaterial()
         self.generates = check_objective(plan.state.config, self.spec, tokenizer)
         if text_spec is not None:
-            check_tokenizer(tokenizer, plan.state.config)
-            self.text = load_text(text_spec, data_root)
-            self.tokens = token_stream(self.text, tokenizer, self.spec.max_tokens)
-            check_ids(self.tokens, plan.state.config)
+            self.text = text_material(
+                text_spec, self.spec, plan.state.config, tokenizer, data_root,
+                generates=self.generates,
+            )  # fmt: skip
             self._check_length()
-            # Special tokens and byte fallbacks make decoding the honest way to count the bytes.
-            self.bytes = len(tokenizer.decode(self.tokens.tolist()).encode())
         if self.generates:
             self.material = generator_material(
-                self.spec, plan.state.config, tokenizer, self.text, data_root
+                self.spec, plan.state.config, tokenizer, self.text and self.text.text, data_root
             )
 
     @property
     def digest(self) -> str | None:
         if self.material.sequences is not None:
             return token_digest(self.material.sequences.tokens)
-        return None if self.tokens is None else token_digest(self.tokens)
+        return None if self.text is None else self.text.pinned
 
     def before(self) -> EvaluationResult:
         """Evaluate the original, or read what an earlier start of this run found."""
         path = self.workspace.folder / "evaluation-before.json"
-        if path.exists():
-            with suppress(ValueError):
-                return EvaluationResult.model_validate_json(path.read_text())
+        found = self._kept(path)
+        if found is not None:
+            return found
         self.progress.say("evaluating the original")
         model = self._load(self.plan.source.folder)
         result = self._evaluate(model, self.plan.source.folder, None)
         del model
         memory.give_back()
-        write_atomically(path, result.model_dump_json())
+        text = result.model_dump_json()
+        kept = {"of": self._measured(), "sha256": _sha(text), "result": json.loads(text)}
+        write_atomically(path, json.dumps(kept, indent=1) + "\n")
         return result
+
+    def _kept(self, path: Path) -> EvaluationResult | None:
+        """What an earlier start found, where it measured the same and the file is as it wrote it.
+
+        A file of an earlier version is the result alone; it is taken while the recipe stays as it
+        was.
+        """
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if "sha256" not in kept:
+                mended = self.workspace.find(event="mended")
+                return None if mended else EvaluationResult.model_validate(kept)
+            result = EvaluationResult.model_validate(kept["result"])
+            same = kept["sha256"] == _sha(result.model_dump_json())
+            return result if same and kept["of"] == self._measured() else None
+        return None
+
+    def _measured(self) -> dict[str, Any]:
+        """What decides the original's result, as far as the recipe and the texts do."""
+        recipe = self.plan.recipe
+        return {
+            "evaluation": json.loads(json.dumps(recipe.evaluation, sort_keys=True)),
+            "tokens": self.digest,
+            "model": self.workspace.locked("model"),
+            "config.json": self.workspace.locked("config.json"),
+        }
 
     def report(self, calibration: Calibration | None, command: str | None) -> Any:
         """Evaluate the result, write the report, return it."""
@@ -119,10 +146,11 @@ class Evaluator:
 
     def _check_length(self) -> None:
         window = self.spec.window or 2
-        if len(self.tokens) < window:
+        found = len(self.text.tokens)
+        if self.text.documents is None and found < window:
             raise CompressError(
                 f"an evaluation text of at least one window ({window} tokens)",
-                f"{len(self.tokens)} tokens",
+                f"{found} tokens",
                 "Lower evaluation.window or choose a longer text",
             )
 
@@ -139,8 +167,9 @@ class Evaluator:
             model,
             self.tokenizer,
             self.spec,
-            tokens=self.tokens,
-            bytes_count=self.bytes,
+            tokens=self.text and self.text.tokens,
+            documents=self.text and self.text.documents,
+            bytes_count=self.text and self.text.bytes,
             folder=folder,
             baseline=baseline,
             sequences=self.material.sequences,
@@ -155,10 +184,12 @@ class Evaluator:
 
         started = self.workspace.find(event="started")[0]["at"]
         begun = datetime.fromisoformat(started)
-        lock = json.loads((self.workspace.folder / "lock.json").read_text())
+        shipped = self.plan.source.shipped
         return RunInfo(
             model=self.plan.source.origin,
-            model_sha256=lock["must"]["model"],
+            model_sha256=self.workspace.locked("model"),
+            source_bytes=shipped and shipped.bytes,
+            source_format=shipped and shipped.format,
             recipe_name=self.plan.recipe.name,
             recipe=self.plan.recipe.dump(),
             command=command,
@@ -166,6 +197,7 @@ class Evaluator:
             started=started,
             seconds=(datetime.now(UTC) - begun).total_seconds(),
             trust_remote_code=self.plan.recipe.model.trust_remote_code,
+            notes=(*self.workspace.notes, *map(_mended, self.workspace.find(event="mended"))),
         )
 
     def _data(self, calibration: Calibration | None) -> tuple[Any, ...]:
@@ -195,16 +227,7 @@ class Evaluator:
                 )
             )
         if self.text is not None:
-            entries.append(
-                DataEntry(
-                    role="evaluation",
-                    name=self.plan.recipe.evaluation["text"]["source"],
-                    sha256=self.digest,
-                    bytes=self.text.bytes,
-                    tokens=len(self.tokens),
-                    detail=self.text.description,
-                )
-            )
+            entries.append(self.text.entry(self.plan.recipe.evaluation["text"]["source"]))
         return tuple(entries)
 
     def _steps(self) -> tuple[Any, ...]:
@@ -230,3 +253,11 @@ class Evaluator:
                 )
             )
         return tuple(entries)
+
+
+def _mended(event: dict[str, Any]) -> str:
+    return f"the recipe's {', '.join(event['parts'])} changed after the run was started"
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

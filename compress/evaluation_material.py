@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from compress.data.codebook import Codebook
+from compress.data.framing import Frame, is_masked_lm
 from compress.data.images import Images, ImageSpec, load_images
 from compress.data.text import Text
+from compress.data.tokens import document_tokens
 from compress.errors import CompressError
 from compress.eval import EvaluationSpec
 from compress.eval.quality.denoising import Sequences, sequences
@@ -48,14 +50,18 @@ def check_objective(config: Any, spec: EvaluationSpec, reader: Any = None) -> bo
     )
     if generates:
         MaskedGeneration.of(config, reader)
-    for name, asked in (("images", spec.images), ("packing", spec.packing == "documents")):
-        if asked and not generates:
-            raise CompressError(
-                f"a masked generator for evaluation.{name}",
-                "a model without masked_generation in its config",
-                "Leave it out, or set evaluation.objective to masked for a masked language model",
-                where="evaluation",
-            )
+    if spec.images and not generates:
+        raise CompressError(
+            "a masked generator for evaluation.images",
+            "a model without masked_generation in its config",
+            "Leave it out, or set evaluation.objective to masked for a masked language model",
+            where="evaluation",
+        )
+    if spec.packing == "documents" and not (generates or is_masked_lm(config)):
+        raise CompressError(
+            "a masked model for evaluation.packing: documents", "a causal one", "Leave it out",
+            where="evaluation",
+        )  # fmt: skip
     return generates
 
 
@@ -115,21 +121,25 @@ def document_sequences(
 ) -> Sequences:
     """A document a sequence, cut to the window, until ``max_tokens`` are used.
 
+    Around it stands what the description says, which is what the sampler starts from; the window
+    holds it too.
+
     Raises:
         CompressError: no document with a token to predict.
     """
-    window = spec.window or 128
+    if not spec.special_tokens:
+        description = description.without_frame()
+    frame = Frame(description.prefix, description.suffix)
     kept, used, size = [], 0, 0
-    for document in text.documents:
+    for ids in document_tokens(text, tokenizer, (spec.window or 128) - len(frame)):
         if spec.max_tokens is not None and used >= spec.max_tokens:
             break
-        ids = tokenizer(document, truncation=True, max_length=window, verbose=False)["input_ids"]
-        row = torch.tensor([ids], dtype=torch.long)
-        free = 0 if not ids else int((~description.fixed(row)).sum())
+        row = frame.around(ids)
+        free = int((~description.fixed(row[None])).sum())
         if free:
-            kept.append(row[0])
+            kept.append(row)
             used += free
-            size += len(tokenizer.decode(ids, skip_special_tokens=True).encode())
+            size += len(tokenizer.decode(ids.tolist(), skip_special_tokens=True).encode())
     if not kept:
         raise CompressError(
             "documents with tokens to predict", "none", "Choose another text", where="evaluation"

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from transformers import PreTrainedConfig
 
 from compress.checkpoint.fresh import prove_fresh
@@ -22,7 +21,7 @@ from compress.models.linears import matrix
 from compress.models.source import Source, load_config
 from compress.models.tensors import TensorIndex, check_finite
 from compress.patterns import UNSTRUCTURED
-from compress.state import ModelState, SourceBlock, streamed_logits
+from compress.state import ModelState, SourceBlock, opened_block, streamed_logits
 
 # What else belongs to a model besides config and weights: copied as it is.
 _COMPANIONS = (
@@ -53,13 +52,29 @@ def export(
         config = state.config
         config.dtype = dtype
         write_config(config, partial)
-        for pattern in _COMPANIONS:
-            for path in source.folder.glob(pattern):
-                if path.is_file():
-                    shutil.copyfile(path, partial / path.name)
-        if state.trust_remote_code:
-            for path in source.folder.glob("*.py"):
-                shutil.copyfile(path, partial / path.name)
+        for path in companions(source, state.trust_remote_code):
+            shutil.copyfile(path, partial / path.name)
+
+
+def companions(source: Source, code: bool) -> list[Path]:
+    """Files of a model that its result gets as they are, in the order of their names.
+
+    Links that lead out of the model's folder are left out: what they lead to is not the model's.
+    A hub snapshot is all links, into the folder of its repository's blobs.
+
+    Args:
+        code: whether its Python files belong to them.
+    """
+    home = source.folder.resolve()
+    if source.kind == "hub" and home.parent.name == "snapshots":
+        home = home.parent.parent
+    found = {
+        path
+        for pattern in (*_COMPANIONS, *(("*.py",) if code else ()))
+        for path in source.folder.glob(pattern)
+        if path.is_file() and path.resolve().is_relative_to(home)
+    }
+    return sorted(found)
 
 
 def _tensors(
@@ -85,7 +100,7 @@ def _tensors(
                 if name.startswith(place.prefix):
                     yield item(target + name.removeprefix(place.prefix), state.source.get(name))
             continue
-        with safe_open(place, framework="pt", backend="pread") as file:
+        with opened_block(place) as file:
             for name in file.keys():  # noqa: SIM118
                 yield item(target + name, file.get_tensor(name))
 

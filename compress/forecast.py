@@ -38,7 +38,7 @@ def work(method: Method, outline: Outline, calibration: CalibrationSpec | None) 
                 if method.targets(block.anatomy, site) and method.statistic(site) == GRAM:
                     # Only the upper triangle is computed.
                     grams += 0.55 * block.linears[site.linears[0]].in_features ** 2
-    in_batch = calibration.batch * calibration.length
+    in_batch = min(calibration.batch, calibration.samples) * calibration.length
     by_block, by_model = method.learning_tokens(in_batch, calibration.length)
     # A backward pass costs two forward passes; the dense targets of a block cost one more.
     learning = 3 * (by_block + by_model) * (forward + attention)
@@ -91,7 +91,7 @@ def _batch_bytes(outline: Outline, calibration: CalibrationSpec | None) -> int:
     """Activations of one batch inside a block."""
     if calibration is None:
         return 0
-    tokens = calibration.batch * calibration.length
+    tokens = min(calibration.batch, calibration.samples) * calibration.length
     widths = [max(b.anatomy.ffn, outline.hidden_size) for b in outline.blocks]
     return 4 * tokens * (6 * outline.hidden_size + 4 * max(widths))
 

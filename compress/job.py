@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import platform
 import shutil
 import time
@@ -17,20 +19,24 @@ import torch
 from compress import distributed, memory
 from compress.calibrate.batches import Calibration, calibration_batches
 from compress.checkpoint import fresh
-from compress.data.codebook import load_codebook
 from compress.errors import CompressError
 from compress.evaluation import Evaluator
-from compress.export import check_export, export, export_masks
+from compress.export import check_export, companions, export, export_masks
+from compress.intact import digests, model_digests, rewind_damaged
+from compress.intake import reason
 from compress.methods.base import DEPTH, MODULES, WIDTH
-from compress.models.source import load_tokenizer
+from compress.models.source_load import read_config
 from compress.models.stream import StreamedModel
+from compress.models.tensors import file_sha256
 from compress.planner import Plan
+from compress.planning_checks import reader_of
 from compress.progress import Progress
-from compress.recipe import parse_size
+from compress.recipe import Recipe, parse_size
 from compress.sink import JournalSink
 from compress.state import ModelState
 from compress.step_context import StepContext
 from compress.steps import run_step
+from compress.train.options import Precision, auto_precision
 from compress.workspace import Workspace
 
 _ALWAYS_FITS = 64 * 2**20
@@ -66,7 +72,6 @@ class Job:
 
     def prepare(self) -> None:
         """Read the texts and pin everything the result depends on."""
-        self.scratch.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.workspace.folder).free
         if not self.resumed and self.plan.disk_bytes > free:
             raise CompressError(
@@ -77,7 +82,7 @@ class Job:
         if not self.resumed:
             self.plan.state.check_outer()
         self.digest = self.plan.source.digest or self.plan.state.source.index.digest()
-        must = {"model": self.digest}
+        must = {"model": self.digest, **self._beside_weights()}
         if self.recipe.calibration is not None:
             self.calibrate()
             must["calibration tokens"] = self.calibration.digest
@@ -95,8 +100,22 @@ class Job:
         changed = self.workspace.pin({"must": must, "may": may, "seed": self.recipe.seed})
         for name, (then, now) in changed.items():
             self.progress.say(f"note: {name} was {then} when this run was started and is {now} now")
-        if not self.workspace.find(event="started"):
-            self.workspace.append({"event": "started", "at": datetime.now(UTC).isoformat()})
+        self.workspace.start(datetime.now(UTC).isoformat())
+        for told in rewind_damaged(self.workspace):
+            self.progress.say(f"note: {told}")
+        self.scratch.mkdir(parents=True, exist_ok=True)
+
+    def _beside_weights(self) -> dict[str, str]:
+        """Digests of the other files that decide what the result is."""
+        source, code = self.plan.source, self.recipe.model.trust_remote_code
+        fields = read_config(source.folder)
+        fields.pop("transformers_version", None)  # of who wrote it, not of the model
+        beside = digests(companions(source, code), source.folder)
+        found = {"config.json": _digest(fields), "files beside the weights": _digest(beside)}
+        for number, method in enumerate(self.recipe.steps):
+            for path in method.files():
+                found[f"{path} (step {number + 1})"] = file_sha256(path)
+        return found
 
     def calibrate(self) -> None:
         """Read the calibration text, where the recipe has one."""
@@ -110,16 +129,7 @@ class Job:
             )
 
     def _tokenizer(self) -> Any:
-        tokenizer, reason = load_tokenizer(
-            self.plan.source.folder, trust_remote_code=self.recipe.model.trust_remote_code
-        )
-        reader = load_codebook(self.plan.source.folder) if tokenizer is None else tokenizer
-        if reader is None:
-            raise CompressError(
-                "a tokenizer beside the weights, to read texts with", reason,
-                "Put the model's tokenizer files into its folder",
-            )  # fmt: skip
-        return reader
+        return reader_of(self.plan.source.folder, self.recipe.model.trust_remote_code)
 
     def evaluate_before(self) -> None:
         if self.evaluator is not None:
@@ -178,6 +188,7 @@ class Job:
             storage_dtype=self.dtype,
             sink=sink,
             guard=lambda: memory.check_limit(self.limit),
+            precision=settled_precision(self.workspace, self.recipe, self.device),
         )
 
     def write(self) -> None:
@@ -193,7 +204,8 @@ class Job:
                 parse_size(self.recipe.output.max_shard_size),
             )
             export_masks(self.state, self.workspace.model, self._mask_base())
-            self.workspace.append({"event": "written"})
+            files = model_digests(self.workspace)
+            self.workspace.append({"event": "written", "files": files})
         if not self.workspace.find(event="verified"):
             memory.give_back()
             proof = check_export(
@@ -235,6 +247,13 @@ class Job:
         return self.evaluator.report(self.calibration, self.command)
 
 
+def settled_precision(workspace: Workspace, recipe: Recipe, device: torch.device) -> Precision:
+    """What ``precision: auto`` means in all trainings of a run, wherever it goes on."""
+    if recipe.model.train is None and all(step.learns is None for step in recipe.steps):
+        return "auto"  # nothing is trained, nothing has to be measured
+    return workspace.keep("precision", lambda: auto_precision(device))
+
+
 def device_of(name: str) -> torch.device:
     """The device that a recipe names; auto takes CUDA where there is one."""
     if name == "auto":
@@ -242,12 +261,18 @@ def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        if device.type == "meta":
+            raise ValueError("tensors without values")
+    except (RuntimeError, AssertionError, ImportError, ValueError) as error:
         raise CompressError(
-            "a device that torch can use here (auto, cpu, cuda:N)", f"{name!r}: {error}",
+            "a device that torch can use here (auto, cpu, cuda:N)", f"{name!r} ({reason(error)})",
             "Set device: auto",
         ) from None  # fmt: skip
     return device
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _version(package: str) -> str | None:

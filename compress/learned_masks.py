@@ -8,8 +8,6 @@ group's logits are a categorical distribution over them. Training draws relaxed 
 
 from __future__ import annotations
 
-import functools
-import itertools
 from dataclasses import dataclass
 
 import torch
@@ -18,17 +16,7 @@ from torch.nn import functional
 
 from compress.models.linears import matrix
 from compress.patterns import Pattern
-
-_TINY = 1e-20  # keeps log(-log U) finite
-
-
-@functools.cache
-def candidates(pattern: Pattern) -> torch.Tensor:
-    """All legal masks of a group, float32 [C, M], lexicographic in the kept positions."""
-    rows = torch.zeros(pattern.candidates, pattern.m)
-    for row, kept in zip(rows, itertools.combinations(range(pattern.m), pattern.n), strict=True):
-        row[list(kept)] = 1
-    return rows
+from compress.soft_masks import Noise, candidates, masked_weight
 
 
 def initial_logits(
@@ -66,57 +54,6 @@ def initial_logits(
     return logits
 
 
-def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Standard Gumbel noise, -log(-log U), on the generator's device."""
-    uniform = torch.rand(shape, generator=generator, device=generator.device)
-    return uniform.clamp_(_TINY, 1 - 2**-24).log_().neg_().log_().neg_()
-
-
-class _SoftMask(torch.autograd.Function):
-    """Relaxed masks of all groups; keeps one tensor [C, G] for the backward pass.
-
-    Composed from torch's operations the same takes four of that size, and they are the largest
-    tensors of mask learning (1.5 values a weight at 2:4, 8.75 at 4:8).
-    """
-
-    @staticmethod
-    def forward(ctx, logits, noise, masks, kappa, tau):
-        share = (
-            noise.add_(logits, alpha=kappa) if noise is not None else logits.detach() * kappa
-        ).div_(tau)
-        share = torch.softmax(share, dim=0)
-        ctx.save_for_backward(share, masks)
-        ctx.slope = kappa / tau
-        return share.t() @ masks
-
-    @staticmethod
-    def backward(ctx, grad):
-        share, masks = ctx.saved_tensors
-        into = masks @ grad.t()
-        into.sub_((share * into).sum(0, keepdim=True)).mul_(share).mul_(ctx.slope)
-        return into, None, None, None, None
-
-
-def soft_mask(
-    logits: torch.Tensor,
-    pattern: Pattern,
-    kappa: float,
-    tau: float,
-    noise: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Mean of the candidate masks under softmax((kappa * logits + noise) / tau).
-
-    Args:
-        logits: [C, G]; gradients flow to it.
-        kappa: scale of the logits against the noise. tau: temperature, towards 0 a hard mask.
-        noise: Gumbel noise [C, G], overwritten; None for none.
-
-    Returns:
-        [G, M], entries in [0, 1], each group summing to N (equations 5 and 6).
-    """
-    return _SoftMask.apply(logits, noise, candidates(pattern).to(logits.device), kappa, tau)
-
-
 def hard_mask(logits: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     """The most probable mask of each group, bool [G, M], from logits [C, G]."""
     return candidates(pattern).to(logits.device).bool()[logits.argmax(0)]
@@ -127,7 +64,7 @@ class Draw:
     """How masks are drawn at one moment of training.
 
     Attributes:
-        kappa, tau: see :func:`soft_mask`.
+        kappa, tau: see :func:`compress.soft_masks.masked_weight`.
         seed: of the noise, the same for all processes; None for none.
     """
 
@@ -182,14 +119,10 @@ class MaskedLinear(nn.Module):
             return self.dense
         if self.mode == "hard":
             return (self.dense if self.kept is None else self.kept) * self.mask()
-        noise = None
-        if self.mode.seed is not None:
-            # Numbers, not the state of a generator: recomputing a forward draws the same noise.
-            generator = torch.Generator(self.logits.device)
-            generator.manual_seed((self.mode.seed * 1_000_003 + self.stream) % 2**63)
-            noise = gumbel(tuple(self.logits.shape), generator)
-        mask = soft_mask(self.logits, self.pattern, self.mode.kappa, self.mode.tau, noise)
-        return self.dense * mask.view(self.dense.shape)
+        # Numbers, not the state of a generator: recomputing a forward draws the same noise.
+        noise = None if self.mode.seed is None else Noise(self.mode.seed, self.stream)
+        kappa, tau = self.mode.kappa, self.mode.tau
+        return masked_weight(self.dense.detach(), self.logits, self.pattern, kappa, tau, noise)
 
     def open_weight(self, value: torch.Tensor | None = None) -> nn.Parameter:
         """Let the kept weights change, from ``value`` [out, in] on (default: as they are)."""
@@ -209,9 +142,14 @@ class MaskedLinear(nn.Module):
                 self.inner.zeros = str(self.pattern)
         return self.inner
 
-    def hold(self) -> torch.Tensor:
+    def hold(self) -> None:
         """Compute the weight once for several forwards to come, until :meth:`drop`."""
         self._drawn = self.weight()
+
+    def held(self) -> torch.Tensor:
+        """The weight that the next forward multiplies by."""
+        if self._drawn is None:
+            self.hold()
         return self._drawn
 
     def drop(self) -> None:

@@ -32,14 +32,19 @@ from compress.step_context import (
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """No parameter of the module requires gradients meanwhile, except those added meanwhile."""
-    flags = [(p, p.requires_grad) for p in module.parameters()]
+    """No parameter of the module requires gradients meanwhile, except those added meanwhile.
+
+    Flags are kept by name, never the parameters themselves: one that is replaced meanwhile must be
+    gone when it is replaced, or a block would be in memory twice.
+    """
+    flags = {name: p.requires_grad for name, p in module.named_parameters()}
     module.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+        for name, parameter in module.named_parameters():
+            if name in flags:
+                parameter.requires_grad_(flags[name])
 
 
 class Reference:
@@ -133,7 +138,7 @@ def _learn_filled(
                     method.solve(site_work)
     work = ModelWork(
         source.model, source.anatomy, batches, source.device, context.folder, context.seed,
-        context.progress, context.guard,
+        context.progress, context.guard, context.precision,
     )  # fmt: skip
     with context.joined():
         method.learn_model(work)

@@ -25,7 +25,7 @@ class MaskSchedule:
     """How masks are drawn from the start of training to its end.
 
     Attributes:
-        kappa, tau: see :func:`compress.learned_masks.soft_mask`; linear in the steps.
+        kappa, tau: see :func:`compress.soft_masks.masked_weight`; linear in the steps.
         regularization: reward for the squared norm of the kept weights, falling to 0 linearly.
     """
 
@@ -44,7 +44,7 @@ class MaskSchedule:
         """The term that is subtracted from the loss (eq. 8)."""
         if not self.regularization:
             return 0.0
-        norms = sum(linear.hold().square().sum() for linear in linears.values())
+        norms = sum(linear.held().float().square().sum() for linear in linears.values())
         return self.regularization * (1 - moment.progress) * norms
 
 
@@ -170,6 +170,7 @@ def _fit_block(
         seed=work.seed,
         guard=work.guard,
         device=work.device,
+        auto=work.precision,
     )
     work.metrics[f"{what}.after"] = _error(outputs, linears, held)
 
@@ -269,6 +270,7 @@ def _fit_model(
             progress=work.progress,
             guard=work.guard,
             device=work.device,
+            auto=work.precision,
         )
     finally:
         set_mode(linears, "hard")
@@ -277,9 +279,19 @@ def _fit_model(
 
 
 def _windows(batches: list[dict[str, torch.Tensor]]) -> TokenSource:
-    """Calibration batches, one after the other, as windows of one source."""
+    """Calibration batches, one after the other, as windows of one source; short ones are padded."""
+    longest = max(b["input_ids"].shape[1] for b in batches)
+
+    def joined(tensors: list[torch.Tensor], padding: int) -> torch.Tensor:
+        wide = [nn.functional.pad(t, (0, longest - t.shape[1]), value=padding) for t in tensors]
+        return torch.cat(wide).cpu()
+
+    ids = [b["input_ids"] for b in batches]
     labels = [b["labels"] for b in batches if "labels" in b]
+    seen = [b.get("attention_mask", torch.ones_like(b["input_ids"])) for b in batches]
+    padded = any("attention_mask" in b or b["input_ids"].shape[1] < longest for b in batches)
     return TokenSource(
-        torch.cat([b["input_ids"] for b in batches]).cpu(),
-        torch.cat(labels).cpu() if len(labels) == len(batches) else None,
+        joined(ids, 0),
+        joined(labels, -100) if len(labels) == len(batches) else None,
+        joined(seen, 0) if padded else None,
     )

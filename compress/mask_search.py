@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import torch
 
-from compress.learned_masks import candidates
 from compress.patterns import Pattern
+from compress.soft_masks import candidates
 
 
 def local_search(

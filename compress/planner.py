@@ -24,6 +24,7 @@ from compress.models.stream import StreamedModel
 from compress.models.supported import check_kind, check_supported
 from compress.models.tensors import TensorIndex
 from compress.outline import Outline, outline_of
+from compress.planning_checks import check_inputs, check_patterns
 from compress.recipe import Recipe, split_evaluation
 from compress.state import ModelState
 from compress.step_check import check_step, left_alone
@@ -98,6 +99,7 @@ def plan(
     max_memory: int | None = None,
     cache_dir: str | Path | None = None,
     trained: Source | None = None,
+    data_root: str | Path | None = None,
 ) -> Plan:
     """Check a recipe against a model's headers and predict what it will do.
 
@@ -106,10 +108,12 @@ def plan(
         max_memory: bytes of resident memory that the run may use; what is free if None.
         cache_dir: where fetched models are kept.
         trained: the model that the recipe trains, once it is; a model of its shape if None.
+        data_root: folder with local copies of data sets.
 
     Raises:
-        CompressError: wrong order, a step that this family or these widths do not support, missing
-            calibration text, or more memory than allowed.
+        CompressError: wrong order, a step that this family or these widths do not support, patterns
+            that match nothing, data or tasks that do not exist, lengths beyond the model's
+            positions, or more memory than allowed.
     """
     source = trained or _source(recipe, cache_dir)
     config = load_config(source.folder, trust_remote_code=recipe.model.trust_remote_code)
@@ -124,13 +128,10 @@ def plan(
     original = outline
     _check_needs(recipe.steps, recipe.calibration is not None)
     _check_order(recipe.steps)
+    notes = check_inputs(recipe, source.folder, streamed.model, data_root)
     steps = []
     for number, method in enumerate(recipe.steps):
-        where = f"steps.{number} ({method.name})"
-        try:
-            after = check_step(method, streamed, outline)
-        except CompressError as error:
-            raise error.within(where) from None
+        after = _passed(number, method, streamed, outline)
         macs = forecast.work(method, outline, recipe.calibration)
         peak = resident() + forecast.peak_bytes(method, outline, recipe.calibration)
         steps.append(
@@ -140,7 +141,7 @@ def plan(
     made = Plan(
         recipe, source, state, streamed.anatomy, tuple(steps), original,
         _evaluation_bytes(recipe, original, outline),
-        _warnings(recipe, original, outline, state.source.unused),
+        (*_warnings(recipe, original, outline, state.source.unused), *notes),
     )  # fmt: skip
     limit = psutil.virtual_memory().available if max_memory is None else max_memory
     if made.peak_bytes > limit:
@@ -190,10 +191,36 @@ def check_steps(steps: tuple[Method, ...], streamed: StreamedModel, has_calibrat
         note = left_alone(method, outline)
         if note:
             warnings.warn(note, stacklevel=3)
-        try:
-            outline = check_step(method, streamed, outline)
-        except CompressError as error:
-            raise error.within(f"steps.{number} ({method.name})") from None
+        outline = _passed(number, method, streamed, outline)
+
+
+def _passed(number: int, method: Method, streamed: StreamedModel, outline: Outline) -> Outline:
+    """The outline behind a step: the one check of recipes and live models."""
+    try:
+        after = check_step(method, streamed, outline)
+        check_patterns(method, streamed.anatomy, streamed.model)
+        _check_rounded(method, outline)
+        return after
+    except CompressError as error:
+        raise error.within(f"steps.{number} ({method.name})") from None
+
+
+def _check_rounded(method: Method, outline: Outline) -> None:
+    """Refuse to change weights that were rounded before the first step."""
+    reasons = [why for made, touched, why in _CONFLICTS
+               if made == PRECISION and touched in method.writes]  # fmt: skip
+    if not reasons or PRECISION in method.writes:
+        return  # a quantiser looks at each layer itself
+    for block in outline.blocks:
+        for site in block.anatomy.sites:
+            for name in method.targets(block.anatomy, site):
+                if block.linears[name].quantized:
+                    raise CompressError(
+                        "layers in floating point",
+                        f"{block.anatomy.path}.{name}, which is quantised: {method.name} "
+                        f"{reasons[0]}",
+                        "Start from the model before it was quantised",
+                    )
 
 
 def _check_needs(steps: tuple[Method, ...], has_calibration: bool) -> None:

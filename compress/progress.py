@@ -7,6 +7,8 @@ import time
 from contextlib import AbstractContextManager
 from typing import Any
 
+from compress.intake import printable
+
 
 class Progress(AbstractContextManager):
     """Tells on stderr how far a run is.
@@ -51,6 +53,7 @@ class Progress(AbstractContextManager):
         """One line."""
         if self.quiet:
             return
+        text = printable(text)
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
@@ -60,6 +63,7 @@ class Progress(AbstractContextManager):
         """``done`` of ``total`` units of the task ``name`` are finished; ``note`` tells more."""
         if self.quiet:
             return
+        note = printable(note)
         if self._bar is not None:
             from rich.markup import escape
 

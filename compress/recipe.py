@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from compress import recipe_yaml
 from compress.create.spec import TrainSpec
 from compress.data.images import ImageSpec
 from compress.data.text import TextSpec
@@ -23,7 +24,7 @@ from compress.errors import CompressError, did_you_mean
 from compress.methods.base import Method
 from compress.methods.catalog import METHODS
 
-_FROZEN = ConfigDict(frozen=True, extra="forbid")
+_FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -62,7 +63,18 @@ class CalibrationSpec(BaseModel):
         None, description="instead of text, for models whose tokens are patches of images"
     )
     samples: int = Field(128, gt=0, description="sequences")
-    length: int = Field(512, gt=1, description="tokens a sequence")
+    length: int = Field(512, gt=1, description="tokens a sequence, special ones included")
+    packing: Literal["stream", "documents"] = Field(
+        "stream",
+        description="text: windows of one stream, or a document a sequence, cut to the length and "
+        "padded (padding counts for nothing)",
+    )
+    special_tokens: bool = Field(
+        True,
+        description="put around each sequence what the tokenizer adds by itself (BOS in front for "
+        "causal models, [CLS] and [SEP] for masked ones), or what a masked generator's description "
+        "says",
+    )
     selection: Literal["head", "random"] = Field(
         "head", description="sequences from the start of the text, or drawn with the seed"
     )
@@ -101,6 +113,15 @@ class OutputSpec(BaseModel):
         return value
 
 
+class ExpectedFigure(BaseModel):
+    """What a figure of the report should come to; a run that misses it says so and goes on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    value: float
+    within: float = Field(ge=0, description="largest difference that still counts as reproduced")
+
+
 class Recipe(BaseModel):
     """One run, from a model to a report. ``version`` is the version of this schema."""
 
@@ -109,11 +130,13 @@ class Recipe(BaseModel):
     version: Literal[1] = 1
     name: str = Field("unnamed", description="for the report and for `compress run NAME`")
     description: str = ""
-    expected: dict[str, Any] = Field(
-        default_factory=dict, description="figures that this recipe gave when it was written"
+    expected: dict[str, ExpectedFigure] = Field(
+        default_factory=dict,
+        description="figures of the report (compress.eval.figures) that this recipe gave when it "
+        "was written; a run says whether it has reproduced them",
     )
     model: ModelSpec
-    seed: int = 0
+    seed: int = Field(0, ge=-(2**63), lt=2**63)
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
     calibration: CalibrationSpec | None = None
     steps: tuple[Method, ...] = ()
@@ -160,14 +183,42 @@ def parse_recipe(data: Any, where: str = "recipe") -> Recipe:
     if not isinstance(data, dict):
         raise CompressError("a mapping with `model` and `steps`", type(data).__name__, where=where)
     data = dict(data)
-    steps = data.pop("steps", None) or []
-    if not isinstance(steps, (list, tuple)):
-        raise CompressError("a list under `steps`", type(steps).__name__, where=where)
-    parsed = tuple(parse_step(step, f"{where}, steps.{i}") for i, step in enumerate(steps))
+    parsed = parse_steps(data.pop("steps", None) or [], where)
     recipe = _validate(Recipe, data, where)
     if isinstance(recipe.evaluation, dict):
         split_evaluation(recipe.evaluation, where)
+    _check_expected(recipe, where)
     return recipe.model_copy(update={"steps": parsed})
+
+
+def _check_expected(recipe: Recipe, where: str) -> None:
+    from compress.eval.figures import known, unknown
+
+    if recipe.expected and recipe.evaluation is None:
+        raise CompressError(
+            "an evaluation that measures what is expected", "none",
+            "Add an evaluation, or drop `expected`", where=f"{where}, expected",
+        )  # fmt: skip
+    for name in recipe.expected:
+        tasks = recipe.evaluation.get("tasks") or ()
+        if unknown(name, tasks) is not None:
+            raise CompressError(
+                "a figure of the report", repr(name), did_you_mean(name, known(tasks)),
+                where=f"{where}, expected",
+            )  # fmt: skip
+
+
+def parse_steps(steps: Any, where: str = "") -> tuple[Method, ...]:
+    """Build the methods of a list of steps; see :func:`parse_step`."""
+    if not isinstance(steps, (list, tuple)):
+        raise CompressError(
+            "a list under `steps`",
+            type(steps).__name__,
+            "Put each step into a list item",
+            where=where,
+        )
+    place = f"{where}, steps" if where else "steps"
+    return tuple(parse_step(step, f"{place}.{i}") for i, step in enumerate(steps))
 
 
 def parse_step(step: Any, where: str = "step") -> Method:
@@ -202,22 +253,6 @@ def split_evaluation(section: dict[str, Any], where: str = "recipe"):
     return spec, _validate(EvaluationSpec, section, f"{where}, evaluation")
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML with the numbers of version 1.2: 2:4 is a pattern, not 124 in base 60."""
-
-
-_NUMBERS = {
-    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9]*)",
-    "tag:yaml.org,2002:float": r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?",
-}
-_Loader.yaml_implicit_resolvers = {
-    start: [(tag, pattern) for tag, pattern in pairs if tag not in _NUMBERS]
-    for start, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _tag, _pattern in _NUMBERS.items():
-    _Loader.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), list("-+.0123456789"))
-
-
 def read_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe by path or by the name of a shipped one, with ``key.path=value`` overrides.
 
@@ -225,10 +260,7 @@ def read_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
         CompressError: no such file or recipe, YAML that does not parse, or what parse_recipe says.
     """
     path = find_recipe(name)
-    try:
-        data = yaml.load(path.read_text(), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CompressError("a YAML file", f"{path}: {error}") from None
+    data = recipe_yaml.read(path)
     for override in overrides or []:
         _override(data, override)
     return parse_recipe(data, str(path))
@@ -265,11 +297,10 @@ def parse_size(text: str) -> int:
     """Bytes in a size such as 512MB, 2GiB or 1.5 GB."""
     match = re.fullmatch(r"\s*([\d.]+)\s*([kMGT]?)(i?)B?\s*", text, re.IGNORECASE)
     try:
-        number = float(match[1])
-    except (TypeError, ValueError):
-        raise CompressError("a size such as 512MB, 2GB or 1.5GiB", repr(text)) from None
-    base = 1024 if match[3] else 1000
-    return int(number * base ** " kmgt".index(match[2].lower() or " "))
+        base = 1024 if match[3] else 1000
+        return int(float(match[1]) * base ** " kmgt".index(match[2].lower() or " "))
+    except (TypeError, ValueError, OverflowError):
+        raise CompressError("a size such as 512MB, 2GB or 1.5GiB", f"{text[:40]!r}") from None
 
 
 def _validate(cls: type[BaseModel], data: Any, where: str) -> Any:
@@ -294,7 +325,7 @@ def _explained(cls: type[BaseModel], error: ValidationError, where: str) -> Comp
             "known options only", f"{place!r}{more}",
             did_you_mean(str(first["loc"][-1]), known), where=where,
         )  # fmt: skip
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")[:300]
     got = "nothing" if first["type"] == "missing" else repr(first["input"])[:200]
     if not place:  # options of a step that are fine alone and do not go together
         advice = message[0].upper() + message[1:]
@@ -333,9 +364,9 @@ def _override(data: Any, text: str) -> None:
         else:
             raise CompressError("--set to name a place in the recipe", repr(text))
     try:
-        parsed = yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise CompressError("a YAML value in --set", f"{text!r}: {error}") from None
+        parsed = recipe_yaml.parse(value)
+    except ValueError as error:
+        raise CompressError("a YAML value in --set", f"{text[:200]!r}: {error}") from None
     if isinstance(target, list):
         target[_index(target, last, text)] = parsed
     elif isinstance(target, dict):
@@ -345,7 +376,7 @@ def _override(data: Any, text: str) -> None:
 
 
 def _index(target: list, part: str, text: str) -> int:
-    if not part.isdigit() or int(part) >= len(target):
+    if not (part.isascii() and part.isdigit()) or int(part[:9]) >= len(target):
         raise CompressError(
             f"an index from 0 to {len(target) - 1} in --set", f"{part!r} in {text!r}"
         )

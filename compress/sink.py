@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from compress.checkpoint.records import BlockRecord, dump_block
-from compress.files import disk_error
+from compress.files import content_digest, disk_error, sync
 from compress.models.anatomy import Anatomy, BlockAnatomy
-from compress.state import ModelState
+from compress.state import ModelState, read_block
 from compress.step_context import LEARN, SOLVE, TRAIN
 from compress.workspace import Workspace
 
@@ -41,8 +42,13 @@ class JournalSink:
         self.workspace, self.step, self.state = workspace, step, state
         self.anatomy, self.dtype = anatomy, dtype
         self.folder = workspace.work / f"{step:02d}-{name}"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.scratch = workspace.work / "activations"
+        for folder in (self.folder, self.scratch):
+            folder.mkdir(parents=True, exist_ok=True)
+        for folder in (workspace.work, workspace.folder):
+            sync(folder)  # files are durable in folders that are
         self._record: BlockRecord | None = None
+        self._digests: dict[str, str] = {}  # of files that no journal line vouches for yet
 
     def finished(self, stage: str) -> int:
         return len(self._events(stage))
@@ -65,9 +71,13 @@ class JournalSink:
         temporary = path.with_suffix(".partial")
         try:
             save_file({k: v.cpu() for k, v in tensors.items()}, temporary, {"format": "pt"})
+            sync(temporary)
             os.replace(temporary, path)
+            sync(self.folder)
+            self._digests[str(path.relative_to(self.workspace.folder))] = content_digest(path)
         except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             if not isinstance(error, OSError):
                 error = OSError(0, str(error))
             raise disk_error(self.folder, error) from error
@@ -78,11 +88,11 @@ class JournalSink:
     def learned(self, index: int) -> dict[str, torch.Tensor]:
         for stage, lines in ((TRAIN, 1), (LEARN, len(self.anatomy.blocks))):
             if self.finished(stage) == lines:
-                with safe_open(self._learned(stage, index), framework="pt") as file:
-                    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return read_block(self._learned(stage, index))
         return {}
 
     def record(self, stage: str, index: int, note: Any, activations: dict[str, Any] | None) -> None:
+        self._sync_carried(activations)
         event = {
             "event": "block",
             "step": self.step,
@@ -91,9 +101,24 @@ class JournalSink:
             "note": note,
             "activations": activations,
         }
+        if self._digests:
+            event["files"], self._digests = self._digests, {}
         if stage == SOLVE:
             event["record"] = self._record.model_dump(mode="json")
         self.workspace.append(event)
+
+    def again(self, stage: str, why: str) -> None:
+        self.workspace.rewind(self._events(stage)[0], why)
+
+    def _sync_carried(self, carried: dict[str, Any] | None) -> None:
+        """Make the files of activations durable that a journal line is to vouch for."""
+        try:
+            for state in (carried, (carried or {}).get("reference")):
+                if state is not None:
+                    sync(self.scratch / state["file"])
+                    sync(self.scratch)
+        except OSError as error:
+            raise disk_error(self.scratch, error) from error
 
     def _learned(self, stage: str, index: int) -> Path:
         return self.folder / f"{stage}-{index:05d}.safetensors"
@@ -123,4 +148,7 @@ class ReadingSink(JournalSink):
         """The other process keeps the same tensors."""
 
     def record(self, stage: str, index: int, note: Any, activations: dict[str, Any] | None) -> None:
+        """The journal is the other process's."""
+
+    def again(self, stage: str, why: str) -> None:
         """The journal is the other process's."""

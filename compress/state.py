@@ -7,13 +7,14 @@ stay in the source checkpoint, and dropping a block is dropping an entry of a li
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -22,6 +23,7 @@ from compress.checkpoint.guards import is_guard
 from compress.checkpoint.records import BlockRecord, apply_record, load_block, stored_shapes_of
 from compress.errors import CompressError
 from compress.models.anatomy import Anatomy, family_of
+from compress.models.config_limits import check_layers
 from compress.models.leftovers import unused_weights
 from compress.models.stream import StreamedModel, build_meta, capture_inputs, tail_logits
 from compress.models.tensors import TensorIndex, check_finite
@@ -62,6 +64,7 @@ class ModelState:
         Raises:
             CompressError: the tensors are not those of the architecture.
         """
+        check_layers(config, len(index))
         model = build_meta(config, trust_remote_code)
         anatomy = StreamedModel(model).anatomy
         widths = [block.widths for block in anatomy.blocks]
@@ -120,7 +123,7 @@ class ModelState:
         if isinstance(place, SourceBlock):
             names = [n for n in self.source.names() if n.startswith(place.prefix)]
             return {n.removeprefix(place.prefix): _widened(self.source.get(n)) for n in names}
-        with safe_open(place, framework="pt", backend="pread") as file:
+        with opened_block(place) as file:
             return {n: _widened(file.get_tensor(n)) for n in file.keys()}  # noqa: SIM118
 
 
@@ -138,8 +141,8 @@ class ModelTensors:
         unused: stored tensors of no part of the model (another head, a pooler), left out.
 
     Raises:
-        CompressError: a parameter has no tensor, or a tensor of a part that the model has (a bias
-            of its layers, one layer more) has no parameter.
+        CompressError: a parameter has no tensor, or one of another shape or kind; or a tensor of a
+            part that the model has (a bias of its layers, one layer more) has no parameter.
     """
 
     def __init__(self, index: TensorIndex, model: nn.Module, wanted: set[str]) -> None:
@@ -168,6 +171,28 @@ class ModelTensors:
                 "The weights are of another architecture or in an older layout: load the model "
                 "with transformers, save_pretrained it to a new folder, and use that",
             )
+        if wanted == set(model.state_dict()):  # replaced linears have tensors of their own
+            self._check_shapes(model)
+
+    def _check_shapes(self, model: nn.Module) -> None:
+        """Compare what the config promises with the headers, before anything is read."""
+        for name, promised in model.state_dict().items():
+            stored = self._stored.get(name)
+            if stored is None:
+                continue
+            shape, dtype = self.index.shape(stored), self.index.dtype(stored)
+            if promised.is_floating_point() and not dtype.is_floating_point:
+                raise CompressError(
+                    f"{stored} as floating-point numbers", f"{dtype} in {self.index.file(stored)}",
+                    "A quantised checkpoint says so in config.json (quantization_config): fetch "
+                    "its config again, or use the unquantised checkpoint",
+                )  # fmt: skip
+            if tuple(promised.shape) != shape:
+                raise CompressError(
+                    f"{stored} of shape {list(promised.shape)}, as config.json promises",
+                    f"{list(shape)} in {self.index.file(stored)}",
+                    "The config and the weights belong to different models",
+                )
 
     def names(self) -> list[str]:
         return list(self._stored)
@@ -229,6 +254,29 @@ def _renamings(model: nn.Module) -> list[Any]:
 
     mapping = get_model_conversion_mapping(model)
     return [step for step in mapping if isinstance(step, WeightRenaming)]
+
+
+@contextmanager
+def opened_block(path: Path) -> Iterator[Any]:
+    """A small file of a run, open to read tensors one at a time.
+
+    Raises:
+        CompressError: the file is gone or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt", backend="pread") as file:
+            yield file
+    except (FileNotFoundError, SafetensorError) as error:
+        raise CompressError(
+            f"the finished block in {path}", str(error),
+            "Something has removed or changed it; the same command makes it again",
+        ) from error  # fmt: skip
+
+
+def read_block(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a small file of a run."""
+    with opened_block(path) as file:
+        return {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:

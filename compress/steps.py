@@ -7,12 +7,13 @@ to a sink that makes it durable) and a live model (blocks changed in place).
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
-from compress.calibrate.activations import Activations
+from compress.calibrate.activations import Activations, LostActivations
 from compress.calibrate.replay import BlockCall, BlockReplay
 from compress.calibrate.statistics import GRAM, MOMENTS, NOTHING, InputStatistics
 from compress.errors import CompressError
@@ -76,9 +77,13 @@ def _stream(stage: str, method: Method, context: StepContext, decision: Any) -> 
     calls: list[list[BlockCall]] = [[] for _ in range(count)]
     hidden, reference = None, None
     if needs_inputs:
-        hidden, calls = _first_inputs(stage, method, context, start)
-        if stage != SURVEY and method.learns is not None:
-            reference = reference_of(stage, method.learns, context, start, hidden)
+        try:
+            hidden, calls = _first_inputs(stage, method, context, start)
+            if stage != SURVEY and method.learns is not None:
+                reference = reference_of(stage, method.learns, context, start, hidden)
+        except LostActivations as lost:
+            sink.again(stage, f"{lost.got}, so {method.name} starts its {stage} pass anew")
+            return _stream(stage, method, context, decision)
     learned: dict[str, Any] = {}
     for index in range(start, count):
         context.guard()
@@ -97,7 +102,8 @@ def _stream(stage: str, method: Method, context: StepContext, decision: Any) -> 
             else:
                 if reference is not None:
                     reference.advance(index, block, hidden, calls[index])
-                with frozen(block):
+                # What learns adds parameters of its own; all other steps touch no gradients.
+                with frozen(block) if method.learns is not None else nullcontext():
                     note = _solve_block(stage, method, context, index, replay, decision, reference)
                     hidden = _advance(context, stage, index, replay)
                     if stage == LEARN:
@@ -224,7 +230,7 @@ def _learn(
     source = context.source
     work = BlockWork(
         source.block(index), source.anatomy.blocks[index], replay.inputs, reference.targets,
-        replay.calls, source.device, context.seed + index, context.guard,
+        replay.calls, source.device, context.seed + index, context.guard, context.precision,
     )  # fmt: skip
     learn(work)
     return work.metrics

@@ -161,9 +161,10 @@ def _entries(results: Sequence[Report | Entry]) -> tuple[Entry, ...]:
         others.append(Entry(result.title, result.after))
         if result.before:
             key = f"{result.run.model} {result.run.model_sha256}"
-            originals.setdefault(
-                key, Entry(f"original ({result.run.model})", result.before, original=True)
-            )
+            shipped = result.run.source_bytes
+            unpacked = f", unpacked from {human_bytes(shipped)}" if shipped else ""
+            name = f"original ({result.run.model}{unpacked})"
+            originals.setdefault(key, Entry(name, result.before, original=True))
     seen: dict[str, int] = {}
     unique = []
     for entry in (*originals.values(), *others):
@@ -179,7 +180,8 @@ def _same_text(entries: Sequence[Entry]) -> None:
     def key(entry: Entry) -> tuple | None:
         bound = entry.result.generator and entry.result.generator.likelihood
         scored = entry.result.perplexity or bound or entry.result.masked
-        return scored and (entry.result.tokens_sha256, scored.window)
+        around = getattr(scored, "special_tokens", 0)
+        return scored and (entry.result.tokens_sha256, scored.window, around)
 
     keys = {entry.name: key(entry) for entry in entries}
     first = entries[0].name
@@ -188,7 +190,7 @@ def _same_text(entries: Sequence[Entry]) -> None:
             raise CompressError(
                 f"results on the same tokens and windows as {first}",
                 f"{name}, which was measured on others",
-                "Evaluate both on the same text with the same tokenizer and window",
+                "Evaluate both on the same text with the same tokenizer, window and special tokens",
                 where="compare",
             )
 

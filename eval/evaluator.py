@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import LongTensor, nn
 
+from compress.data.framing import Frame, Kind, frame_for
 from compress.errors import CompressError
 from compress.eval.cost import cost, paired_latency
 from compress.eval.kind import kind_of
@@ -32,6 +33,7 @@ def evaluate(
     spec: EvaluationSpec,
     *,
     tokens: LongTensor | None = None,
+    documents: Sequence[LongTensor] | None = None,
     bytes_count: int | None = None,
     folder: str | Path | None = None,
     baseline: nn.Module | None = None,
@@ -46,10 +48,12 @@ def evaluate(
     Args:
         model: causal (perplexity, tasks) or masked (masked scores, tasks) language model, or a
             masked generator (likelihood bound, hidden tokens, samples).
-        tokenizer: its tokenizer; needed for tasks and for masked scores, else it may be None.
+        tokenizer: its tokenizer; needed for tasks, for masked scores and to know which special
+            tokens stand around a window, else it may be None.
         spec: what to measure.
         tokens: token ids [n] of the evaluation text without special tokens; needed when
             ``spec.perplexity`` is given.
+        documents: instead of ``tokens``, for a masked model: those of each document.
         bytes_count: UTF-8 bytes of the text behind ``tokens``, for bits per byte.
         folder: the checkpoint on disk, for bytes and peak memory.
         baseline: the original model; with it, latency is measured in pairs, and the divergence of
@@ -66,7 +70,8 @@ def evaluate(
     """
     kind = kind_of(model)
     generates = describe(model, tokenizer, spec)
-    _check(kind, model, tokenizer, spec, tokens if sequences is None else sequences.tokens)
+    has_text = any(x is not None for x in (tokens, documents, sequences))
+    _check(kind, model, tokenizer, spec, has_text)
     seconds: dict[str, float] = {}
     parts: dict[str, Any] = {}
 
@@ -75,15 +80,20 @@ def evaluate(
         parts[part] = function(*args, **kwargs)
         seconds[part] = time.perf_counter() - start
 
-    if tokens is not None and spec.perplexity is not None:
+    if documents is not None and spec.perplexity is not None and generates is None:
+        measure("masked", _masked, model, tokenizer, spec, documents, progress)
+    elif tokens is not None and spec.perplexity is not None:
         tokens, bytes_count = _head(tokens, bytes_count, spec.max_tokens, tokenizer)
         if generates is not None:
             length = spec.window or generates.length or window_of(model, generates)
-            sequences = sequences or text_sequences(tokens, generates, length, bytes_count)
+            around = generates if spec.special_tokens else generates.without_frame()
+            sequences = sequences or text_sequences(tokens, around, length, bytes_count)
         elif kind == "masked":
             measure("masked", _masked, model, tokenizer, spec, tokens, progress)
         else:
-            measure("perplexity", _perplexity, model, spec, tokens, bytes_count, progress)
+            measure(
+                "perplexity", _perplexity, model, tokenizer, spec, tokens, bytes_count, progress
+            )
     if generates is not None:
         measure(
             "generator",
@@ -110,9 +120,12 @@ def evaluate(
             batch_size=spec.batch_size,
             data_root=data_root,
             masked=spec.masked_tasks,
+            special_tokens=spec.special_tokens,
         )
     latency = spec.latency_spec()
     if latency and baseline is not None:
+        positions = getattr(model.config, "max_position_embeddings", None)
+        latency = latency.within(positions, kind == "causal")
         measure("latency", paired_latency, baseline, model, **latency.model_dump())
     measure(
         "cost",
@@ -129,24 +142,22 @@ def evaluate(
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         spec=spec,
-        tokens_sha256=_scored(tokens, sequences, spec),
+        tokens_sha256=_scored(tokens, documents, sequences, spec),
         seconds=seconds,
         **parts,
     )
 
 
 def _check(
-    kind: str, model: nn.Module, tokenizer: Any, spec: EvaluationSpec, tokens: LongTensor | None
+    kind: str, model: nn.Module, tokenizer: Any, spec: EvaluationSpec, has_text: bool
 ) -> None:
-    if spec.perplexity is not None and tokens is None:
+    if spec.perplexity is not None and not has_text:
         raise CompressError("the tokens of the evaluation text", "none", where="evaluate")
     if kind == "other":
         raise CompressError(
-            "a causal or a masked language model",
-            type(model).__name__,
-            "Load it with AutoModelForCausalLM or AutoModelForMaskedLM",
-            where="evaluate",
-        )
+            "a causal or a masked language model", type(model).__name__,
+            "Load it with AutoModelForCausalLM or AutoModelForMaskedLM", where="evaluate",
+        )  # fmt: skip
     described = is_masked_generator(model.config)
     scored = kind == "masked" and (spec.perplexity is not None or spec.tasks)
     if scored and not described and getattr(tokenizer, "mask_token_id", None) is None:
@@ -195,10 +206,15 @@ def _text_judges(tokenizer: Any) -> Judges:
 
 
 def _scored(
-    tokens: LongTensor | None, sequences: Sequences | None, spec: EvaluationSpec
+    tokens: LongTensor | None,
+    documents: Sequence[LongTensor] | None,
+    sequences: Sequences | None,
+    spec: EvaluationSpec,
 ) -> str | None:
     if sequences is not None:
         return _digest(sequences.tokens)
+    if documents is not None:
+        return _digest(torch.cat([torch.tensor([len(d) for d in documents]), *documents]))
     return _digest(tokens) if spec.perplexity is not None else None
 
 
@@ -220,15 +236,20 @@ def _positions(model: nn.Module) -> int:
 
 def _perplexity(
     model: nn.Module,
+    tokenizer: Any,
     spec: EvaluationSpec,
     tokens: LongTensor,
     bytes_count: int | None,
     progress: Progress | None,
 ) -> Any:
+    frame = _frame(model, tokenizer, spec, "causal")
+    # The last token of a window is not run: one special token fits beside as many as there are.
+    longest = _positions(model) - max(0, len(frame.prefix) - 1)
     return perplexity(
         model,
         tokens,
-        window=spec.window or min(1024, _positions(model)),
+        prefix=frame.prefix,
+        window=spec.window or min(1024, longest),
         stride=spec.stride,
         batch_size=spec.batch_size,
         bytes_count=bytes_count,
@@ -240,25 +261,38 @@ def _masked(
     model: nn.Module,
     tokenizer: Any,
     spec: EvaluationSpec,
-    tokens: LongTensor,
+    tokens: LongTensor | Sequence[LongTensor],
     progress: Progress | None,
 ) -> Any:
-    def ids(*names: str) -> list[int]:
-        found = [getattr(tokenizer, name, None) for name in names]
-        return [i for i in found if i is not None][:1]
-
+    frame = _frame(model, tokenizer, spec, "masked")
     return masked_scores(
         model,
         tokens,
         mask_token_id=tokenizer.mask_token_id,
-        prefix=ids("cls_token_id", "bos_token_id"),
-        suffix=ids("sep_token_id", "eos_token_id"),
-        # Four positions go to the special tokens and to RoBERTa's numbering from padding_idx + 1.
-        window=spec.window or min(128, _positions(model) - 4),
+        prefix=frame.prefix,
+        suffix=frame.suffix,
+        window=masked_window(model.config, spec),
         batch_size=max(spec.batch_size, 8),
         progress=_named("masked", progress),
         **spec.masked.model_dump(),
     )
+
+
+def masked_window(config: Any, spec: EvaluationSpec) -> int:
+    """Tokens of text in a window or document of a masked language model."""
+    # Four positions go to the special tokens and to RoBERTa's numbering from padding_idx + 1.
+    positions = getattr(config, "max_position_embeddings", None) or 1 << 30
+    return spec.window or min(128, positions - 4)
+
+
+def _frame(model: nn.Module, tokenizer: Any, spec: EvaluationSpec, kind: Kind) -> Frame:
+    """What stands around each window; nothing where there is no tokenizer to tell."""
+    if tokenizer is None:
+        return Frame()
+    return frame_for(
+        model.config, tokenizer, special_tokens=spec.special_tokens, kind=kind,
+        documents=spec.packing == "documents",
+    )  # fmt: skip
 
 
 def _named(part: str, progress: Progress | None) -> Callable[[int, int], None] | None:

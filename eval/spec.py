@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from compress.errors import CompressError
 from compress.eval.cost import CostResult, PairedLatency
 from compress.eval.quality.generator import GeneratorResult, GeneratorSpec
 from compress.eval.quality.masked import MaskedResult
@@ -24,6 +25,35 @@ class LatencySpec(BaseModel):
     decode_tokens: int = Field(default=32, ge=0)
     repeats: int = Field(default=7, ge=3)
 
+    def within(self, positions: int | None, decodes: bool) -> LatencySpec:
+        """The same, what was left to the defaults shortened to a model's positions.
+
+        Args:
+            positions: of the model; None where it knows no limit.
+            decodes: whether tokens are decoded after the prefill (causal models).
+
+        Raises:
+            CompressError: what was asked for does not fit.
+        """
+        prefill, decode = self.prefill_tokens, self.decode_tokens if decodes else 0
+        if not positions or prefill + decode <= positions:
+            return self
+        given = self.model_fields_set
+        if decodes and "decode_tokens" not in given:
+            room = positions - prefill if "prefill_tokens" in given else positions // 4
+            decode = min(decode, max(room, 1))
+        if "prefill_tokens" not in given:
+            # Masked models may number their positions from padding_idx + 1, as RoBERTa does.
+            prefill = positions - decode if decodes else positions - 4
+        if prefill < 1 or prefill + decode > positions:
+            raise CompressError(
+                f"prefill and decode within the model's {positions} positions",
+                f"{prefill + decode} tokens", "Set smaller prefill_tokens and decode_tokens",
+                where="latency",
+            )  # fmt: skip
+        shorter = {"prefill_tokens": prefill} | ({"decode_tokens": decode} if decodes else {})
+        return self.model_copy(update=shorter)
+
 
 class MaskedSpec(BaseModel):
     """Scores of masked language models."""
@@ -33,6 +63,25 @@ class MaskedSpec(BaseModel):
     mask_fraction: float = Field(default=0.15, gt=0, lt=1)
     pll_positions: int = Field(default=256, ge=1, description="positions masked one at a time")
     seed: int = 0
+
+
+class ToleranceSpec(BaseModel):
+    """What a user of the model would put up with; the report's verdicts hold intervals against it.
+
+    A change is within the tolerance when its whole 95 % interval is, outside when none of it is.
+    """
+
+    model_config = _FROZEN
+
+    perplexity: float = Field(
+        default=0.05, ge=0, description="of perplexities and other losses, as a share: 0.05 is 5 %"
+    )
+    accuracy: float = Field(
+        default=0.01, ge=0, lt=1, description="of accuracies, absolute: 0.01 is one point"
+    )
+    speed: float = Field(
+        default=0.05, ge=0, lt=1, description="of latency: a smaller change is not called one"
+    )
 
 
 class EvaluationSpec(BaseModel):
@@ -60,14 +109,20 @@ class EvaluationSpec(BaseModel):
     )
     packing: Literal["stream", "documents"] = Field(
         default="stream",
-        description="masked generators of text: windows of one stream, or a document a sequence "
-        "with the tokenizer's special tokens around it",
+        description="masked models of text: windows of one stream, or a document a sequence, cut "
+        "to the window",
+    )
+    special_tokens: bool = Field(
+        default=True,
+        description="put around each window what the tokenizer adds by itself (BOS in front for "
+        "causal models, [CLS] and [SEP] for masked ones; never predicted nor masked), or what a "
+        "masked generator's description says",
     )
     window: int | None = Field(
         default=None,
         ge=2,
-        description="tokens per window; default 1024 (causal) or 128 (masked), less for a model "
-        "with fewer positions",
+        description="tokens of text per window; default 1024 (causal) or 128 (masked), less for a "
+        "model with fewer positions",
     )
     stride: int | None = Field(default=None, ge=1, description="default: the window, no overlap")
     max_tokens: int | None = Field(default=32768, ge=2, description="use the head of the text")
@@ -81,6 +136,7 @@ class EvaluationSpec(BaseModel):
     latency: bool | LatencySpec = Field(
         default=True, description="paired timing; needs the original model beside it"
     )
+    tolerance: ToleranceSpec = ToleranceSpec()
     memory: bool = Field(default=True, description="peak memory in a fresh process; needs a folder")
     context: int | None = Field(
         default=None,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import random
 import statistics
 from collections.abc import Sequence
+from typing import NamedTuple
 
 # Student's t, 97.5 % quantile, for 1 to 8 degrees of freedom, where the expansion is too coarse.
 _T_SMALL = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060)
@@ -29,8 +29,8 @@ def t_quantile(degrees: int) -> float:
 def clustered_mean(sums: Sequence[float], weights: Sequence[float]) -> tuple[float, float | None]:
     """Return the ratio ``sum(sums) / sum(weights)`` and its standard error, clusters as units.
 
-    Tokens inside one window share a text, so they are correlated; a window is the smallest piece
-    that can be called independent. This is the linearised ratio estimator (Cochran, Sampling
+    For clusters that are independent of each other, as images or generated texts are; pieces of one
+    text are not, see :func:`serial_mean`. This is the linearised ratio estimator (Cochran, Sampling
     Techniques, eq. 6.13).
 
     Args:
@@ -49,21 +49,68 @@ def clustered_mean(sums: Sequence[float], weights: Sequence[float]) -> tuple[flo
     return mean, math.sqrt(squares * n / (n - 1)) / total
 
 
-def interval(mean: float, error: float | None, clusters: int) -> tuple[float, float] | None:
-    """Return the 95 % interval ``mean +- t * error``, or None when there is no error."""
-    if error is None:
-        return None
-    half = t_quantile(clusters - 1) * error
-    return mean - half, mean + half
+class SerialMean(NamedTuple):
+    """A mean over consecutive pieces of one text.
+
+    Attributes:
+        value: the mean. error: its standard error, None with fewer than two pieces.
+        degrees: of freedom of the error; the fewer, the wider an interval of 95 %.
+    """
+
+    value: float
+    error: float | None
+    degrees: int
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval, or None where there is no error."""
+        if self.error is None:
+            return None
+        half = t_quantile(self.degrees) * self.error
+        return self.value - half, self.value + half
 
 
-def bootstrap_median(
-    values: Sequence[float], *, draws: int = 2000, seed: int = 0
-) -> tuple[float, tuple[float, float]]:
-    """Return the median and its 95 % percentile-bootstrap interval (Efron 1979)."""
-    generator = random.Random(seed)
-    medians = sorted(
-        statistics.median(generator.choices(values, k=len(values))) for _ in range(draws)
+def serial_mean(sums: Sequence[float], weights: Sequence[float]) -> SerialMean:
+    """Return ``sum(sums) / sum(weights)`` with an error that neighbours may correlate in.
+
+    Windows that follow one another in a text share articles and topics: their likelihoods
+    correlate (0.5 to 0.6 at lag 1 on Wikipedia), and taken as independent they give an interval
+    half as wide as it should be. The variance of their sum is the spectrum of the series at
+    frequency zero. It is estimated by the mean of the first B squared cosine transforms (all of
+    expectation n times that spectrum, and nearly independent), hence with B degrees of freedom:
+    the equal-weighted cosine estimator of Lazarus, Lewis, Stock & Watson 2018 (Journal of Business
+    & Economic Statistics 36:541) with their B = 0.4 n^(2/3). Of independent pieces it is right too,
+    only less sure of itself. It sees the linearised residuals of :func:`clustered_mean`.
+
+    Args:
+        sums: per piece, in the order of the text, the sum of the quantity (say, nats).
+        weights: per piece, the number of items summed (say, tokens).
+    """
+    total = math.fsum(weights)
+    mean = math.fsum(sums) / total
+    n = len(sums)
+    if n < 2:
+        return SerialMean(mean, None, 0)
+    degrees = min(n - 1, max(4, int(0.4 * n ** (2 / 3))))
+    residuals = [s - mean * w for s, w in zip(sums, weights, strict=True)]
+    squares = math.fsum(
+        math.fsum(r * math.cos(math.pi * j * (i + 0.5) / n) for i, r in enumerate(residuals)) ** 2
+        for j in range(1, degrees + 1)
     )
-    low, high = medians[int(0.025 * draws)], medians[int(0.975 * draws) - 1]
-    return statistics.median(values), (low, high)
+    return SerialMean(mean, math.sqrt(2 * squares / degrees) / total, degrees)
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """Return the median and an interval that holds the true one with 95 % or more.
+
+    Between two order statistics, by the binomial distribution; whatever the values' distribution.
+    Fewer than six values do not carry 95 %: they give their smallest and largest (94 % of five).
+    """
+    ordered, n = sorted(values), len(values)
+    outside, cut = 0.0, 0
+    for k in range((n - 1) // 2):
+        outside += 2 * math.comb(n, k) / 2**n
+        if outside > 0.05:
+            break
+        cut = k
+    return statistics.median(ordered), (ordered[cut], ordered[n - 1 - cut])

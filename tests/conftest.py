@@ -200,6 +200,22 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
+def framing_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
+    """``framing_tokenizer("[CLS] $A [SEP]")``: the tokenizer, made to add special tokens."""
+    from tokenizers import processors
+
+    def make(template: str) -> PreTrainedTokenizerFast:
+        made = _make_tokenizer()
+        used = [(token, SPECIAL.index(token)) for token in SPECIAL if token in template]
+        made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=template, pair=f"{template} $B", special_tokens=used
+        )
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory, tokenizer) -> Callable[..., Path]:
     """``checkpoint(model_type, **fields)``: a folder with a tiny model and tokenizer; read-only."""
     made: dict[str, Path] = {}

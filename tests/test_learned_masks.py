@@ -8,19 +8,18 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from compress import soft_masks
 from compress.learned_masks import (
     Draw,
     MaskedLinear,
-    candidates,
-    gumbel,
     hard_mask,
     initial_logits,
     linear_schedule,
     set_mode,
-    soft_mask,
 )
 from compress.mask_search import local_search
 from compress.patterns import Pattern
+from compress.soft_masks import Noise, candidates, gumbel, masked_weight
 
 TWO_FOUR = Pattern(2, 4)
 PATTERNS = [Pattern(1, 2), TWO_FOUR, Pattern(1, 4), Pattern(3, 8), Pattern(4, 8)]
@@ -36,6 +35,12 @@ def logits_of(
     return initial_logits(
         pattern, groups, prior=prior, alpha=alpha, std=0.01, generator=generator(), **more
     )
+
+
+def soft_mask(logits, pattern, kappa, tau, noise=None) -> torch.Tensor:
+    """The relaxed mask alone, [G, M]."""
+    ones = torch.ones(logits.shape[1], pattern.m)
+    return masked_weight(ones, logits, pattern, kappa, tau, noise)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
@@ -188,3 +193,40 @@ def test_local_search_never_loses_and_finds_the_best_of_small_rows():
         [errors(m.bool().expand(32, 4), small, inner) for m in candidates(TWO_FOUR)]
     ).amin(0)
     assert torch.allclose(errors(best, small, inner), every, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_a_weight_larger_than_the_pool_of_noise(pattern, monkeypatch):
+    monkeypatch.setattr(soft_masks, "_SPAN", {"cpu": 64 * pattern.candidates})
+    soft_masks._pool.cache_clear()
+    groups = 640
+    logits = logits_of(pattern, groups).requires_grad_()
+    weight = torch.randn(groups, pattern.m, generator=generator(1))
+    noise = Noise(seed=5, stream=3)
+    drawn = masked_weight(weight, logits, pattern, 100.0, 2.0, noise)
+    assert torch.equal(drawn, masked_weight(weight, logits, pattern, 100.0, 2.0, noise))
+    other = masked_weight(weight, logits, pattern, 100.0, 2.0, Noise(seed=5, stream=4))
+    assert not torch.equal(drawn, other)
+    drawn.sum().backward()
+    pieces = [noise.piece(n, pattern.candidates, 64, torch.device("cpu")) for n in range(10)]
+    again = logits.detach().clone().requires_grad_()
+    whole = masked_weight(weight, again, pattern, 100.0, 2.0, torch.cat(pieces, 1))
+    whole.sum().backward()
+    torch.testing.assert_close(drawn, whole)
+    torch.testing.assert_close(logits.grad, again.grad)
+    soft_masks._pool.cache_clear()
+
+
+def test_masks_are_drawn_in_float32_where_products_are_in_16_bits():
+    weight = torch.randn(16, 32, generator=generator(1))
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        logits = logits_of(TWO_FOUR, 128).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            drawn = masked_weight(weight, logits, TWO_FOUR, 100.0, 2.0, Noise(0))
+            assert drawn.dtype == dtype
+            functional.linear(torch.ones(3, 32), drawn).float().sum().backward()
+        found[dtype] = drawn.float(), logits.grad
+    (exact, slopes), (rounded, others) = found.values()
+    assert torch.equal(exact.bfloat16().float(), rounded)
+    torch.testing.assert_close(others, slopes, rtol=2e-2, atol=1e-3)

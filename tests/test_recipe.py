@@ -147,10 +147,27 @@ def test_bad_override(file, override, words):
         read_recipe(file, [override])
 
 
+def test_expected_figures_are_checked_when_the_recipe_is_read(file):
+    stated = "expected={original.perplexity: {value: 23.9, within: 0.1}}"
+    recipe = read_recipe(file, [stated])
+    assert recipe.expected["original.perplexity"].within == 0.1
+    assert parse_recipe(recipe.dump()) == recipe
+    for wrong, words in (
+        ("expected={perplexty: {value: 1, within: 0}}", "perplexity"),
+        ("expected={tasks.piqa.acc: {value: 1, within: 0}}", "a figure of the report"),
+        ("expected={perplexity: {value: 1}}", "within"),
+        ("expected={perplexity: {value: .nan, within: 0}}", "number"),
+    ):
+        with pytest.raises(CompressError, match=words):
+            read_recipe(file, [wrong])
+    with pytest.raises(CompressError, match="an evaluation that measures"):
+        read_recipe(file, [stated, "evaluation=null"])
+
+
 def test_yaml_that_does_not_parse(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text("model: [unclosed\nsteps: }")
-    with pytest.raises(CompressError, match="a YAML file.*bad.yaml"):
+    with pytest.raises(CompressError, match="bad.yaml: expected a YAML file"):
         read_recipe(path)
 
 

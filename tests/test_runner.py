@@ -23,6 +23,7 @@ def finished(checkpoint, text, helpers, tmp_path_factory):
     recipe = helpers.recipe(
         checkpoint("llama"), STEPS, text, evaluation=helpers.evaluation(text), seed=5,
         description="for <script>alert(1)</script> & tests",
+        expected={"perplexity": {"value": 1.0, "within": 0.5}},
     )  # fmt: skip
     result = compress.run(recipe, home / "run", cache_dir=home / "cache")
     return recipe, result, home
@@ -49,6 +50,8 @@ def test_report(finished):
     assert {d.role for d in report.data} == {"calibration", "evaluation"}
     assert report.after.cost.macs != report.before.cost.macs
     assert report.after.cost.size != report.before.cost.size
+    missed = [f.level for f in report.findings if "NOT reproduced" in f.text]
+    assert missed == ["warning"]
     page = (result.folder / "report.html").read_text()
     assert "<script>alert(1)" not in page
 
@@ -56,7 +59,10 @@ def test_report(finished):
 def test_lock(finished, text):
     _, result, _ = finished
     lock = json.loads((result.folder / "lock.json").read_text())
-    assert set(lock["must"]) == {"model", "calibration tokens", "evaluation tokens"}
+    assert set(lock["must"]) == {
+        "model", "config.json", "files beside the weights", "calibration tokens",
+        "evaluation tokens",
+    }  # fmt: skip
     assert all(len(digest) == 64 for digest in lock["must"].values())
     assert lock["seed"] == 5 and lock["may"]["torch"].startswith(torch.__version__.split("+")[0])
     assert {"python", "transformers", "threads", "compress"} <= set(lock["may"])

@@ -16,6 +16,10 @@ import torch
 from compress.errors import CompressError
 
 
+class LostActivations(CompressError):
+    """What an interrupted run left behind is gone or changed."""
+
+
 class Activations:
     """A float32 tensor a calibration batch, stored one after the other in a file.
 
@@ -42,21 +46,23 @@ class Activations:
         """Open what an interrupted run left, as :meth:`state` described it.
 
         Raises:
-            CompressError: the file does not hold what was written.
+            LostActivations: the file does not hold what was written.
         """
-        found = cls(path, shapes=state["shapes"])
-        if not found.verify(state["checksum"]):
-            raise CompressError(
+        found = cls(path, shapes=state["shapes"]) if path.is_file() else None
+        if found is None or not found.verify(state["checksum"]):
+            if found is not None:
+                found.close()
+            raise LostActivations(
                 "the activations that the interrupted run left behind",
-                f"another content in {path.name}",
-                "The machine went down or the folder was changed; start the run in a new folder",
+                f"another content in {path.name}" if found else f"no {path.name}",
             )
         found.checksum = state["checksum"]
         return found
 
     def state(self) -> dict[str, Any]:
         """What :meth:`resume` must know, JSON-able."""
-        return {"shapes": [list(s) for s in self.shapes], "checksum": self.checksum}
+        shapes = [list(s) for s in self.shapes]
+        return {"file": self.path.name, "shapes": shapes, "checksum": self.checksum}
 
     def __len__(self) -> int:
         return len(self.shapes)

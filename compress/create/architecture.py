@@ -5,8 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import psutil
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -15,6 +21,10 @@ from transformers.models.auto.modeling_auto import (
 
 from compress.create.spec import SPECIAL, TrainSpec
 from compress.errors import CompressError, did_you_mean
+from compress.intake import reason
+from compress.models.config_limits import check_layers, check_numbers
+
+_TRAINED = 16  # bytes a parameter: float32 weight, gradient and two moments of Adam
 
 # Fields that follow from the tokenizer or the codebook and the objective.
 _OURS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "is_causal",
@@ -48,11 +58,17 @@ def build_config(spec: TrainSpec) -> PreTrainedConfig:
             f"a model type with a {spec.objective.kind} language model", repr(kind),
             "Choose another model type, such as bert (masked) or llama (both)", where=where,
         )  # fmt: skip
+    check_numbers({"model_type": kind, **fields}, where)
     try:
         config = config_class(**fields, **_token_fields(spec))
-    except Exception as error:  # configs validate themselves with errors of many types
-        text = " ".join(str(error).split())
-        raise CompressError(f"a valid {kind} config", text, "Correct it", where=where) from error
+        check_layers(config, 0)
+        _check_memory(config, masked and known)
+    except CompressError as error:
+        raise error.within(where) from None
+    except Exception as error:  # configs and classes check themselves with errors of many types
+        raise CompressError(
+            f"a valid {kind} config", reason(error), "Correct it", where=where
+        ) from error
     if masked and not known:
         config.is_causal = False
     positions = getattr(config, "max_position_embeddings", None)
@@ -88,10 +104,23 @@ def _token_fields(spec: TrainSpec) -> dict[str, Any]:
     return {"vocab_size": size, "pad_token_id": pad, "bos_token_id": end, "eos_token_id": end}
 
 
+def _check_memory(config: PreTrainedConfig, bidirectional: bool) -> None:
+    """Refuse a model whose training this machine has no memory for, however little is free now."""
+    auto = AutoModelForMaskedLM if bidirectional else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(config, dtype=torch.float32)
+    parameters = sum(p.numel() for p in model.parameters())
+    total = psutil.virtual_memory().total
+    if _TRAINED * parameters > total:
+        raise CompressError(
+            f"a model that can be trained in {total / 1e9:.1f} GB, the memory of this machine",
+            f"{parameters:,} parameters, which take {_TRAINED * parameters / 1e9:,.1f} GB",
+            "Make it smaller",
+        )  # fmt: skip
+
+
 def build_model(config: PreTrainedConfig, masked: bool, seed: int) -> PreTrainedModel:
     """A model of random weights in float32; the same one for the same seed."""
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
-
     bidirectional = masked and type(config) in MODEL_FOR_MASKED_LM_MAPPING
     auto = AutoModelForMaskedLM if bidirectional else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):

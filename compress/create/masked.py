@@ -83,8 +83,9 @@ def describe(config: Any, spec: TrainSpec, reader: Any) -> None:
     if spec.from_ is not None:
         if any(name.endswith("ForCausalLM") for name in config.architectures or []):
             config.is_causal = False  # the route of Dream: a causal model learns to look ahead
-        derived = MaskedGeneration.of(config, reader).model_dump()
-        MaskedGeneration(**{**derived, **common}).store(config)
+        derived = MaskedGeneration.of(config, reader)
+        derived = derived if spec.special_tokens else derived.without_frame()
+        MaskedGeneration(**{**derived.model_dump(), **common}).store(config)
     elif spec.images is not None:
         MaskedGeneration(**_of_images(spec, reader), **common).store(config)
     else:

@@ -11,30 +11,34 @@ import torch
 from compress.create.spec import TrainSpec
 from compress.create.tokenizer import make_tokenizer
 from compress.data.codebook import fit_codebook
+from compress.data.framing import Frame, frame_for, pad_rows
 from compress.data.images import Images, load_images
 from compress.data.text import Text, load_text
-from compress.data.tokens import token_stream
+from compress.data.tokens import document_tokens, token_stream
 from compress.errors import CompressError
-from compress.models.source import load_tokenizer
+from compress.masked.description import is_masked_generator
+from compress.models.source import load_config, load_tokenizer
 
-_DOCUMENTS_AT_ONCE = 4096
+_NOTHING = Frame()
 
 
 class Rows:
     """Examples in memory, one tensor a name; a compress.train.BatchSource.
 
     Args:
+        frame: put around ``input_ids`` when they are asked for.
         tensors: name -> [n, ...] integer tensors; views cost no memory.
     """
 
-    def __init__(self, **tensors: torch.Tensor) -> None:
-        self.tensors = tensors
+    def __init__(self, frame: Frame = _NOTHING, **tensors: torch.Tensor) -> None:
+        self.frame, self.tensors = frame, tensors
 
     def __len__(self) -> int:
         return len(self.tensors["input_ids"])
 
     def get(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {name: tensor[indices].long() for name, tensor in self.tensors.items()}
+        batch = {name: tensor[indices].long() for name, tensor in self.tensors.items()}
+        return {**batch, "input_ids": self.frame.around(batch["input_ids"])}
 
 
 @dataclass(frozen=True)
@@ -50,14 +54,20 @@ class Material:
     reader: Any
 
 
-def read_data(spec: TrainSpec, data_root: str | Path | None) -> Text | Images:
+def read_data(
+    spec: TrainSpec, data_root: str | Path | None, adapted: Path | None = None
+) -> Text | Images:
     """The text or the images that the section names.
+
+    Args:
+        adapted: folder of the model that ``from`` names, whose chat template may be needed.
 
     Raises:
         CompressError: data that is missing or does not fit the section.
     """
     if spec.images is None:
-        return load_text(spec.text, data_root)
+        tokenizer = None if adapted is None else load_tokenizer(adapted)[0]
+        return load_text(spec.text, data_root, tokenizer=tokenizer)
     images = load_images(spec.images, data_root)
     if images.classes > spec.images.classes:
         raise CompressError(
@@ -67,11 +77,18 @@ def read_data(spec: TrainSpec, data_root: str | Path | None) -> Text | Images:
     return images
 
 
-def prepare(spec: TrainSpec, data: Text | Images, adapted: Path | None, seed: int) -> Material:
+def prepare(
+    spec: TrainSpec,
+    data: Text | Images,
+    adapted: Path | None,
+    seed: int,
+    frame: Frame = _NOTHING,
+) -> Material:
     """Fit the tokenizer or the codebook on the data, and make rows of it.
 
     Args:
         adapted: folder of the model that ``from`` names, whose tokenizer is used.
+        frame: what stands around each sequence of text (:func:`frame_of`).
 
     Raises:
         CompressError: a text that is too short, a patch that does not divide the images.
@@ -82,44 +99,64 @@ def prepare(spec: TrainSpec, data: Text | Images, adapted: Path | None, seed: in
         return Material(Rows(input_ids=codebook.rows(data).to(torch.int32)), codebook)
     tokenizer = _tokenizer(spec, data, adapted)
     pack = _stream if spec.packing == "stream" else _documents
-    return Material(pack(spec, data, tokenizer), tokenizer)
+    return Material(pack(spec, data, tokenizer, frame), tokenizer)
+
+
+def frame_of(spec: TrainSpec, adapted: Path | None) -> Frame:
+    """What stands around each sequence of text: nothing for a tokenizer that the recipe makes."""
+    if adapted is None or spec.text is None:
+        return _NOTHING
+    config = load_config(adapted)
+    masked = "generator" if is_masked_generator(config) else "masked"
+    return frame_for(
+        config,
+        _tokenizer_of(adapted),
+        special_tokens=spec.special_tokens,
+        documents=spec.packing == "documents",
+        kind=masked if spec.objective.kind == "masked" else "causal",
+    )
 
 
 def _tokenizer(spec: TrainSpec, text: Text, adapted: Path | None) -> Any:
     if adapted is None:
         return make_tokenizer(spec.tokenizer, text, spec.length)
-    tokenizer, reason = load_tokenizer(adapted)
+    return _tokenizer_of(adapted)
+
+
+def _tokenizer_of(folder: Path) -> Any:
+    tokenizer, reason = load_tokenizer(folder)
     if tokenizer is None:
         raise CompressError("a tokenizer beside the model to adapt", reason, "Add its files")
     return tokenizer
 
 
-def _stream(spec: TrainSpec, text: Text, tokenizer: Any) -> Rows:
-    """Every window of the text: an example may start at any token."""
-    stream = token_stream(text, tokenizer)
-    if len(stream) < spec.length:
+def _room(spec: TrainSpec, frame: Frame) -> int:
+    """Tokens of text in a sequence."""
+    if spec.length - len(frame) < 1:
         raise CompressError(
-            f"a training text of at least one sequence ({spec.length} tokens)",
+            f"model.train.length above {len(frame)}, the special tokens of each sequence",
+            str(spec.length), "Raise it, or set model.train.special_tokens to false",
+        )  # fmt: skip
+    return spec.length - len(frame)
+
+
+def _stream(spec: TrainSpec, text: Text, tokenizer: Any, frame: Frame) -> Rows:
+    """Every window of the text: an example may start at any token."""
+    stream, length = token_stream(text, tokenizer), _room(spec, frame)
+    if len(stream) < length:
+        raise CompressError(
+            f"a training text of at least one sequence ({length} tokens)",
             f"{len(stream)} tokens", "Lower model.train.length or choose a longer text",
         )  # fmt: skip
-    return Rows(input_ids=stream.to(torch.int32).unfold(0, spec.length, 1))
+    return Rows(frame, input_ids=stream.to(torch.int32).unfold(0, length, 1))
 
 
-def _documents(spec: TrainSpec, text: Text, tokenizer: Any) -> Rows:
+def _documents(spec: TrainSpec, text: Text, tokenizer: Any, frame: Frame) -> Rows:
     """A row a document, cut to the length and padded to the longest."""
     if tokenizer.pad_token_id is None:
         raise CompressError("a tokenizer with a padding token", "none", "Set packing: stream")
-    documents, ids = list(text.documents), []
-    for start in range(0, len(documents), _DOCUMENTS_AT_ONCE):
-        part = documents[start : start + _DOCUMENTS_AT_ONCE]
-        encoded = tokenizer(part, truncation=True, max_length=spec.length, verbose=False)
-        ids += [row for row in encoded["input_ids"] if row]
-    if not ids:
+    found = [frame.around(ids) for ids in document_tokens(text, tokenizer, _room(spec, frame))]
+    if not found:
         raise CompressError("tokens from the text", "none", "The tokenizer does not know this text")
-    longest = max(map(len, ids))
-    rows = torch.full((len(ids), longest), tokenizer.pad_token_id, dtype=torch.int32)
-    mask = torch.zeros(len(ids), longest, dtype=torch.int8)
-    for number, row in enumerate(ids):
-        rows[number, : len(row)] = torch.tensor(row, dtype=torch.int32)
-        mask[number, : len(row)] = 1
-    return Rows(input_ids=rows, attention_mask=mask)
+    ids, mask = pad_rows([row.to(torch.int32) for row in found], tokenizer.pad_token_id)
+    return Rows(input_ids=ids, attention_mask=mask.to(torch.int8))

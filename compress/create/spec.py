@@ -10,7 +10,7 @@ from compress.data.images import ImageSpec
 from compress.data.text import TextSpec
 from compress.train import TrainingOptions
 
-_FROZEN = ConfigDict(frozen=True, extra="forbid")
+_FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 BYTES = 256
 SPECIAL = ("<pad>", "<eos>", "<mask>")  # the last ids of a tokenizer that a recipe makes
@@ -26,6 +26,7 @@ class TokenizerSpec(BaseModel):
     )
     size: int = Field(
         BYTES + len(SPECIAL),
+        le=2**20,
         description="of the vocabulary, the 256 bytes and 3 special tokens included",
     )
 
@@ -97,11 +98,17 @@ class TrainSpec(BaseModel):
     objective: Objective = Objective()
     text: TextSpec | None = None
     images: ImageTokens | None = None
-    length: int | None = Field(None, ge=2, description="tokens a sequence of text")
+    length: int | None = Field(
+        None, ge=2, description="tokens a sequence of text, special ones included"
+    )
     packing: Literal["stream", "documents"] = Field(
         "stream",
-        description="text: windows of one stream, or a document a row with the tokenizer's special "
-        "tokens around it, padded",
+        description="text: windows of one stream, or a document a row, padded",
+    )
+    special_tokens: bool = Field(
+        True,
+        description="text: put around each sequence what the tokenizer adds by itself (of causal "
+        "models' windows only what it adds in front); false: nothing",
     )
     training: TrainingOptions
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,10 +102,21 @@ CATALOG: dict[tuple[str, str, str], Local] = {
     ("nyu-mll/glue", "stsb", "validation"): Local("stsb/sts-dev.tsv", "sentence1", columns=_STSB),
 }  # fmt: skip
 
-# Data sets whose rows on the hub are the lines of one text, with what stands for a blank line. They
-# are put together to the original file, so that a recipe gives the same tokens with and without a
-# hub.
+# Data sets whose rows are the lines of one text, with what stands for a blank line. They are put
+# together to the file again, so that a recipe gives the same tokens from the hub and from any local
+# copy. WikiText's training text goes without blank lines, as the usual local copy of it does (and
+# as most calibration does, which leaves empty rows out); texts that are measured keep them.
 LINES = {"Salesforce/wikitext": " \n"}
+_WITHOUT_BLANK_LINES = ("train",)
+
+
+def whole_file(dataset: str, split: str, lines: Iterable[str]) -> str:
+    """The text of a data set in :data:`LINES` from its lines, blank ones as "" or as they are."""
+    blank = LINES[dataset]
+    if split.partition("[")[0] in _WITHOUT_BLANK_LINES:
+        return "".join(line for line in lines if line.strip())
+    return "".join(line if line.strip() else blank for line in lines)
+
 
 # Older ids that papers and recipes still use.
 ALIASES = {
@@ -130,12 +142,17 @@ def find(root: Path, dataset: str, subset: str | None, split: str) -> tuple[Path
     folder = root / dataset / subset if subset else root / dataset
     for suffix in SUFFIXES:
         path = folder / f"{split}{suffix}"
-        if path.is_file() and path.resolve().is_relative_to(root.resolve()):
+        if _inside(path, root):
             return path, Local(str(path.relative_to(root)))
     local = CATALOG.get((dataset, subset, split))
-    if local is not None and (root / local.path).is_file():
+    if local is not None and _inside(root / local.path, root):
         return root / local.path, local
     return None
+
+
+def _inside(path: Path, root: Path) -> bool:
+    """Whether there is such a file, and not by a link out of the root."""
+    return path.is_file() and path.resolve().is_relative_to(root.resolve())
 
 
 def splits(root: Path, dataset: str) -> list[str]:

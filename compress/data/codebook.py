@@ -22,6 +22,7 @@ from compress.data.images import Images
 from compress.errors import CompressError
 
 FILE = "codebook.safetensors"  # beside a checkpoint whose tokens are patches
+_MOST_IDS = 2**24
 _FITTED_ON = 200_000  # patches; more move the centres no further
 
 
@@ -207,12 +208,27 @@ def load_codebook(folder: Path) -> Codebook | None:
             about = file.metadata() or {}
             image, patch = _sides(about["image"]), _sides(about["patch"])
             classes, slots = int(about["classes"]), int(about["slots"])
-            return Codebook(file.get_tensor("centres"), image, patch, classes, slots)
-    except (SafetensorError, KeyError, ValueError) as error:
+            book = Codebook(file.get_tensor("centres"), image, patch, classes, slots)
+        _check(book)
+        return book
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise CompressError(
             f"a codebook in {path}", f"{type(error).__name__}: {error}",
             "Copy the file again from the folder of the trained model",
         ) from error  # fmt: skip
+
+
+def _check(book: Codebook) -> None:
+    """A ValueError where the parts of a codebook do not fit each other."""
+    (height, width), (high, wide) = book.image, book.patch
+    if min(height, width, high, wide) < 1 or height % high or width % wide:
+        raise ValueError(f"patches of {_size(book.patch)} in images of {_size(book.image)}")
+    if book.centres.ndim != 2 or book.centres.shape[1] != high * wide or not len(book.centres):
+        raise ValueError(f"centres {list(book.centres.shape)} for patches of {_size(book.patch)}")
+    if not book.centres.is_floating_point() or not book.centres.isfinite().all():
+        raise ValueError("centres that are no finite numbers")
+    if book.classes < 1 or not book.codes <= book.slots <= _MOST_IDS:
+        raise ValueError(f"{book.classes} classes and {book.slots} ids for {book.codes} centres")
 
 
 def _size(pair: tuple[int, ...]) -> str:

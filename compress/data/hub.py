@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
-from compress.data.catalog import LINES
-from compress.errors import CompressError, did_you_mean
+from compress import hub_process
+from compress.data.catalog import LINES, whole_file
+from compress.data.readers import Chat, texts_of
+from compress.errors import CompressError
+from compress.hub_process import HubError
 
 TIMEOUT = 10.0  # seconds until a hub that does not answer is called unreachable
 MAX_BYTES = 64 * 2**20  # of text; some data sets have terabytes, and no run needs so much
@@ -22,7 +27,7 @@ def read_hub_dataset(
     data_root: str | Path | None = None,
     have: Sequence[str] = (),
     endpoint: str | None = None,
-) -> list[str]:
+) -> list[str | Chat]:
     """The first documents of a split, at most ``limit`` and at most 64 MiB.
 
     Args:
@@ -40,25 +45,34 @@ def read_hub_dataset(
             split or field.
     """
     _ask_hub(dataset, data_root, have, endpoint)
-    import datasets
-
+    lines = dataset in LINES
     try:
-        rows = datasets.load_dataset(dataset, subset, split=split, streaming=True)
-        lines = dataset in LINES
-        texts = list(_limited(_texts(rows, field, dataset, lines), None if lines else limit))
-    except CompressError:
-        raise
-    except ValueError as error:  # an unknown subset or split, with the known ones in the text
+        with closing(_rows(dataset, subset, split)) as rows:
+            texts = texts_of(rows, field, dataset, keep_blank=lines)
+            texts = list(_limited(texts, None if lines else limit))
+    except HubError as error:
+        if "ValueError" in error.types:  # an unknown subset or split, the known ones in the text
+            raise CompressError(
+                f"a subset and split of {dataset}", f"{subset!r}, {split!r}: {error}",
+                "Set subset and split",
+            ) from error  # fmt: skip
         raise CompressError(
-            f"a subset and split of {dataset}", f"{subset!r}, {split!r}: {error}",
-            "Set subset and split",
-        ) from error  # fmt: skip
-    except Exception as error:  # the library, its file systems and its HTTP clients all differ
-        raise CompressError(
-            f"the rows of {dataset}", f"{type(error).__name__}: {error}",
+            f"the rows of {dataset}", f"{error.types[0]}: {error}",
             _advice(data_root, have, dataset),
         ) from error  # fmt: skip
-    return ["".join(text or LINES[dataset] for text in texts)] if lines else texts
+    except TimeoutError as error:
+        raise CompressError(
+            f"the rows of {dataset}", f"none within {hub_process.SILENCE:.0f} s",
+            _advice(data_root, have, dataset),
+        ) from error  # fmt: skip
+    return [whole_file(dataset, split, texts)] if lines else texts
+
+
+def _rows(dataset: str, subset: str | None, split: str) -> Iterator[dict[str, Any]]:
+    """The rows as they come; a TimeoutError when none does."""
+    with hub_process.asked("rows", dataset=dataset, subset=subset, split=split) as asked:
+        while "row" in (answer := asked.answer(hub_process.SILENCE)):
+            yield answer["row"]
 
 
 def _ask_hub(
@@ -97,21 +111,12 @@ def _advice(data_root: str | Path | None, have: Sequence[str], dataset: str) -> 
     return f"The data root {data_root} {held}; put the split at {dataset}/<split>.jsonl below it"
 
 
-def _texts(rows, field: str, dataset: str, keep_blank: bool) -> Iterator[str]:
-    for row in rows:
-        if field not in row:
-            raise CompressError(
-                f"the field {field!r} in {dataset}", f"fields {', '.join(row)}",
-                f"Set field. {did_you_mean(field, list(row))}",
-            )  # fmt: skip
-        if keep_blank or str(row[field] or "").strip():
-            yield str(row[field])
-
-
-def _limited(texts: Iterator[str], limit: int | None) -> Iterator[str]:
-    size = 0
-    for number, text in enumerate(texts):
+def _limited(texts: Iterator[str | Chat], limit: int | None) -> Iterator[str | Chat]:
+    size, number = 0, 0
+    for text in texts:
         if (limit is not None and number >= limit) or size >= MAX_BYTES:
             return
-        size += len(text.encode())
+        content = text if isinstance(text, str) else "".join(str(m["content"]) for m in text)
+        size += len(content.encode(errors="replace"))
+        number += bool(content.strip())  # blank ones are no documents
         yield text

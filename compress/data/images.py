@@ -15,6 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from compress.errors import CompressError
+from compress.intake import user_path
 
 DIGITS = "digits"
 _HELD_OUT = 5  # of the digits, every fifth image is test: all writers are in both splits
@@ -22,6 +23,7 @@ _HELD_OUT = 5  # of the digits, every fifth image is test: all writers are in bo
 # IDX: two zero bytes, the type (8: unsigned bytes), the number of dimensions, then their sizes
 # (http://yann.lecun.com/exdb/mnist/, "file formats").
 _UNSIGNED_BYTES = 8
+_LARGEST = 2**29  # bytes of a file, unpacked; MNIST's have 47 MB
 _PREFIX = {"train": "train", "test": "t10k"}
 
 
@@ -82,6 +84,18 @@ def load_images(spec: ImageSpec | str, data_root: str | Path | None = None) -> I
     )  # fmt: skip
 
 
+def check_images(spec: ImageSpec, data_root: str | Path | None = None) -> None:
+    """Refuse images that are not there, reading none.
+
+    Raises:
+        CompressError: no such folder or files.
+    """
+    if spec.source != DIGITS:
+        folder = _folder(spec.source, data_root)
+        for kind in ("images-idx3", "labels-idx1"):
+            _file(folder, f"{_PREFIX[spec.split]}-{kind}-ubyte")
+
+
 def _digits(spec: ImageSpec) -> tuple[np.ndarray, np.ndarray, str]:
     from sklearn.datasets import load_digits
 
@@ -108,7 +122,7 @@ def _idx(spec: ImageSpec, data_root: str | Path | None) -> tuple[np.ndarray, np.
 
 
 def _folder(source: str, data_root: str | Path | None) -> Path:
-    places = [Path(source).expanduser()]
+    places = [user_path(source, f"'{DIGITS}' or a folder with IDX images")]
     if data_root is not None:
         places.insert(0, Path(data_root).expanduser() / source)
     for place in places:
@@ -137,11 +151,15 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
         CompressError: another format, or fewer bytes than the header states.
     """
-    data = path.read_bytes()
     try:
-        data = gzip.decompress(data) if path.suffix == ".gz" else data
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            raise ValueError(f"more than {_LARGEST / 1e9:.1f} GB, unpacked")
         if data[:3] != bytes((0, 0, _UNSIGNED_BYTES)):
             raise ValueError(f"a file that starts with {data[:4].hex(' ')}")
+        if not 1 <= data[3] <= 3:
+            raise ValueError(f"{data[3]} dimensions instead of 1 to 3")
         start = 4 + 4 * data[3]
         shape = [int(n) for n in np.frombuffer(data[4:start], ">u4")]
         return np.frombuffer(data, np.uint8, offset=start).reshape(shape)

@@ -23,6 +23,7 @@ def mask_tokens(
     generator: torch.Generator,
     *,
     vocab_size: int | None = None,
+    fixed: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mask a share of the tokens of each row.
 
@@ -37,6 +38,7 @@ def mask_tokens(
         generator: the source of all randomness, on the CPU.
         vocab_size: if given, 10 % of the chosen become a random token below it that is not special
             and 10 % stay; if None, all of them become the mask token.
+        fixed: bool [rows, length], more positions that are never chosen.
 
     Returns:
         inputs, labels: both int64 [rows, length]; labels are -100 where nothing was chosen.
@@ -49,6 +51,8 @@ def mask_tokens(
         raise CompressError("a masking ratio above 0 and at most 1", str(ratio))
     special = torch.tensor(sorted({*special_ids, mask_id}), dtype=ids.dtype, device=ids.device)
     eligible = ~torch.isin(ids, special)
+    if fixed is not None:
+        eligible &= ~fixed.to(ids.device)
     counts = eligible.sum(dim=1)
     if bool((counts == 0).any()):
         row = int((counts == 0).nonzero()[0])

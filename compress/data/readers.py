@@ -6,28 +6,38 @@ import ast
 import csv
 import glob
 import importlib.util
-import json
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from compress.data.catalog import SUFFIXES, Local
 from compress.errors import CompressError, did_you_mean
+from compress.intake import parse_json, regular_file, user_path
+
+_COPIES = 3  # of a file's text at the same time: as read, as documents, joined
+_EXPECTED = "a file, a pattern of files or the id of a data set"
+
+TEXT, CHAT = "text", "messages"  # the usual columns of texts and of conversations
+Chat = list[dict[str, Any]]
 
 
 def is_file_source(source: str) -> bool:
     """Whether a source names a file or a pattern of files, and not a hub data set."""
     known = source.lower().endswith((*SUFFIXES, ".raw", ".md", ".rst"))
-    return known or any(c in source for c in "*?[") or Path(source).expanduser().is_file()
+    return known or any(c in source for c in "*?[") or user_path(source, _EXPECTED).is_file()
 
 
 def expand(source: str) -> list[Path]:
     """The files that a path or pattern names, sorted; a CompressError if there are none."""
-    path = Path(source).expanduser()
+    path = user_path(source, _EXPECTED)
     if path.is_file():
         return [path]
+    if not any(c in source for c in "*?["):
+        regular_file(path, "a text file")  # says what stands in its way: nothing, a FIFO, a folder
     found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
     if not found:
         raise CompressError("a text file or a pattern that matches some", repr(source),
@@ -35,28 +45,35 @@ def expand(source: str) -> list[Path]:
     return found
 
 
-def read_documents(path: Path, layout: Local, field: str) -> list[str]:
+def read_documents(
+    path: Path, layout: Local, field: str, *, keep_blank: bool = False
+) -> list[str | Chat]:
     """The documents of one file, in its order.
 
     Args:
         path: .jsonl, .json, .parquet, .csv or .tsv with rows, or anything else as UTF-8 text.
         layout: separator and columns, where the file does not tell.
         field: the column with the text.
+        keep_blank: give "" for rows without a text, which are left out otherwise.
 
     Raises:
-        CompressError: a file that does not parse, or rows without the field.
+        CompressError: a file that does not parse or is larger than memory, or rows without a text
+            in the field.
     """
+    regular_file(path, "a text file")
+    _check_size(path)
     suffix = path.suffix.lower()
     try:
         if suffix == ".jsonl":
             with path.open(encoding="utf-8") as file:
-                return list(_texts(_json_lines(file), field, path))
+                return list(texts_of(_json_lines(file), field, path.name, keep_blank))
         if suffix == ".json":
-            return list(_texts(_rows(json.loads(path.read_text(encoding="utf-8"))), field, path))
+            rows = _rows(parse_json(path.read_text(encoding="utf-8")))
+            return list(texts_of(rows, field, path.name, keep_blank))
         if suffix == ".parquet":
-            return _parquet(path, field)
+            return _parquet(path, field, keep_blank)
         if suffix in (".csv", ".tsv"):
-            return list(_texts(_table(path, layout.columns), field, path))
+            return list(texts_of(_table(path, layout.columns), field, path.name, keep_blank))
         # newline="" keeps the bytes as they are: a digest must not depend on the platform.
         with path.open(encoding="utf-8", newline="") as file:
             text = file.read()
@@ -119,7 +136,7 @@ def _json_lines(file: Iterable[str]) -> Iterator[Any]:
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
-                yield json.loads(line)
+                yield parse_json(line)
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from error
 
@@ -143,29 +160,93 @@ def _table(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
         yield from csv.DictReader(file, names, delimiter="\t" if tab else ",", quoting=quoting)
 
 
-def _parquet(path: Path, field: str) -> list[str]:
+def _parquet(path: Path, field: str, keep_blank: bool) -> list[str | Chat]:
     import pyarrow.parquet
 
-    file = pyarrow.parquet.ParquetFile(path)
-    if field not in file.schema_arrow.names:
-        raise _no_field(field, file.schema_arrow.names, path)
-    column = file.read(columns=[field]).column(field).to_pylist()
-    return list(_texts(({field: value} for value in column), field, path))
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        field = CHAT if field == TEXT and field not in names and CHAT in names else field
+        if field not in names:
+            raise _no_field(field, names, path.name)
+        column = file.read(columns=[field]).column(field).to_pylist()
+    except pyarrow.ArrowException as error:  # some are of Python's types, some are not
+        raise ValueError(str(error)) from error
+    return list(texts_of(({field: value} for value in column), field, path.name, keep_blank))
 
 
-def _texts(rows: Iterable[Any], field: str, path: Path) -> Iterator[str]:
-    for row in rows:
+def texts_of(
+    rows: Iterable[Any], field: str, where: str, keep_blank: bool = False
+) -> Iterator[str | Chat]:
+    """The texts of rows: strings, or objects with a string or a conversation in ``field``.
+
+    A conversation is a list of ``{"role": ..., "content": ...}``. It is looked for under
+    ``messages`` where the field is the default one and rows do not have it. Missing values are left
+    out.
+
+    Args:
+        where: file or data set, for messages.
+        keep_blank: give "" where a value is missing or empty.
+
+    Raises:
+        CompressError: a row without the field, or with something else in it.
+    """
+    for number, row in enumerate(rows, 1):
         if isinstance(row, str):
-            yield row
+            yield _encodable(row)
             continue
-        if not isinstance(row, dict) or field not in row:
-            raise _no_field(field, list(row) if isinstance(row, dict) else [], path)
-        if row[field] is not None:
-            yield str(row[field])
+        if not isinstance(row, dict):
+            raise _no_field(field, [], where)
+        key = CHAT if field == TEXT and field not in row and CHAT in row else field
+        if key not in row:
+            raise _no_field(field, list(row), where)
+        value = row[key]
+        if value is None or value == "":
+            if keep_blank:
+                yield ""
+        elif isinstance(value, str):
+            yield _encodable(value)
+        elif is_chat(value):
+            yield value
+        else:
+            raise CompressError(
+                f"text in the field {key!r} of each row of {where}",
+                f"{type(value).__name__} in row {number}: {repr(value)[:80]}",
+                "Set field to a column of strings, or of conversations: lists of objects with "
+                "role and content",
+            )
 
 
-def _no_field(field: str, known: list[str], path: Path) -> CompressError:
+def is_chat(value: Any) -> bool:
+    """Whether a value is a conversation: messages with a role and a content each."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in value)
+    )
+
+
+def _encodable(text: str) -> str:
+    """``text`` with replacement characters for halves of characters, which JSON can spell."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _check_size(path: Path) -> None:
+    size, free = path.stat().st_size, psutil.virtual_memory().available
+    if _COPIES * size > free:
+        raise CompressError(
+            f"a text file that fits into memory ({free / 1e9:.1f} GB are free)",
+            f"{path} of {size / 1e9:.1f} GB", "Take a part of it: calibration needs a few MB",
+        )  # fmt: skip
+
+
+def _no_field(field: str, known: list[str], where: str) -> CompressError:
+    known = [name for name in known if isinstance(name, str)]  # None: a line with too many columns
     return CompressError(
-        f"the field {field!r} in each row of {path.name}", f"fields {', '.join(known) or 'none'}",
+        f"the field {field!r} in each row of {where}", f"fields {', '.join(known) or 'none'}",
         f"Set field. {did_you_mean(field, known)}" if known else "Each row must be an object",
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import re
 import sys
@@ -10,12 +11,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from compress.data.catalog import Local, canonical, find, splits
-from compress.data.readers import expand, is_file_source, read_documents, read_python_module
+from compress.data.catalog import LINES, Local, canonical, find, splits, whole_file
+from compress.data.chat import render_chats
+from compress.data.readers import (
+    TEXT,
+    Chat,
+    expand,
+    is_file_source,
+    read_documents,
+    read_python_module,
+)
 from compress.errors import CompressError
+from compress.intake import user_path
 
 _PART = re.compile(r"all|(head|tail):(0?\.\d+|1(?:\.0*)?)")
 
@@ -32,7 +43,10 @@ class TextSpec(BaseModel):
     )
     subset: str | None = Field(None, description="configuration of a hub data set")
     split: str = Field("train", description="split of a hub data set")
-    field: str | None = Field(None, description="column with the text; by default 'text'")
+    field: str | None = Field(
+        None,
+        description="column with texts, or conversations; by default 'text', else 'messages'",
+    )
     part: str = Field(
         "all",
         description="all, head:F or tail:F, a fraction F of the documents (of the lines, where "
@@ -80,7 +94,11 @@ class Text:
 
 
 def load_text(
-    spec: TextSpec | str, data_root: str | Path | None = None, *, endpoint: str | None = None
+    spec: TextSpec | str,
+    data_root: str | Path | None = None,
+    *,
+    endpoint: str | None = None,
+    tokenizer: Any = None,
 ) -> Text:
     """Read the text that ``spec`` describes.
 
@@ -89,16 +107,19 @@ def load_text(
         data_root: a folder with local copies of hub data sets (see :mod:`compress.data.catalog`);
             asked first, before any network is used.
         endpoint: the hub's address; HF_ENDPOINT or the public hub if None.
+        tokenizer: the model's, whose chat template makes text of rows with ``messages``.
 
     Raises:
         CompressError: a source that does not exist, does not parse, has no such field or is empty,
-            or a hub that does not answer.
+            a field that holds no text, conversations without a chat template, or a hub that does
+            not answer.
     """
     spec = TextSpec(source=spec) if isinstance(spec, str) else spec
-    if data_root is not None and not Path(data_root).expanduser().is_dir():
+    if data_root is not None and not user_path(data_root, "a data root").is_dir():
         raise CompressError("an existing folder as data root", repr(str(data_root)))
     documents, about = _read(spec, data_root, endpoint)
-    documents = [document for document in documents if document.strip()][: spec.limit]
+    documents = [d for d in documents if isinstance(d, list) or d.strip()][: spec.limit]
+    documents, about = render_chats(documents, about, tokenizer)
     documents = take_part(documents, spec.part)
     if not documents:
         raise CompressError(
@@ -131,9 +152,9 @@ def _padded(lines: list[str]) -> list[str]:
 
 def _read(
     spec: TextSpec, data_root: str | Path | None, endpoint: str | None
-) -> tuple[list[str], str]:
+) -> tuple[list[str | Chat], str]:
     """The documents and a line about them."""
-    field = spec.field or "text"
+    field = spec.field or TEXT
     if spec.source.startswith("python:"):
         module = spec.source.removeprefix("python:")
         version = ".".join(map(str, sys.version_info[:3]))
@@ -147,7 +168,7 @@ def _read(
 
 def _read_dataset(
     spec: TextSpec, data_root: str | Path | None, endpoint: str | None
-) -> tuple[list[str], str]:
+) -> tuple[list[str | Chat], str]:
     dataset, subset = canonical(spec.source, spec.subset)
     name = f"{dataset} {subset} {spec.split}".replace("  ", " ")
     have: list[str] = []
@@ -156,13 +177,19 @@ def _read_dataset(
         found = find(root, spec.source, spec.subset, spec.split)
         if found is not None:
             path, local = found
-            documents = read_documents(path, local, spec.field or local.field or "text")
+            lines = dataset in LINES
+            field = spec.field or local.field or TEXT
+            documents = read_documents(path, local, field, keep_blank=lines)
+            if lines:
+                if len(documents) == 1:  # the file itself, not rows
+                    documents = list(io.StringIO(documents[0], newline="\n"))
+                documents = [whole_file(dataset, spec.split, documents)]
             note = f" ({local.note})" if local.note else ""
             return documents, f"{name} from {path.name}{note}"
         have = splits(root, dataset)
     from compress.data.hub import read_hub_dataset
 
     return read_hub_dataset(
-        dataset, subset or None, spec.split, field=spec.field or "text", limit=spec.limit,
+        dataset, subset or None, spec.split, field=spec.field or TEXT, limit=spec.limit,
         data_root=data_root, have=have, endpoint=endpoint,
     ), name  # fmt: skip

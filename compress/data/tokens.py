@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -18,6 +19,7 @@ Selection = Literal["head", "random"]
 # A token's end can depend on the characters behind it, but not on those a page away: this many
 # characters behind the last token that is used make a prefix's tokens equal to the whole's.
 _MARGIN = 4096
+_DOCUMENTS_AT_ONCE = 256
 
 
 def token_stream(
@@ -64,12 +66,26 @@ def _encode_prefix(text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: in
     return _encode(text, tokenizer)[:max_tokens]
 
 
-def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _encode(text: str | list[str], tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     # verbose=False: a stream is longer than the model's context on purpose.
     return tokenizer(
         text, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False,
         truncation=False, verbose=False,
     )["input_ids"]  # fmt: skip
+
+
+def document_tokens(
+    text: Text, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
+) -> Iterator[torch.Tensor]:
+    """Tokens of each document, without special tokens: int64 [n], n at most ``max_length``.
+
+    Documents without any are left out.
+    """
+    for start in range(0, len(text.documents), _DOCUMENTS_AT_ONCE):
+        part = list(text.documents[start : start + _DOCUMENTS_AT_ONCE])
+        for ids in _encode(part, tokenizer):
+            if ids:
+                yield torch.tensor(ids[:max_length], dtype=torch.int64)
 
 
 def token_windows(

@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
 
+from compress.data.special_tokens import added_tokens
 from compress.errors import CompressError
 from compress.masked.schedules import check_schedule
 
@@ -114,11 +115,15 @@ class MaskedGeneration(BaseModel):
             )
         special = {int(i) for i in tokenizer.all_special_ids} - {mask}
         size, known = _vocabulary(config), len(tokenizer)
-        prefix, suffix = _around(tokenizer)
+        prefix, suffix = added_tokens(tokenizer)
         return cls(
             mask_id=mask, forbidden=tuple(sorted(special)), prefix=prefix, suffix=suffix,
             vocabulary=known if size and known < size else None,
         )  # fmt: skip
+
+    def without_frame(self) -> MaskedGeneration:
+        """The same with nothing around a sequence."""
+        return self.model_copy(update={"prefix": (), "suffix": ()})
 
     def store(self, config: Any) -> None:
         """Write the description into a config.
@@ -247,17 +252,6 @@ def is_masked_generator(config: Any) -> bool:
 def _vocabulary(config: Any) -> int | None:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return getattr(text, "vocab_size", None)
-
-
-def _around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that a tokenizer puts in front of a text and behind it."""
-    for probe in ("a", "A", "1"):  # vocabularies of molecules or proteins lack some of them
-        inner = tokenizer(probe, add_special_tokens=False)["input_ids"]
-        outer = tokenizer(probe)["input_ids"]
-        for start in range(len(outer) - len(inner) + 1 if inner else 0):
-            if outer[start : start + len(inner)] == inner:
-                return tuple(outer[:start]), tuple(outer[start + len(inner) :])
-    return (), ()
 
 
 def _check_direction(model: Any) -> None:

@@ -8,15 +8,16 @@ linear; the engine in :mod:`compress.steps` brings it the blocks, one at a time.
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
+from compress import regular
 from compress.calibrate.statistics import NOTHING, InputStatistics
 from compress.errors import CompressError
 from compress.methods.learning import BlockWork, Learning, ModelWork
@@ -127,7 +128,7 @@ class Method(BaseModel):
         surveys: True when a pass over the uncompressed model precedes (see ``observe``/``decide``).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -153,6 +154,10 @@ class Method(BaseModel):
         Raises:
             CompressError: with the reason and the way out.
         """
+
+    def files(self) -> tuple[Path, ...]:
+        """Files that the options name; what they hold must not change while a run goes on."""
+        return ()
 
     def predict(self, outline: Outline) -> Outline:
         """Return the outline of the model after the step."""
@@ -249,15 +254,27 @@ class LinearMethod(Method):
         (), description="Module paths to leave alone; wins over include. Same patterns."
     )
 
+    @field_validator("include", "exclude")
+    @classmethod
+    def _expressions_parse(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            if pattern.startswith("re:"):
+                regular.check_expression(pattern[3:])
+        return patterns
+
     def targets(self, block: BlockAnatomy, site: Site) -> tuple[str, ...]:
         return tuple(
             name
             for name in site.linears
-            if _matches(f"{block.path}.{name}", self.include)
-            and not _matches(f"{block.path}.{name}", self.exclude)
+            if matches(f"{block.path}.{name}", self.include)
+            and not matches(f"{block.path}.{name}", self.exclude)
         )
 
     def check(self, anatomy: Anatomy, outline: Outline) -> None:
+        paths = [f"{b.path}.{name}" for b in anatomy.blocks for name in b.linears]
+        for pattern in (*self.include, *self.exclude):
+            if pattern.startswith("re:"):
+                regular.search(pattern[3:], paths)  # all at once; the answers are remembered
         hit = any(self.targets(b, s) for b in anatomy.blocks for s in b.sites)
         if not hit:
             example = anatomy.blocks[0]
@@ -277,8 +294,9 @@ class LinearMethod(Method):
         return outline.map_blocks(block_change)
 
 
-def _matches(path: str, patterns: tuple[str, ...]) -> bool:
+def matches(path: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a module path is meant by one of the patterns of include or exclude."""
     return any(
-        re.search(p[3:], path) if p.startswith("re:") else fnmatch.fnmatchcase(path, p)
+        regular.search(p[3:], [path])[0] if p.startswith("re:") else fnmatch.fnmatchcase(path, p)
         for p in patterns
     )

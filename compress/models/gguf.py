@@ -24,6 +24,22 @@ def is_gguf(path: Path) -> bool:
         return file.read(4) == MAGIC
 
 
+def describe_gguf(path: Path) -> str:
+    """What a GGUF file holds, in a clause: the type of most of its weights, and their mean size."""
+    from gguf import GGUFReader
+
+    weights: dict[str, int] = {}
+    size = 0
+    for tensor in GGUFReader(path).tensors:
+        name = tensor.tensor_type.name
+        weights[name] = weights.get(name, 0) + int(tensor.n_elements)
+        size += int(tensor.n_bytes)
+    if not weights:
+        return "GGUF"
+    bits = 8 * size / sum(weights.values())
+    return f"GGUF, mostly {max(weights, key=weights.get)}, {bits:.2g} bits per weight"
+
+
 def gguf_to_folder(path: Path, target: Path) -> None:
     """Write the model, its generation config and its tokenizer (chat template kept) to ``target``.
 

@@ -7,12 +7,19 @@ the commit that the hub named.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from compress.errors import CompressError
-from compress.models.tensors_header import INDEX, PICKLES, SINGLE, pickle_refused
+from compress.hub_process import HubError
+from compress.models.hub_download import snapshot
+from compress.models.tensors_header import (
+    INDEX,
+    PICKLES,
+    SINGLE,
+    pickle_refused,
+    read_weight_map,
+)
 
 TIMEOUT = 10.0  # seconds until a hub that does not answer is called unreachable
 
@@ -87,17 +94,19 @@ def fetch(
         ) from error  # fmt: skip
     except errors.HFValidationError as error:
         raise CompressError("a hub id of the form owner/name", repr(repo_id), _HELP) from error
-    except Exception as error:
-        if not _is_connection_error(error):
-            raise
+    except Exception as error:  # no connection, or an answer that the library cannot read
         return _from_cache(repo_id, revision, cache_dir, error)
     names = [sibling.rfilename for sibling in info.siblings or []]
-    wanted = wanted_files(names, origin=repo_id, trust_remote_code=trust_remote_code)
-    folder = _download(repo_id, revision, wanted, cache_dir, endpoint)
+    wanted = wanted_files(
+        [name for name in names if isinstance(name, str) and ".." not in name.split("/")],
+        origin=repo_id, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    folder = _cached(repo_id, revision, wanted, cache_dir, info.sha)
+    folder = folder or _download(repo_id, revision, wanted, cache_dir, api.endpoint)
     _check_complete(folder, wanted)
-    card = info.card_data
+    license_ = info.card_data.get("license") if info.card_data else None
     # The cache names a snapshot's folder by its commit.
-    return Snapshot(folder, folder.name, card.get("license") if card else None)
+    return Snapshot(folder, folder.name, license_ if isinstance(license_, str) else None)
 
 
 def wanted_files(names: list[str], *, origin: str, trust_remote_code: bool) -> list[str]:
@@ -133,26 +142,38 @@ def _download(
     cache_dir: Path | None,
     endpoint: str | None,
 ) -> Path:
-    import huggingface_hub
+    from huggingface_hub.constants import HF_HUB_CACHE
 
-    # A listed name is a literal, but the filter reads patterns.
-    patterns = [name.replace("[", "[[]") for name in wanted]
     try:
-        folder = huggingface_hub.snapshot_download(
+        return snapshot(
             # By the user's name for it, so that the cache can find it by that name offline.
-            repo_id, revision=revision, cache_dir=cache_dir, endpoint=endpoint,
-            allow_patterns=patterns, etag_timeout=TIMEOUT,
+            repo_id, cache_dir or Path(HF_HUB_CACHE), revision=revision, endpoint=endpoint,
+            # A listed name is a literal, but the filter reads patterns.
+            allow_patterns=[name.replace("[", "[[]") for name in wanted], etag_timeout=TIMEOUT,
         )  # fmt: skip
-    except OSError as error:
+    except HubError as error:
         raise CompressError(
-            f"the files of {repo_id} from the hub", f"{type(error).__name__}: {_first_line(error)}",
+            f"the files of {repo_id} from the hub", f"{error.types[0]}: {_first_line(error)}",
             "Run the command again: what has arrived is kept and not fetched twice",
         ) from error  # fmt: skip
-    except Exception as error:
-        if not _is_connection_error(error):
-            raise
-        raise _unreachable(repo_id, error) from error
-    return Path(folder)
+
+
+def _cached(
+    repo_id: str, revision: str | None, wanted: list[str], cache_dir: Path | None, commit: str
+) -> Path | None:
+    """The folder in the cache, if all files of the commit that the hub names are there."""
+    import huggingface_hub
+
+    try:
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                repo_id, revision=revision, cache_dir=cache_dir, local_files_only=True
+            )
+        )
+    except Exception:  # none, or not by this name
+        return None
+    whole = folder.name == commit and all((folder / name).is_file() for name in wanted)
+    return folder if whole else None
 
 
 def _from_cache(
@@ -177,20 +198,13 @@ def _check_complete(folder: Path, wanted: list[str]) -> None:
     """Refuse a snapshot that lacks a shard its own index names."""
     missing = [name for name in wanted if not (folder / name).is_file()]
     if INDEX in wanted and not missing:
-        shards = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+        shards = set(read_weight_map(folder / INDEX).values())
         missing = sorted(s for s in shards if not (folder / s).is_file())
     if missing:
         raise CompressError(
             f"all files of the snapshot in {folder}", f"no {missing[0]}",
             "The repository is incomplete: its index names a shard that it does not hold",
         )  # fmt: skip
-
-
-def _is_connection_error(error: Exception) -> bool:
-    """Whether ``error`` says that no sound answer came, whichever HTTP client raised it."""
-    # The hub library has changed its HTTP client and may again: their base classes share a name.
-    names = {cls.__name__ for cls in type(error).__mro__}
-    return isinstance(error, OSError | ValueError) or bool(names & {"HTTPError", "InvalidURL"})
 
 
 def _unreachable(repo_id: str, error: Exception) -> CompressError:

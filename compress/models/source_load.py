@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from pathlib import Path
@@ -22,9 +21,13 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from compress.checkpoint.sections import check_sections
 from compress.errors import CompressError, did_you_mean
+from compress.intake import read_json, reason
+from compress.models.config_limits import check_layers, check_numbers
 from compress.models.leftovers import unused_weights
 from compress.models.tensors import TensorIndex, check_finite
+from compress.models.tensors_header import INDEX, SINGLE
 
 # The end of an architecture's name gives the task; the first that matches is taken.
 TASKS: tuple[tuple[str, type], ...] = (
@@ -57,6 +60,13 @@ def load_config(
     """
     folder = Path(folder)
     fields = read_config(folder)
+    weights = fields.get("transformers_weights")
+    if weights not in (None, SINGLE, INDEX):
+        raise CompressError(
+            f"weights in {SINGLE}, or in shards with {INDEX}", f"transformers_weights: {weights!r}",
+            "Two readers of this folder would see two models: give the file that name and remove "
+            "the field", where=str(folder / "config.json"),
+        )  # fmt: skip
     kind = fields.get("model_type")
     if not isinstance(kind, str):
         raise CompressError(
@@ -74,15 +84,18 @@ def load_config(
             f"a model type that transformers knows in {folder / 'config.json'}", repr(kind),
             _closest_type(kind),
         )  # fmt: skip
+    check_numbers(fields, str(folder / "config.json"))
     try:
-        return AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
     except Exception as error:  # configs validate themselves with errors of many types
         raise CompressError(
-            f"a valid {kind} config in {folder}", f"{type(error).__name__}: {error}",
+            f"a valid {kind} config in {folder}", reason(error),
             "Fetch config.json again, or correct the field",
         ) from error  # fmt: skip
+    check_sections(fields, getattr(config, "num_hidden_layers", None), str(folder / "config.json"))
+    return config
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -95,10 +108,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             "Fetch the config that belongs to the weights"
             if weights else "Give the folder of a transformers checkpoint",
         )  # fmt: skip
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CompressError(f"JSON in {path}", str(error), "Fetch this file again") from error
+    fields = read_json(path, f"JSON in {path}", "Fetch this file again")
     if not isinstance(fields, dict):
         raise CompressError(f"a JSON object in {path}", type(fields).__name__)
     return fields
@@ -110,10 +120,12 @@ def auto_class(config: PreTrainedConfig) -> type:
     Raises:
         CompressError: no architecture, or one of a task that the toolkit does not handle.
     """
-    named = list(getattr(config, "architectures", None) or [])
+    named = getattr(config, "architectures", None) or []
+    if not isinstance(named, list | tuple):
+        raise CompressError("architectures in config.json to be a list of names", f"{named!r:.80}")
     for architecture in named:
         for end, cls in TASKS:
-            if architecture.endswith(end):
+            if isinstance(architecture, str) and architecture.endswith(end):
                 return cls
     raise CompressError(
         "architectures in config.json to name a model of a known task ("
@@ -146,7 +158,7 @@ def load_model(
     folder = Path(getattr(source, "folder", source))
     config = load_config(folder, trust_remote_code=trust_remote_code)
     cls = auto_class(config)
-    TensorIndex.open(folder)
+    check_layers(config, len(TensorIndex.open(folder)))
     try:
         model, report = cls.from_pretrained(
             folder, config=config, dtype=dtype, trust_remote_code=trust_remote_code,
@@ -155,7 +167,7 @@ def load_model(
         )  # fmt: skip
     except (RuntimeError, ValueError, OSError, AttributeError, ImportError) as error:
         raise CompressError(
-            f"a checkpoint that loads from {folder}", f"{type(error).__name__}: {error}",
+            f"a checkpoint that loads from {folder}", reason(error),
             "The config and the weights may be of two different models",
         ) from error  # fmt: skip
     _check_loaded(folder, sorted(report["missing_keys"]), report)
@@ -196,7 +208,7 @@ def load_tokenizer(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
     except Exception as error:  # tokenizers raise bare Exceptions from their native code
-        return None, f"the tokenizer in {folder} does not load ({type(error).__name__}: {error})"
+        return None, f"the tokenizer in {folder} does not load ({reason(error)})"
     return tokenizer, ""
 
 

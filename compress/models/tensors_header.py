@@ -5,12 +5,12 @@ Format: https://huggingface.co/docs/safetensors (8 bytes of header length, a JSO
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from compress.errors import CompressError
+from compress.intake import parse_json, read_limited, regular_file
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -25,6 +25,7 @@ _BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
 _LONGEST_HEADER = 100_000_000  # the limit of the safetensors library itself
+_LARGEST_DIMENSION = 2**48  # no tensor that fits a disk has a larger one
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,10 @@ def read_header(path: Path) -> dict[str, Entry]:
     """Read and check the header of one safetensors file: name -> entry, no tensor is read.
 
     Raises:
-        CompressError: the file is truncated, has bytes too many, or its header is not one.
+        CompressError: no regular file, or one that is truncated, has bytes too many, or whose
+            header is not one.
     """
+    regular_file(path, f"the safetensors file {path.name}", "Fetch this file again")
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -54,12 +57,9 @@ def read_header(path: Path) -> dict[str, Entry]:
             raise _truncated(path, f"{size} bytes, fewer than its header alone ({8 + length})")
         text = file.read(length)
     try:
-        header = json.loads(text)
+        header = parse_json(text)
         header.pop("__metadata__", None)
-        spans = {
-            name: (str(item["dtype"]), tuple(map(int, item["shape"])), *item["data_offsets"])
-            for name, item in header.items()
-        }
+        spans = {name: _span(item) for name, item in header.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _corrupt(path, f"a header that does not parse ({error})") from error
     _check_spans(path, spans, size - 8 - length)
@@ -67,6 +67,21 @@ def read_header(path: Path) -> dict[str, Entry]:
         name: Entry(path, 8 + length + begin, shape, dtype, end - begin)
         for name, (dtype, shape, begin, end) in spans.items()
     }
+
+
+def _span(item: dict) -> tuple[str, tuple[int, ...], int, int]:
+    """(dtype, shape, begin, end) of one header entry; a ValueError or TypeError if it has others.
+
+    JSON has one kind of number: 1e400, NaN and 2.0 parse, and a list may have any length.
+    """
+    begin, end = item["data_offsets"]
+    shape = item["shape"]
+    if not isinstance(shape, list):
+        raise ValueError(f"a shape that is no list: {str(shape)[:40]!r}")
+    for number in (*shape, begin, end):
+        if type(number) is not int or abs(number) > _LARGEST_DIMENSION:
+            raise ValueError(f"a size or an offset of {str(number)[:40]!r}")
+    return str(item["dtype"]), tuple(shape), begin, end
 
 
 def _check_spans(path: Path, spans: dict[str, tuple], available: int) -> None:
@@ -86,7 +101,8 @@ def _check_spans(path: Path, spans: dict[str, tuple], available: int) -> None:
 
 def read_weight_map(path: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        text = read_limited(path, f"an index in {path.name}", _LONGEST_HEADER).decode("utf-8")
+        weight_map = parse_json(text)["weight_map"]
         pairs = dict(weight_map.items())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _corrupt(path, f"no readable weight_map ({error})") from error

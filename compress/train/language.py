@@ -27,7 +27,7 @@ _LOGIT_BYTES = 64 * 2**20  # of one chunk in float32; the backward pass needs th
 class DistillationOptions(BaseModel):
     """How much a model learns from the uncompressed one (Hinton et al. 2015, arXiv 1503.02531)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     labels: float = Field(1.0, ge=0, description="weight of the cross entropy with the text")
     logits: float = Field(1.0, ge=0, description="weight of KL(teacher || student)")

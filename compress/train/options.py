@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.errors import CompressError
+from compress.precision import fast_bfloat16
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainingOptions(BaseModel):
@@ -20,7 +22,7 @@ class TrainingOptions(BaseModel):
         CompressError: ``batch`` is no multiple of ``micro_batch``.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     steps: int = Field(ge=1, description="optimiser steps")
     batch: int = Field(32, ge=1, description="examples an optimiser step, over all processes")
@@ -36,11 +38,11 @@ class TrainingOptions(BaseModel):
         0.0, ge=0, le=1, description="learning rate at the end, as a share of the highest"
     )
     weight_decay: float = Field(0.0, ge=0, description="of parameters with at least two dimensions")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of Adam's two averages")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay of Adam's two averages")
     eps: float = Field(1e-8, gt=0, description="keeps Adam's quotient finite")
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null for none")
     precision: Precision = Field(
-        "auto", description="of products; auto is 16 bits where the hardware computes in them"
+        "auto", description="of products; auto is 16 bits where those are measured to be fast"
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute blocks in the backward pass instead of storing them"
@@ -82,20 +84,13 @@ def learning_rate(options: TrainingOptions, step: int) -> float:
 
 
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products on a device.
-
-    ``auto`` is bfloat16 on GPUs and CPUs with units for it, float16 on older GPUs, else float32: a
-    CPU without such units is many times slower in 16 bits.
+    """The dtype of matrix products on a device; ``auto`` is what :func:`auto_precision` says.
 
     Raises:
         CompressError: float16 on a CPU, whose small gradients would vanish.
     """
     if precision == "auto":
-        if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
-        if device.type == "cpu" and _cpu_has_bfloat16():
-            return torch.bfloat16
-        return torch.float32
+        precision = auto_precision(device)
     if precision == "float16" and device.type != "cuda":
         raise CompressError(
             "a GPU for training in float16", f"the device {device}", "Set precision: auto"
@@ -103,5 +98,11 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     return getattr(torch, precision)
 
 
-def _cpu_has_bfloat16() -> bool:
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+def auto_precision(device: torch.device) -> Precision:
+    """bfloat16 where a measurement shows that its products are fast, float16 on GPUs that have no
+    bfloat16, else float32."""
+    if fast_bfloat16(device):
+        return "bfloat16"
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "float16"
+    return "float32"

@@ -28,12 +28,18 @@ class TokenSource:
         tokens: integer [n, length].
         labels: integer of the same shape, -100 where nothing is to be predicted; None where the
             tokens themselves are the labels.
+        attention: 0 where a window is padded, else 1, of the same shape; None where none is.
 
     Raises:
         CompressError: other shapes, or no window at all.
     """
 
-    def __init__(self, tokens: torch.Tensor, labels: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        tokens: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        attention: torch.Tensor | None = None,
+    ) -> None:
         if tokens.dim() != 2 or not len(tokens) or tokens.is_floating_point():
             raise CompressError(
                 "integer token ids [windows, length], at least one window",
@@ -43,7 +49,7 @@ class TokenSource:
             raise CompressError(
                 f"labels of the tokens' shape {list(tokens.shape)}", f"{list(labels.shape)}"
             )
-        self.tokens, self.labels = tokens, labels
+        self.tokens, self.labels, self.attention = tokens, labels, attention
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -52,6 +58,8 @@ class TokenSource:
         batch = {"input_ids": self.tokens[indices].long()}
         if self.labels is not None:
             batch["labels"] = self.labels[indices].long()
+        if self.attention is not None:
+            batch["attention_mask"] = self.attention[indices].long()
         return batch
 
 

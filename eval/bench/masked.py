@@ -30,10 +30,12 @@ from compress.eval.bench.masked_models import (
     smaller,
 )
 from compress.eval.bench.options import entry, parser, publish, work_folder
+from compress.eval.bench.provenance import DEFAULT
 from compress.eval.bench.rows import Row
 from compress.recipe import Recipe, read_recipe, split_evaluation
 
 _COMMAND = "python -m compress.eval.bench.masked --only {}"
+CODE = (*DEFAULT, "recipes/masked")
 _PARTS = ("digits", "calibration", "text", "rxnfp")
 _SAMPLES = "evaluation.generator.samples=2000"
 _NO_SAMPLES = "evaluation.generator.samples=0"
@@ -57,7 +59,7 @@ def digits(work: Path, arguments: Namespace) -> list[Row]:
         overrides = [*smaller(arguments.smoke), *more]
         if rows:  # as the demo does: the second recipe takes the model that the first has trained
             overrides = [
-                f"model={work / 'digits' / 'base'}",
+                f"model={base_model(work, 'digits', arguments)}",
                 *overrides[1 if arguments.smoke else 0 :],
             ]
         report = run_report(work, name, read_recipe(f"masked/{name}", overrides), arguments)

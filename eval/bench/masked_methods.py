@@ -16,9 +16,11 @@ from typing import Any
 
 from compress.eval.bench.masked_models import STEPS, base_model, bound, on_base, row
 from compress.eval.bench.options import entry, parser, publish, work_folder
+from compress.eval.bench.provenance import DEFAULT
 from compress.eval.bench.rows import Row
 
 _COMMAND = "python -m compress.eval.bench.masked_methods --only {}"
+CODE = (*DEFAULT, "recipes/masked")
 _TITLES = {"digits": "digits", "mnist": "MNIST"}
 _FEWER_SAMPLES = "evaluation.generator.samples=400"
 _DENSE_BAR = {"mnist": 95.0}  # class accuracy of the dense model's samples, %
@@ -58,7 +60,7 @@ def table(part: str, work: Path, arguments: Namespace) -> list[Row]:
         if not rows:
             rows += _of_model(part, "dense", report.before, report.before)
         rows += _of_model(part, name, report.after, report.before)
-        publish(arguments, work, rows, "masked")
+        publish(arguments, work, rows, "masked", whole=False)
     return rows
 
 

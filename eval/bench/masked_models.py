@@ -6,6 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from compress.eval.bench.provenance import code_key
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import run_once
 from compress.eval.report import Report, load_report
@@ -53,12 +54,17 @@ def smaller(smoke: bool) -> list[str]:
 
 
 def base_model(work: Path, part: str, arguments: Namespace) -> Path:
-    """The model that a masked recipe trains, without any step; the whole recipe's, if it ran."""
-    for done in (work / part / "base", work / f"{part}-base" / "base"):
-        if (done / "training.json").exists():
-            return done
+    """The model that a masked recipe trains, without any step.
+
+    Of a run of the whole recipe by this code, where there is one, so that it is trained once.
+    """
     overrides = ["steps=[]", *smaller(arguments.smoke)]
     recipe = read_recipe(f"masked/{part}", overrides)
+    for run in sorted(work.glob(f"{part}-{code_key()}-*/")):
+        if (run / "base" / "training.json").exists():
+            other = read_recipe(run / "recipe.yaml")
+            if (other.model, other.seed) == (recipe.model, recipe.seed):
+                return run / "base"
     return run_once(work, f"{part}-base", recipe.to_yaml(), arguments.data_root) / "base"
 
 

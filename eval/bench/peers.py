@@ -23,12 +23,14 @@ from compress.eval.bench.options import entry, parser, publish, say, work_folder
 from compress.eval.bench.peer_environment import PACKAGE, VERSION, peer_python
 from compress.eval.bench.peer_material import FULL, SMOKE, TEXT, Material, prepare
 from compress.eval.bench.process import measure
+from compress.eval.bench.provenance import DEFAULT, NO_TRAINING
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import run_measured, write_recipe
 from compress.eval.quality.perplexity import perplexity
 from compress.models.source import load_model
 from compress.tables import print_table
 
+CODE = (*DEFAULT, *NO_TRAINING)
 PEER = f"llm-compressor {VERSION}"
 TOOLS = ("ours", "peer")
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import shutil
 
 from compress.eval.bench.options import entry, parser, publish, say, work_folder
+from compress.eval.bench.provenance import DEFAULT, NO_TRAINING
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import run_measured
 from compress.eval.report import Report, load_report
 from compress.recipe import read_recipe
 
 COMMAND = "make quickstart"
+CODE = (*DEFAULT, *NO_TRAINING, "recipes/quickstart.yaml")
 _MINUTES = 10
 
 
@@ -30,13 +32,19 @@ def rows_of(report: Report, seconds: float) -> list[Row]:
     before, after = report.before, report.after
     rows = [row("time of the whole run", seconds / 60, "min", bar=_MINUTES)]
     for name, result in (("before", before), ("after", after)):
-        size = result.cost.size
         rows += [
             row(f"perplexity {name}", result.perplexity.perplexity),
-            row(f"parameters {name}", size.parameters / 1e6, "M", ">="),
-            row(f"checkpoint {name}", size.checkpoint_bytes / 1e6, "MB"),
-            row(f"bits per weight {name}", size.bits_per_weight, "bits"),
+            row(f"parameters {name}", result.cost.size.parameters / 1e6, "M", ">="),
         ]
+    size, shipped = after.cost.size, report.run.source_bytes
+    rows += [
+        row("bits per weight of the blocks after", size.bits_per_weight, "bits"),
+        row("checkpoint after", size.checkpoint_bytes / 1e6, "MB"),
+        # What was downloaded is what the result stands beside, not its unpacked form.
+        row("weights as downloaded", shipped / 1e6, "MB"),
+        row("weights unpacked to float32", before.cost.size.checkpoint_bytes / 1e6, "MB"),
+        row("checkpoint after / weights as downloaded", size.checkpoint_bytes / shipped),
+    ]
     latency = after.latency
     rows.append(row("prefill speed-up", latency.prefill.speedup, "x", ">="))
     rows += [

@@ -22,6 +22,7 @@ from compress.errors import CompressError
 from compress.eval.bench.llama import write_llama
 from compress.eval.bench.options import entry, parser, publish, say, work_folder
 from compress.eval.bench.process import failed
+from compress.eval.bench.provenance import DEFAULT, NO_TRAINING
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import digests, journal, run_command, write_recipe
 
@@ -35,6 +36,7 @@ STEPS = [
     {"method": "wanda", "pattern": "2:4"},
     {"method": "gptq", "bits": 4, "group_size": 64},
 ]
+CODE = (*DEFAULT, *NO_TRAINING)
 COMMAND = "python -m compress.eval.bench.resume"
 
 

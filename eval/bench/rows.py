@@ -7,12 +7,15 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from statistics import median
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from compress.errors import CompressError
+from compress.eval.bench import provenance
 
+DATA_ROOT = " --data-root DIR"  # what a command says where the data were local copies
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
@@ -28,6 +31,22 @@ class Row(BaseModel):
     bar: float | None = Field(description="what the figure must reach; None for information")
     peer: float | None = Field(description="the same figure of the other tool, in the same run")
     command: str = Field(min_length=1, description="what to type to measure it")
+    range: tuple[float, float] | None = Field(
+        default=None, description="lowest and highest over the seeds; the value is their median"
+    )
+    seeds: int | None = Field(default=None, ge=2, description="how many seeds, of anything random")
+    commit: str | None = Field(
+        default=None, description="code that measured it; None where an older file does not say"
+    )
+    processor: str | None = Field(default=None, description="machine that measured it")
+
+    @model_validator(mode="after")
+    def _range_of_seeds(self) -> Row:
+        if (self.range is None) != (self.seeds is None):
+            raise ValueError("range and seeds: both or neither")
+        if self.range is not None and not self.range[0] <= self.value <= self.range[1]:
+            raise ValueError("a value within its range")
+        return self
 
     @property
     def met(self) -> bool | None:
@@ -35,6 +54,27 @@ class Row(BaseModel):
         if self.bar is None:
             return None
         return self.value <= self.bar if self.op == "<=" else self.value >= self.bar
+
+
+def over_seeds(values: Iterable[float]) -> dict[str, Any]:
+    """The fields ``value``, ``range`` and ``seeds`` of a row, from a figure of each seed.
+
+    Raises:
+        CompressError: fewer than two.
+    """
+    found = sorted(values)
+    if len(found) < 2:
+        raise CompressError("figures of at least two seeds", str(len(found)), where="row")
+    return {"value": median(found), "range": (found[0], found[-1]), "seeds": len(found)}
+
+
+def stamped(rows: Iterable[Row]) -> list[Row]:
+    """The rows with this code and this machine, where they do not say theirs.
+
+    :func:`write_rows` does it; call it where rows are kept in another file in between.
+    """
+    now = {"commit": provenance.commit(), "processor": provenance.processor()}
+    return [row.model_copy(update=now) if row.commit is None else row for row in rows]
 
 
 _ROWS = TypeAdapter(list[Row])
@@ -65,10 +105,15 @@ def read_rows(path: str | Path) -> list[Row]:
     return rows
 
 
-def write_rows(path: str | Path, rows: Iterable[Row]) -> list[Row]:
-    """Merge ``rows`` into a file: those of the same figure are replaced, the others stay.
+def write_rows(path: str | Path, rows: Iterable[Row], *, whole: bool = False) -> list[Row]:
+    """Merge ``rows``, :func:`stamped`, into a file: those of the same figure are replaced.
 
     The file is sorted by figure and replaced in one go, so a crash leaves the old one.
+
+    Args:
+        rows: what was measured.
+        whole: they are all that their commands measure, so that a figure of the file which names
+            one of these commands and is not among them is no longer measured: it is dropped.
 
     Returns:
         All rows of the file.
@@ -77,7 +122,10 @@ def write_rows(path: str | Path, rows: Iterable[Row]) -> list[Row]:
         CompressError: the file that is there does not hold rows.
     """
     path = Path(path)
-    merged = {row.figure: row for row in read_rows(path)} | {row.figure: row for row in rows}
+    rows = stamped(rows)
+    commands = {_plain(row.command) for row in rows} if whole else set()
+    merged = {row.figure: row for row in read_rows(path) if _plain(row.command) not in commands}
+    merged |= {row.figure: row for row in rows}
     ordered = [merged[name] for name in sorted(merged)]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -91,6 +139,11 @@ def write_rows(path: str | Path, rows: Iterable[Row]) -> list[Row]:
     return ordered
 
 
+def _plain(command: str) -> str:
+    """A command without where the data lie, which is no part of what it measures."""
+    return command.replace(DATA_ROOT, "")
+
+
 def number(value: float) -> str:
     """A figure with four significant digits, without an exponent where a reader can do without."""
     if value == int(value) and abs(value) < 1e6:
@@ -99,6 +152,13 @@ def number(value: float) -> str:
     if size < 1e-3 or size >= 1e6:
         return f"{value:.2e}"
     return f"{value:.{max(0, 3 - math.floor(math.log10(size)))}f}"
+
+
+def shown(row: Row) -> str:
+    """A row's figure as documents show it: 52.63, or with seeds 52.63 (51.90-53.01)."""
+    if row.range is None:
+        return number(row.value)
+    return f"{number(row.value)} ({number(row.range[0])}-{number(row.range[1])})"
 
 
 def print_rows(rows: Iterable[Row]) -> None:
@@ -110,7 +170,7 @@ def print_rows(rows: Iterable[Row]) -> None:
         ["figure", "value", "peer", "bar", "met"],
         [
             [
-                row.figure, f"{number(row.value)} {row.unit}".strip(),
+                row.figure, f"{shown(row)} {row.unit}".strip(),
                 "" if row.peer is None else number(row.peer),
                 "" if row.bar is None else f"{row.op} {number(row.bar)}",
                 {None: "", True: "yes", False: "NO"}[row.met],

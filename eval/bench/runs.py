@@ -14,6 +14,7 @@ import yaml
 
 from compress.eval.bench.options import say
 from compress.eval.bench.process import Usage, measure
+from compress.eval.bench.provenance import code_key, recipe_key
 
 
 @dataclass(frozen=True)
@@ -78,18 +79,20 @@ def run_measured(
 
 
 def run_once(work: Path, name: str, recipe_text: str, data_root: Path | None = None) -> Path:
-    """The folder ``work/name`` of a run of a recipe; a finished one is taken as it is, an
-    interrupted one goes on.
+    """The folder of a run of a recipe by the present code, ``work/NAME-CODE-RECIPE``.
+
+    A finished one is taken as it is, an interrupted one goes on. Both keys are digests: what other
+    code made, or of another recipe or text, is never taken for what this run would make.
 
     Raises:
         CompressError: the run failed; the end of its output is shown.
     """
-    out = work / name
+    out = work / f"{name}-{code_key()}-{recipe_key(recipe_text, data_root)}"
     if not (out / "report.json").exists():
-        recipe = work / f"{name}.yaml"
+        recipe = out.with_name(out.name + ".yaml")
         recipe.write_text(recipe_text, encoding="utf-8")
-        say(f"running {name}")
-        measure(run_command(recipe, out, data_root), work / f"{name}.log")
+        say(f"running {out.name}")
+        measure(run_command(recipe, out, data_root), out.with_name(out.name + ".log"))
     return out
 
 

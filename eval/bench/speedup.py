@@ -16,12 +16,14 @@ import torch
 
 from compress.eval.bench.options import entry, parser, publish, say, work_folder
 from compress.eval.bench.peer_material import MODEL, shortened
+from compress.eval.bench.provenance import DEFAULT, NO_TRAINING
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import run_measured, write_recipe
 from compress.eval.cost.latency import paired_latency
 from compress.eval.cost.macs import macs_per_token
 from compress.models.source import load_model, resolve
 
+CODE = (*DEFAULT, *NO_TRAINING)
 COMMAND = "python -m compress.eval.bench.speedup"
 
 
@@ -39,10 +41,7 @@ CASES = {
 
 def prefill_macs(model: torch.nn.Module, tokens: int) -> int:
     """Multiply-accumulates of one causal forward of ``tokens`` tokens with the last logits only."""
-    macs = macs_per_token(model, context=tokens)
-    linear = macs.per_token - macs.per_token_and_position * tokens - macs.head
-    visible = tokens * (tokens + 1) // 2
-    return tokens * linear + macs.head + macs.per_token_and_position * visible
+    return macs_per_token(model, context=tokens).forward(tokens, logits=1, causal=True)
 
 
 def main() -> None:

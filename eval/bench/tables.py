@@ -7,18 +7,21 @@ eval/results/NAME.json; `<!-- results:NAME bars -->` shows only the rows that ha
 `<!-- results:NAME figures:WORD -->` only the figures whose name begins with the word, and
 `<!-- results:NAME pivot:WORD -->` those of the form "WORD, thing: measure" as a table with a line a
 thing and a column a measure. The markers stay, so the command can be repeated after each
-measurement.
+measurement. A dagger marks a figure whose code has changed since it was measured
+(`eval/bench/provenance.py` says what that means).
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+from collections import Counter
 from pathlib import Path
 
 from compress.errors import CompressError
 from compress.eval.bench.options import entry
-from compress.eval.bench.rows import RESULTS, Row, number, read_rows
+from compress.eval.bench.provenance import changed_since
+from compress.eval.bench.rows import RESULTS, Row, number, read_rows, shown
 
 _BLOCK = re.compile(
     r"(<!-- results:(?P<name>[\w-]+)(?P<bars> bars)?"
@@ -26,51 +29,80 @@ _BLOCK = re.compile(
     r".*?(<!-- /results -->)",
     re.DOTALL,
 )
+_MARK = " †"
+_MEANING = (
+    "† Measured by earlier code: what the command runs has changed since, or the row does not say "
+    "which code it was."
+)
 _OPENING, _CLOSING = "<!-- results:", "<!-- /results -->"
 
 
 def table(rows: list[Row], bars_only: bool = False) -> str:
     """Rows as a Markdown table, in the order given."""
-    shown = [row for row in rows if row.bar is not None or not bars_only]
-    if not shown:
+    rows = [row for row in rows if row.bar is not None or not bars_only]
+    if not rows:
         return "_Not measured yet._\n"
-    peers = any(row.peer is not None for row in shown)
+    peers = any(row.peer is not None for row in rows)
     columns = ["figure", "measured", *(["other tool"] if peers else []), "bar", "met", "command"]
     lines = [columns, ["---", "---:", *(["---:"] if peers else []), "---:", "---", "---"]]
-    for row in shown:
+    for row in rows:
         unit = f" {row.unit}" if row.unit else ""
         lines.append(
             [
-                row.figure, number(row.value) + unit,
+                row.figure, shown(row) + unit + _mark(row),
                 *(["" if row.peer is None else number(row.peer) + unit] if peers else []),
                 "" if row.bar is None else f"{row.op} {number(row.bar)}{unit}",
                 {None: "", True: "yes", False: "**no**"}[row.met], f"`{row.command}`",
             ]
         )  # fmt: skip
-    return "".join("| " + " | ".join(_cell(c) for c in line) + " |\n" for line in lines)
+    return _grid(lines) + _notes(rows)
 
 
 def pivot(rows: list[Row], word: str) -> str:
     """Rows named "WORD, thing: measure" as a Markdown table of things by measures."""
     things: dict[str, dict[str, str]] = {}
     measures: dict[str, None] = {}
-    command = ""
+    used: list[Row] = []
     for row in rows:
         thing, colon, measure = row.figure.removeprefix(f"{word}, ").rpartition(": ")
         if not colon or not row.figure.startswith(f"{word}, "):
             continue
         unit = f" ({row.unit})" if row.unit else ""
         measures[measure + unit] = None
-        things.setdefault(thing, {})[measure + unit] = number(row.value)
-        command = row.command
+        things.setdefault(thing, {})[measure + unit] = shown(row) + _mark(row)
+        used.append(row)
     if not things:
         return "_Not measured yet._\n"
     columns = sorted(measures, key=_by_numbers)
     lines = [[word, *columns], ["---", *["---:"] * len(columns)]]
     order = sorted(things, key=lambda thing: (thing != "dense", thing))
     lines += [[thing, *(things[thing].get(c, "") for c in columns)] for thing in order]
-    table = "".join("| " + " | ".join(_cell(c) for c in line) + " |\n" for line in lines)
-    return f"{table}\n`{command}`\n"
+    return f"{_grid(lines)}{_notes(used)}\n`{used[-1].command}`\n"
+
+
+def _grid(lines: list[list[str]]) -> str:
+    return "".join("| " + " | ".join(_cell(c) for c in line) + " |\n" for line in lines)
+
+
+def _mark(row: Row) -> str:
+    return _MARK if changed_since(row.commit, row.command) else ""
+
+
+def _notes(rows: list[Row]) -> str:
+    """What stands below a table: seeds, machines, and what the dagger means."""
+    notes = []
+    if seeds := sorted({row.seeds for row in rows if row.seeds is not None}):
+        many = " or ".join(map(str, seeds))
+        notes.append(f"With a range: median, lowest and highest of {many} seeds.")
+    counts = Counter(row.processor for row in rows if row.processor is not None)
+    if len(counts) == 1:
+        notes.append(f"Measured on: {next(iter(counts))}.")
+    elif counts:
+        machines = "; ".join(f"{name} ({count})" for name, count in counts.most_common())
+        notes.append(f"Measured on (rows): {machines}.")
+    if any(_mark(row) for row in rows):
+        notes.append(_MEANING)
+    return "".join(f"\n{note}\n" for note in notes)
 
 
 def _by_numbers(text: str) -> list[tuple[int, str]]:

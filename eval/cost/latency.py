@@ -13,7 +13,7 @@ from torch import nn
 
 from compress.errors import CompressError
 from compress.eval.kind import kind_of
-from compress.eval.stats import bootstrap_median
+from compress.eval.stats import median_interval
 
 
 class PairedTimes(BaseModel):
@@ -24,7 +24,9 @@ class PairedTimes(BaseModel):
     before: float = Field(description="median, seconds")
     after: float = Field(description="median, seconds")
     speedup: float = Field(description="median over the pairs of before / after; above 1 is faster")
-    interval: tuple[float, float] = Field(description="95 % bootstrap interval of the speed-up")
+    interval: tuple[float, float] = Field(
+        description="interval of the speed-up (95 % from six pairs on)"
+    )
     before_seconds: list[float]
     after_seconds: list[float]
 
@@ -99,7 +101,7 @@ def paired_latency(
 
 
 def _paired(before: list[float], after: list[float]) -> PairedTimes:
-    speedup, bounds = bootstrap_median([a / b for a, b in zip(before, after, strict=True)])
+    speedup, bounds = median_interval([a / b for a, b in zip(before, after, strict=True)])
     return PairedTimes(
         before=statistics.median(before),
         after=statistics.median(after),

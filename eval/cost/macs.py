@@ -22,6 +22,18 @@ class Macs(BaseModel):
     )
     context: int = Field(description="positions that the token attends to")
 
+    def forward(self, tokens: int, logits: int, causal: bool) -> int:
+        """Multiply-accumulates of one forward.
+
+        Args:
+            tokens: of its one sequence.
+            logits: positions whose logits are computed: 1 for the prefill of a server.
+            causal: a token attends to those up to itself, which is all that fused kernels compute.
+        """
+        linear = self.per_token - self.per_token_and_position * self.context - self.head
+        visible = tokens * (tokens + 1) // 2 if causal else tokens**2
+        return tokens * linear + logits * self.head + self.per_token_and_position * visible
+
 
 @torch.no_grad()
 def macs_per_token(model: nn.Module, context: int = 1024) -> Macs:

@@ -31,13 +31,13 @@ from torch import Tensor
 from compress.errors import CompressError
 from compress.eval.quality.denoising import WHERE, Denoise, Sequences, hidden_nll
 from compress.eval.quality.masks import stratified_counts, uniform_mask
-from compress.eval.stats import clustered_mean, interval
+from compress.eval.stats import serial_mean
 
 Estimator = Literal["k-uniform", "integral", "integral-spread"]
 
 
 class LikelihoodResult(BaseModel):
-    """A negative log-likelihood or a bound on it; errors take sequences as units."""
+    """A negative log-likelihood or a bound on it; errors are over sequences."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,6 +58,9 @@ class LikelihoodResult(BaseModel):
     evaluations: int = Field(description="sequences that went through the network")
     window_nll: list[float] = Field(
         description="nats per token of each sequence, so that two models can be compared pairwise"
+    )
+    window_tokens: list[int] | None = Field(
+        default=None, description="predicted tokens of each sequence; None in older results"
     )
 
 
@@ -151,8 +154,8 @@ def likelihood_result(
 ) -> LikelihoodResult:
     """Make a result of the nats of each sequence, float64 [rows]."""
     counts = data.lengths.tolist()
-    mean, error = clustered_mean(nats.tolist(), counts)
-    bounds = interval(mean, error, len(counts))
+    mean, error, _ = found = serial_mean(nats.tolist(), counts)
+    bounds = found.interval
     return LikelihoodResult(
         rule=rule,
         nats=mean,
@@ -170,6 +173,7 @@ def likelihood_result(
         seed=seed,
         evaluations=evaluations,
         window_nll=(nats / data.lengths).tolist(),
+        window_tokens=counts,
     )
 
 

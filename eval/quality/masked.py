@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,15 +14,15 @@ from torch import LongTensor, Tensor, nn
 from compress.errors import CompressError
 from compress.eval.kind import require_masked
 from compress.eval.quality.masks import share_mask
-from compress.eval.quality.perplexity import check_tokens
+from compress.eval.quality.perplexity import check_ids, check_stream
 from compress.eval.quality.split_forward import SplitForward
-from compress.eval.stats import clustered_mean, interval
+from compress.eval.stats import serial_mean
 
 WHERE = "masked scores"
 
 
 class MaskedResult(BaseModel):
-    """What :func:`masked_scores` measured; JSON-serialisable. Errors take windows as units."""
+    """What :func:`masked_scores` measured; JSON-serialisable. Errors are over windows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,16 +40,28 @@ class MaskedResult(BaseModel):
     cross_entropy_stderr: float | None
     masked_positions: int
     mask_fraction: float
-    window: int
+    window: int = Field(description="tokens of text per window, or at most in a document")
+    packing: Literal["stream", "documents"] = "stream"
+    special_tokens: int = Field(
+        default=2,
+        description="tokens ([CLS], [SEP]) around each window or document; results from before "
+        "this was recorded had both",
+    )
     seed: int
     window_nll: list[float] = Field(
         description="mean cross entropy per window, so that two models can be compared by window"
+    )
+    window_accuracy: list[float] | None = Field(
+        default=None, description="accuracy per window; None in older results"
+    )
+    window_tokens: list[int] | None = Field(
+        default=None, description="masked tokens per window; None in older results"
     )
 
 
 def masked_scores(
     model: nn.Module,
-    tokens: LongTensor,
+    tokens: LongTensor | Sequence[LongTensor],
     *,
     mask_token_id: int,
     prefix: Sequence[int] = (),
@@ -59,7 +73,7 @@ def masked_scores(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> MaskedResult:
-    """Score a masked language model on ``tokens`` cut into windows without overlap.
+    """Score a masked language model on text: windows of a stream without overlap, or documents.
 
     Accuracy and cross entropy: ``mask_fraction`` of each window (at least one token) is masked at
     once, always by the mask token (no random or kept tokens as in BERT's training, which would
@@ -69,9 +83,10 @@ def masked_scores(
 
     Args:
         model: a ``...ForMaskedLM``; left as it was.
-        tokens: token ids [n] without special tokens.
+        tokens: token ids without special tokens: one stream [n], or documents [n] each, which are
+            cut to the window and padded (padding is neither seen nor counted).
         mask_token_id: the tokenizer's mask token.
-        prefix, suffix: ids put around each window ([CLS], [SEP]); never masked.
+        prefix, suffix: ids put around each window or document ([CLS], [SEP]); never masked.
         window: tokens of text per window, ``prefix`` and ``suffix`` not counted.
         mask_fraction: share of masked tokens, in (0, 1).
         pll_positions: how many one-masked copies to run; more gives a smaller error.
@@ -83,66 +98,96 @@ def masked_scores(
             window, or logits that are not finite.
     """
     require_masked(model, WHERE)
-    _check(model, tokens, mask_token_id, window + len(prefix) + len(suffix), window, mask_fraction)
+    text, sizes = _rows(tokens, window)
+    length = text.shape[1] + len(prefix) + len(suffix)
+    _check(model, text[_valid(sizes)], mask_token_id, length, mask_fraction)
     generator = torch.Generator().manual_seed(seed)
-    text = tokens[: len(tokens) // window * window].reshape(-1, window)
-    fixed = share_mask(mask_fraction, torch.ones(text.shape, dtype=torch.bool), generator)
-    copies = min(pll_positions, text.numel())
-    sampled = torch.randperm(text.numel(), generator=generator)[:copies].sort().values
+    fixed = share_mask(mask_fraction, _valid(sizes), generator)
+    places = _valid(sizes).nonzero()
+    copies = min(pll_positions, len(places))
+    single = places[torch.randperm(len(places), generator=generator)[:copies].sort().values]
     total = len(text) + copies
-    edges = (torch.tensor(prefix, dtype=torch.long), torch.tensor(suffix, dtype=torch.long))
-    rows: list[list[tuple[float, float, int]]] = []
+    layout = _Layout(tuple(prefix), tuple(suffix), mask_token_id, _padding(model))
+    found: list[list[tuple[float, float, int]]] = []
     with torch.no_grad(), SplitForward(model) as split:
-        for jobs in (_fixed_jobs(text, fixed), _single_jobs(text, sampled)):
-            scores = []
-            for batch in _batched(jobs, batch_size):
-                scores += _score(split, batch, mask_token_id, edges)
+        for owner, masks in ((torch.arange(len(text)), fixed), (single[:, 0], single[:, 1:])):
+            scores: dict[int, tuple[float, float, int]] = {}
+            # Rows of like length together: short documents are not padded to the longest one.
+            for part in sizes[owner].argsort(stable=True).split(batch_size):
+                rows = owner[part]
+                hidden = masks[part] if masks is fixed else _one_hot(masks[part], text.shape[1])
+                batch = _score(split, text[rows], hidden, sizes[rows], layout)
+                scores |= dict(zip(part.tolist(), batch, strict=True))
                 if progress:
-                    progress(sum(map(len, rows)) + len(scores), total)
-            rows.append(scores)
-    return _result(rows[0], rows[1], sampled // window, window, mask_fraction, seed)
+                    progress(sum(map(len, found)) + len(scores), total)
+            found.append([scores[i] for i in range(len(owner))])
+    result = _result(found[0], found[1], single[:, 0], window, mask_fraction, seed)
+    packing = "stream" if isinstance(tokens, Tensor) else "documents"
+    around = len(prefix) + len(suffix)
+    return result.model_copy(update={"packing": packing, "special_tokens": around})
 
 
-def _fixed_jobs(text: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    yield from zip(text, mask, strict=True)
+@dataclass(frozen=True)
+class _Layout:
+    """What a row has beside its text."""
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    mask: int
+    padding: int
 
 
-def _single_jobs(text: Tensor, positions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    for position in positions.tolist():
-        row, column = divmod(position, text.shape[1])
-        mask = torch.zeros(text.shape[1], dtype=torch.bool)
-        mask[column] = True
-        yield text[row], mask
+def _rows(tokens: LongTensor | Sequence[LongTensor], window: int) -> tuple[Tensor, Tensor]:
+    """Text as rows [n, at most window], and the tokens of each row [n]."""
+    if isinstance(tokens, Tensor):
+        check_stream(tokens, window, WHERE)
+        rows = list(tokens[: len(tokens) // window * window].reshape(-1, window))
+    else:
+        rows = [document[:window] for document in tokens if len(document)]
+    if not rows:
+        raise CompressError("documents with tokens", "none", "Choose another text", where=WHERE)
+    sizes = torch.tensor([len(row) for row in rows])
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), sizes
 
 
-def _batched(jobs: Iterator, size: int) -> Iterator[list]:
-    batch = []
-    for job in jobs:
-        batch.append(job)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _valid(sizes: Tensor) -> Tensor:
+    """Where rows [n] have text: bool [n, longest]."""
+    return torch.arange(int(sizes.max())) < sizes[:, None]
+
+
+def _one_hot(places: Tensor, length: int) -> Tensor:
+    """Places [n, 1] as a mask bool [n, length]."""
+    return torch.zeros(len(places), length, dtype=torch.bool).scatter_(1, places, True)
+
+
+def _padding(model: nn.Module) -> int:
+    found = getattr(model.config, "pad_token_id", None)
+    return 0 if found is None else found
 
 
 def _score(
-    split: SplitForward,
-    batch: list[tuple[Tensor, Tensor]],
-    mask_token_id: int,
-    edges: tuple[Tensor, Tensor],
+    split: SplitForward, text: Tensor, hidden: Tensor, sizes: Tensor, layout: _Layout
 ) -> list[tuple[float, float, int]]:
-    """Return per row (nats, hits, masked tokens); the head sees the masked positions only."""
-    device = split.model.device
-    text = torch.stack([row for row, _ in batch])
-    mask = torch.stack([m for _, m in batch])
-    before, after = (edge.expand(len(batch), -1) for edge in edges)
-    inputs = torch.cat([before, text.masked_fill(mask, mask_token_id), after], dim=1).to(device)
-    hidden = split.hidden(input_ids=inputs, attention_mask=torch.ones_like(inputs))
-    hidden = hidden[:, len(edges[0]) : len(edges[0]) + text.shape[1]]
-    nll, hit = split.nll_and_hits(hidden[mask.to(device)], text[mask].to(device))
+    """Return per row (nats, hits, masked tokens); the head sees the masked positions only.
+
+    Args:
+        text: int64 [rows, longest or more], hidden: bool of that shape, sizes: int64 [rows].
+    """
+    device, longest = split.model.device, int(sizes.max())
+    text, hidden = text[:, :longest], hidden[:, :longest]
+    front, back = len(layout.prefix), len(layout.suffix)
+    inputs = torch.full((len(text), front + longest + back), layout.padding)
+    seen = torch.arange(inputs.shape[1]) < (sizes + front + back)[:, None]
+    for row, (ids, size) in enumerate(zip(text, sizes.tolist(), strict=True)):
+        masked = ids[:size].masked_fill(hidden[row, :size], layout.mask)
+        before, after = (torch.tensor(e, dtype=ids.dtype) for e in (layout.prefix, layout.suffix))
+        inputs[row, : front + size + back] = torch.cat([before, masked, after])
+    states = split.hidden(
+        input_ids=inputs.to(device), attention_mask=seen.to(device, inputs.dtype)
+    )[:, front : front + longest]
+    nll, hit = split.nll_and_hits(states[hidden.to(device)], text[hidden].to(device))
     nll, hit = nll.double().cpu(), hit.double().cpu()
-    counts = mask.sum(1).tolist()
+    counts = hidden.sum(1).tolist()
     return [
         (n.sum().item(), h.sum().item(), c)
         for n, h, c in zip(nll.split(counts), hit.split(counts), counts, strict=True)
@@ -158,15 +203,16 @@ def _result(
     seed: int,
 ) -> MaskedResult:
     counts = [c for _, _, c in fixed]
-    entropy, entropy_error = clustered_mean([n for n, _, _ in fixed], counts)
-    accuracy, accuracy_error = clustered_mean([h for _, h, _ in fixed], counts)
+    entropy, entropy_error, _ = serial_mean([n for n, _, _ in fixed], counts)
+    accuracy, accuracy_error, _ = serial_mean([h for _, h, _ in fixed], counts)
     # Single masks drawn from one window share its text: pool them before taking the error.
     pooled: dict[int, tuple[float, int]] = {}
     for index, (nats, _, _) in zip(owner.tolist(), single, strict=True):
         total, number = pooled.get(index, (0.0, 0))
         pooled[index] = (total + nats, number + 1)
-    nll, error = clustered_mean([t for t, _ in pooled.values()], [c for _, c in pooled.values()])
-    bounds = interval(nll, error, len(pooled))
+    single_masks = [pooled[index] for index in sorted(pooled)]
+    nll, error, _ = found = serial_mean([t for t, _ in single_masks], [c for _, c in single_masks])
+    bounds = found.interval
     return MaskedResult(
         pll=-nll,
         pll_stderr=error,
@@ -182,6 +228,8 @@ def _result(
         window=window,
         seed=seed,
         window_nll=[n / c for n, _, c in fixed],
+        window_accuracy=[h / c for _, h, c in fixed],
+        window_tokens=counts,
     )
 
 
@@ -190,12 +238,11 @@ def _check(
     tokens: LongTensor,
     mask_token_id: int,
     length: int,
-    window: int,
     fraction: float,
 ) -> None:
     if not 0 < fraction < 1:
         raise CompressError("a mask fraction between 0 and 1", str(fraction), where=WHERE)
-    check_tokens(model, tokens, window, WHERE)
+    check_ids(model, tokens, WHERE)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if not 0 <= mask_token_id < vocabulary:
         raise CompressError(

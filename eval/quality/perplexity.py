@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,7 +12,7 @@ from torch import LongTensor, nn
 from compress.errors import CompressError
 from compress.eval.kind import require_causal
 from compress.eval.quality.split_forward import SplitForward
-from compress.eval.stats import clustered_mean, interval
+from compress.eval.stats import serial_mean
 
 WHERE = "perplexity"
 
@@ -24,20 +24,26 @@ class PerplexityResult(BaseModel):
 
     perplexity: float = Field(description="exp of the mean negative log-likelihood per token")
     interval: tuple[float, float] | None = Field(
-        description="95 % interval of the perplexity, windows as units; None with one window"
+        description="95 % interval of the perplexity; neighbouring windows may correlate"
     )
     nll: float = Field(description="mean negative log-likelihood, nats per predicted token")
-    nll_stderr: float | None = Field(description="standard error of nll, windows as units")
+    nll_stderr: float | None = Field(description="standard error of nll")
     bits_per_byte: float | None = Field(
         default=None,
         description="nll in bits times tokens per byte of the text; tokens that no window predicts "
         "are charged the mean",
     )
     tokens: int = Field(description="predicted tokens")
-    window: int = Field(description="tokens per window; its first one is context only")
+    window: int = Field(description="tokens of text per window; its first one is context only")
     stride: int = Field(description="tokens between window starts; below window, windows overlap")
+    special_tokens: int = Field(
+        default=0, description="tokens (BOS) in front of each window, context only"
+    )
     window_nll: list[float] = Field(
         description="mean nats per window, so that two models can be compared window by window"
+    )
+    window_tokens: list[int] | None = Field(
+        default=None, description="predicted tokens per window; None in older results"
     )
 
 
@@ -45,6 +51,7 @@ def perplexity(
     model: nn.Module,
     tokens: LongTensor,
     *,
+    prefix: Sequence[int] = (),
     window: int = 1024,
     stride: int | None = None,
     batch_size: int = 1,
@@ -60,10 +67,16 @@ def perplexity(
     once, from at least ``window - stride`` tokens. lm-eval's ``loglikelihood_rolling`` with a
     maximum length L is ``window=L+1, stride=L`` on the prefix token followed by the text.
 
+    ``prefix`` (BOS) stands in front of each window and is context. The first token of a window is
+    not predicted from it: with and without a prefix the same tokens count, so that two perplexities
+    differ by what the model makes of the prefix and by nothing else. The model runs ``window - 1 +
+    len(prefix)`` positions.
+
     Args:
         model: any causal ``PreTrainedModel``; left as it was.
-        tokens: token ids [n], without special tokens unless the text is to have them.
-        window, stride: tokens.
+        tokens: token ids [n] of the text, without special tokens.
+        prefix: ids in front of each window.
+        window, stride: tokens of text.
         batch_size: windows per forward.
         bytes_count: UTF-8 bytes of the text behind ``tokens``; gives bits per byte.
         progress: called with (windows done, windows in all).
@@ -73,15 +86,17 @@ def perplexity(
             vocabulary; a window longer than the model's positions; NaN or infinite logits.
     """
     stride = window if stride is None else stride
-    _check_windows(model, tokens, window, stride)
+    _check_windows(model, tokens, window, stride, len(prefix))
     require_causal(model, WHERE)
     starts = list(range(0, len(tokens) - window + 1, stride))
     sums: list[float] = []
     counts: list[int] = []
+    front = torch.tensor(list(prefix), dtype=tokens.dtype)
     with torch.no_grad(), SplitForward(model) as split:
         for first in range(0, len(starts), batch_size):
             batch = starts[first : first + batch_size]
-            rows = torch.stack([tokens[s : s + window] for s in batch]).to(model.device)
+            rows = torch.stack([torch.cat([front, tokens[s : s + window]]) for s in batch])
+            rows = rows.to(model.device)
             # The last token predicts nothing, so it need not be run.
             hidden = split.hidden(input_ids=rows[:, :-1])
             for row, states in enumerate(hidden):
@@ -91,7 +106,7 @@ def perplexity(
                 counts.append(scored)
             if progress:
                 progress(first + len(batch), len(starts))
-    return _result(sums, counts, window, stride, len(tokens), bytes_count)
+    return _result(sums, counts, window, stride, len(prefix), len(tokens), bytes_count)
 
 
 def _result(
@@ -99,11 +114,12 @@ def _result(
     counts: list[int],
     window: int,
     stride: int,
+    prefix: int,
     tokens: int,
     bytes_count: int | None,
 ) -> PerplexityResult:
-    mean, error = clustered_mean(sums, counts)
-    bounds = interval(mean, error, len(sums))
+    mean, error, _ = found = serial_mean(sums, counts)
+    bounds = found.interval
     return PerplexityResult(
         perplexity=_exp(mean),
         interval=None if bounds is None else (_exp(bounds[0]), _exp(bounds[1])),
@@ -113,7 +129,9 @@ def _result(
         tokens=sum(counts),
         window=window,
         stride=stride,
+        special_tokens=prefix,
         window_nll=[s / n for s, n in zip(sums, counts, strict=True)],
+        window_tokens=counts,
     )
 
 
@@ -122,26 +140,29 @@ def _exp(nats: float) -> float:
     return math.exp(min(nats, 700.0))
 
 
-def _check_windows(model: nn.Module, tokens: LongTensor, window: int, stride: int) -> None:
+def _check_windows(
+    model: nn.Module, tokens: LongTensor, window: int, stride: int, prefix: int
+) -> None:
     if window < 2 or not 1 <= stride <= window:
         raise CompressError(
             "a window of at least 2 tokens and a stride between 1 and the window",
             f"window {window}, stride {stride}",
             where=WHERE,
         )
-    check_tokens(model, tokens, window, WHERE)
+    check_stream(tokens, window, WHERE)
+    check_ids(model, tokens, WHERE)
     positions = getattr(model.config, "max_position_embeddings", None)
-    if positions and window - 1 > positions:
+    if positions and window - 1 + prefix > positions:
         raise CompressError(
             f"a window that fits the model's {positions} positions",
-            f"{window} tokens",
-            f"Set window to {positions} or less",
+            f"{window} tokens" + (f" behind {prefix} special ones" if prefix else ""),
+            f"Set window to {positions - max(0, prefix - 1)} or less",
             where=WHERE,
         )
 
 
-def check_tokens(model: nn.Module, tokens: LongTensor, window: int, where: str) -> None:
-    """Refuse token ids that are too few, of the wrong shape, or not in the model's vocabulary."""
+def check_stream(tokens: LongTensor, window: int, where: str) -> None:
+    """Refuse token ids that are too few or of the wrong shape."""
     if tokens.dim() != 1 or tokens.is_floating_point():
         raise CompressError(
             "token ids as a one-dimensional integer tensor",
@@ -155,6 +176,10 @@ def check_tokens(model: nn.Module, tokens: LongTensor, window: int, where: str) 
             "Give a longer text or a smaller window",
             where=where,
         )
+
+
+def check_ids(model: nn.Module, tokens: LongTensor, where: str) -> None:
+    """Refuse token ids that are not in the model's vocabulary."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= vocabulary:

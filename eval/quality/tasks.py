@@ -85,6 +85,7 @@ def run_tasks(
     batch_size: int = 1,
     data_root: str | Path | None = None,
     masked: TaskSpec | None = None,
+    special_tokens: bool = True,
 ) -> TasksResult:
     """Run lm-eval tasks on a model in memory.
 
@@ -100,6 +101,8 @@ def run_tasks(
         batch_size: requests per forward.
         data_root: folder with one sub-folder per data set.
         masked: how a masked model scores answers.
+        special_tokens: begin each prompt with what the tokenizer adds (BOS), or put a masked
+            model's [CLS] and [SEP] around it.
 
     Raises:
         CompressError: neither a causal nor a masked model, an unknown task, missing data, a hub out
@@ -114,7 +117,7 @@ def run_tasks(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     specs, manager, digests = _specs(tasks, Path(data_root) if data_root else None)
     training = model.training
-    harness, score = _harness(model, tokenizer, batch_size, masked or TaskSpec())
+    harness, score = _harness(model, tokenizer, batch_size, masked or TaskSpec(), special_tokens)
     try:
         results = lm_eval.simple_evaluate(
             model=harness,
@@ -136,16 +139,25 @@ def run_tasks(
     )
 
 
-def _harness(model: nn.Module, tokenizer: Any, batch_size: int, masked: TaskSpec) -> Any:
+def _harness(
+    model: nn.Module, tokenizer: Any, batch_size: int, masked: TaskSpec, special_tokens: bool
+) -> Any:
     """lm-eval's model around ours, and what its log-likelihoods are."""
     if kind_of(model) == "masked":
         from compress.eval.quality.masked_lm import MaskedLM
 
         options = masked.model_dump()
-        return MaskedLM(model, tokenizer, batch_size=max(batch_size, 16), **options), masked.score
-    from lm_eval.models.huggingface import HFLM
+        harness = MaskedLM(model, tokenizer, batch_size=max(batch_size, 16), **options)
+        if not special_tokens:
+            harness.spec = harness.spec.without_frame()
+        return harness, masked.score
+    from compress.eval.quality.causal_lm import CausalLM
 
-    causal = HFLM(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size)
+    causal = CausalLM(
+        pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size,
+        # None: what the tokenizer does by itself. True would force a post-processor on.
+        add_bos_token=None if special_tokens else False,
+    )  # fmt: skip
     return causal, "causal"
 
 

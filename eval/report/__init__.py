@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from compress.errors import CompressError
 from compress.eval.report.environment import environment
@@ -19,6 +22,10 @@ from compress.eval.report.schema import (
     StepEntry,
 )
 from compress.eval.report.terminal import print_report
+from compress.files import sync
+from compress.intake import read_limited, regular_file
+
+_LARGEST = 256 * 2**20  # bytes; generated samples make reports of a few MB
 
 __all__ = [
     "DataEntry",
@@ -66,10 +73,24 @@ def write_report(report: Report, folder: str | Path) -> dict[str, Path]:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a file under a temporary name and rename it."""
+    """Write a file under a temporary name and rename it, durably.
+
+    Raises:
+        CompressError: the folder is missing or cannot be written, or the disk is full.
+    """
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise CompressError(
+            f"to write {path}", error.strerror or str(error),
+            "Give a path in a folder that exists and can be written, and make room if it is full",
+        ) from error  # fmt: skip
 
 
 def load_report(path: str | Path) -> Report:
@@ -82,13 +103,26 @@ def load_report(path: str | Path) -> Report:
 
     path = Path(path)
     path = path / "report.json" if path.is_dir() else path
-    if not path.is_file():
-        raise CompressError("a report.json", f"nothing at {path}", "Give the folder of a run")
+    regular_file(path, "a report.json", "Give the folder of a run")
     try:
-        return Report.model_validate_json(path.read_bytes())
+        report = Report.model_validate_json(read_limited(path, "a report.json", _LARGEST))
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
+        place = ".".join(map(str, first["loc"])) or "the file"
         raise CompressError(
-            "a report.json of this version", f"{place}: {first['msg']}", where=str(path)
+            "a report.json of this version", f"{place}: {first['msg']:.200}", where=str(path)
         ) from None
+    # pydantic reads NaN, and never writes it: a report with one is no report of ours.
+    if odd := _not_finite(report.model_dump()):
+        raise CompressError("finite numbers in a report", f"{odd} without one", where=str(path))
+    return report
+
+
+def _not_finite(value: Any, path: str = "") -> str:
+    """The path of the first number that is NaN or infinite, or ""."""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else path
+    items = value.items() if isinstance(value, dict) else ()
+    if isinstance(value, list | tuple):
+        items = enumerate(value)
+    return next(filter(None, (_not_finite(v, f"{path}.{k}".lstrip(".")) for k, v in items)), "")

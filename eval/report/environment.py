@@ -26,7 +26,7 @@ def environment() -> Environment:
     cuda = torch.cuda.is_available()
     return Environment(
         platform=f"{platform.system()} {platform.machine()}",
-        cpu=_cpu(),
+        cpu=processor_name(),
         cores=os.cpu_count() or 1,
         threads=torch.get_num_threads(),
         memory_bytes=psutil.virtual_memory().total,
@@ -35,7 +35,7 @@ def environment() -> Environment:
     )
 
 
-def _cpu() -> str:
+def processor_name() -> str:
     """The processor's name; ``platform.processor`` is empty on most Linux systems."""
     info = Path("/proc/cpuinfo")
     if info.is_file():

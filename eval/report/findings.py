@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 
+from compress.eval.cost.size import human_bytes
+from compress.eval.figures import figure_of
 from compress.eval.quality.generation import StepPoint
 from compress.eval.report.cells import number
-from compress.eval.report.rows import quality_ratio, quality_rows, times
+from compress.eval.report.rows import quality_ratio, times
 from compress.eval.report.schema import Finding, Report
-from compress.eval.spec import EvaluationResult
+from compress.eval.report.verdicts import (
+    Loss,
+    difference_loss,
+    is_share,
+    likelihood_loss,
+    masked_accuracy_loss,
+    same_products,
+    score_loss,
+    speed,
+)
+from compress.eval.spec import EvaluationResult, ToleranceSpec
 
+_LEVELS = {"better": "good", "within": "good", "uncertain": "note", "outside": "warning"}
+_JUDGED = {
+    "better": "better than the original, beyond the error.",
+    "within": "within the tolerance of {}.",
+    "uncertain": "measured too coarsely to say whether that is within the tolerance of {}.",
+    "outside": "outside the tolerance of {}.",
+}
 _PATTERN = re.compile(r"\d+:\d+")
 
 
@@ -19,6 +37,7 @@ def findings(report: Report) -> tuple[Finding, ...]:
     """Return what a careful reader would say about the result, warnings first."""
     found = [
         *_safety(report),
+        *_expected(report),
         *_quality(report),
         *_samples(report),
         *_latency(report),
@@ -31,6 +50,8 @@ def findings(report: Report) -> tuple[Finding, ...]:
 
 
 def _safety(report: Report) -> Iterator[Finding]:
+    for note in report.run.notes:
+        yield Finding(level="note", text=f"On the way: {note}.")
     if report.run.trust_remote_code:
         yield Finding(
             level="warning",
@@ -38,8 +59,24 @@ def _safety(report: Report) -> Iterator[Finding]:
         )
 
 
+def _expected(report: Report) -> Iterator[Finding]:
+    """Whether the run has reproduced what its recipe says it gave."""
+    for name, stated in ((report.run.recipe or {}).get("expected") or {}).items():
+        if not isinstance(stated, dict) or stated.keys() != {"value", "within"}:
+            continue  # of a report from before figures were checked
+        value, within = stated["value"], stated["within"]
+        text = f"Expected {name} {number(value)} within {number(within)}: "
+        found = figure_of(report, name)
+        if found is None:
+            yield Finding(level="warning", text=f"{text}not measured.")
+        elif abs(found - value) <= within:
+            yield Finding(level="good", text=f"{text}reproduced ({number(found)}).")
+        else:
+            yield Finding(level="warning", text=f"{text}NOT reproduced: {number(found)}.")
+
+
 def _quality(report: Report) -> Iterator[Finding]:
-    after = report.after
+    before, after = report.before, report.after
     bound = after.generator and after.generator.likelihood
     result = after.perplexity or bound or after.masked
     if result and len(result.window_nll) < 10:
@@ -47,32 +84,70 @@ def _quality(report: Report) -> Iterator[Finding]:
             level="note",
             text=f"Quality rests on {len(result.window_nll)} windows; its interval is a rough one.",
         )
-    paired = quality_ratio(report.before, after) if report.before else None
-    if paired:
+    if before is None:
+        return
+    tolerance = after.spec.tolerance
+    if paired := quality_ratio(before, after):
         name = "The perplexity bound" if bound else "Masked perplexity"
-        yield _likelihood_finding("Perplexity" if after.perplexity else name, *paired)
-    worse = [row.name for row in quality_rows(report) if row.better < 0 and " " in row.name]
-    tasks = [name for name in worse if after.tasks and name.split()[0] in after.tasks.tasks]
-    if tasks:
-        yield Finding(
-            level="warning", text=f"Beyond twice the standard error, worse at: {', '.join(tasks)}."
-        )
+        yield _likelihood_finding("Perplexity" if after.perplexity else name, *paired, tolerance)
+    if before.masked and after.masked:
+        same = before.tokens_sha256 == after.tokens_sha256
+        loss = masked_accuracy_loss(before.masked, after.masked, same, tolerance)
+        yield _score_finding(
+            "Masked accuracy", before.masked.accuracy, after.masked.accuracy, loss,
+            _points(tolerance),
+        )  # fmt: skip
+    yield from _tasks(before, after)
 
 
-def _likelihood_finding(name: str, ratio: float, bounds: tuple[float, float] | None) -> Finding:
+def _likelihood_finding(
+    name: str, ratio: float, bounds: tuple[float, float] | None, tolerance: ToleranceSpec
+) -> Finding:
+    verdict = likelihood_loss(ratio, bounds, tolerance).verdict
     shown = times(ratio, 1) + (f" [{bounds[0]:.3g}, {bounds[1]:.3g}]" if bounds else "")
-    if bounds and bounds[0] <= 1 <= bounds[1]:
-        return Finding(
-            level="good", text=f"{name} did not change measurably: {shown} the original."
+    text = f"{name} is {shown} the original: {_JUDGED[verdict].format(_percent(tolerance))}"
+    if verdict == "outside" and ratio > 2:
+        text += (
+            " The model is damaged: compress less, calibrate on text closer to the use, or train "
+            "afterwards."
         )
-    if ratio > 2:
-        return Finding(
-            level="warning",
-            text=f"{name} is {shown} the original: the model is damaged. Compress less, calibrate "
-            "on text closer to the use, or train afterwards.",
-        )
-    level = "note" if ratio > 1.02 else "good"
-    return Finding(level=level, text=f"{name} is {shown} the original.")
+    return Finding(level=_LEVELS[verdict], text=text)
+
+
+def _score_finding(name: str, old: float, new: float, loss: Loss, tolerance: str) -> Finding:
+    noise = "" if loss.interval is None else f" (± {number(loss.interval[1] - loss.value)})"
+    text = f"{name} went from {number(old)} to {number(new)}{noise}: "
+    return Finding(level=_LEVELS[loss.verdict], text=text + _JUDGED[loss.verdict].format(tolerance))
+
+
+def _tasks(before: EvaluationResult, after: EvaluationResult) -> Iterator[Finding]:
+    """One sentence a verdict, for there may be dozens of tasks."""
+    if before.tasks is None or after.tasks is None:
+        return
+    spec = after.spec.tolerance
+    found: dict[str, list[str]] = {}
+    stated: dict[str, set[str]] = {}
+    for task, result in after.tasks.tasks.items():
+        first = before.tasks.tasks.get(task)
+        for name, metric in result.metrics.items():
+            old = first.metrics.get(name) if first else None
+            if old is not None:
+                loss = score_loss(old, metric, spec)
+                allowed = _points(spec) if is_share(old, metric) else f"{_percent(spec)} of losses"
+                found.setdefault(loss.verdict, []).append(f"{task} {name}")
+                stated.setdefault(loss.verdict, set()).add(allowed)
+    for verdict, names in found.items():
+        judged = _JUDGED[verdict].format(", ".join(sorted(stated[verdict])))
+        yield Finding(level=_LEVELS[verdict], text=f"{', '.join(names)}: {judged}")
+
+
+def _percent(tolerance: ToleranceSpec) -> str:
+    return f"{100 * tolerance.perplexity:.3g} %"
+
+
+def _points(tolerance: ToleranceSpec) -> str:
+    points = f"{100 * tolerance.accuracy:.3g}"
+    return f"{points} point{'' if points == '1' else 's'} of accuracy"
 
 
 def _samples(report: Report) -> Iterator[Finding]:
@@ -84,21 +159,19 @@ def _samples(report: Report) -> Iterator[Finding]:
     old, new = pair[0][common[-1]].images, pair[1][common[-1]].images
     if old is None or new is None:
         return
-    for name, field, better in (
-        ("Class accuracy of samples", "accuracy", 1),
-        ("The Frechet distance of samples", "frechet", -1),
-    ):
-        first, second = getattr(old, field), getattr(new, field)
-        if first is None or second is None:
-            continue
-        errors = getattr(old, f"{field}_stderr") or 0.0, getattr(new, f"{field}_stderr") or 0.0
-        noise = 1.96 * math.hypot(*errors)
-        shown = f"from {number(first)} to {number(second)} (noise ± {number(noise)})"
-        if abs(second - first) <= noise:
-            yield Finding(level="good", text=f"{name} did not change measurably: {shown}.")
-        else:
-            level = "good" if (second - first) * better > 0 else "warning"
-            yield Finding(level=level, text=f"{name} went {shown}.")
+    tolerance = report.after.spec.tolerance
+    if old.accuracy is not None and new.accuracy is not None:
+        errors = (old.accuracy_stderr, new.accuracy_stderr)
+        loss = difference_loss(old.accuracy, new.accuracy, errors, True, tolerance.accuracy)
+        yield _score_finding(
+            "Class accuracy of samples", old.accuracy, new.accuracy, loss, _points(tolerance)
+        )
+    errors = (old.frechet_stderr, new.frechet_stderr)
+    allowed = tolerance.perplexity * old.frechet
+    loss = difference_loss(old.frechet, new.frechet, errors, False, allowed)
+    yield _score_finding(
+        "The Frechet distance of samples", old.frechet, new.frechet, loss, _percent(tolerance)
+    )
 
 
 def _last_points(result: EvaluationResult | None) -> dict[int, StepPoint]:
@@ -110,9 +183,8 @@ def _latency(report: Report) -> Iterator[Finding]:
     timing = report.after.latency
     if timing is None:
         return
-    predicted = None
-    if report.before and report.before.cost.macs.context == report.after.cost.macs.context:
-        predicted = report.before.cost.macs.per_token / report.after.cost.macs.per_token
+    predicted = _predicted(report)
+    same = report.before is not None and same_products(report.before, report.after)
     for name, timed in (("prefill", timing.prefill), ("decode", timing.decode)):
         if timed is None:
             continue
@@ -122,14 +194,37 @@ def _latency(report: Report) -> Iterator[Finding]:
         hint = ""
         if name == "prefill" and predicted and abs(predicted - 1) > 0.01:
             hint = f"; the multiply-accumulates predict {predicted:.2f}x"
-        if low > 1:
+        found = speed(timed.interval, report.after.spec.tolerance)
+        if found == "unmeasurable":
+            text = f"No measurable change of {name} latency: {shown}{hint}."
+        elif found == "alike":
+            allowed = f"{100 * report.after.spec.tolerance.speed:.3g} %"
+            text = f"{name.capitalize()} speed is {shown}, not clearly more than {allowed} from 1"
+            text += f"{hint}."
+        elif found == "faster" and same:
+            text = f"{name.capitalize()} was {shown} as fast, yet both models do the same products:"
+            text += " nothing in the model explains it."
+        elif found == "faster":
             yield Finding(level="good", text=f"{name.capitalize()} is {shown} as fast{hint}.")
-        elif high < 1:
-            yield Finding(level="warning", text=f"{name.capitalize()} is slower: {shown}{hint}.")
+            continue
         else:
-            yield Finding(
-                level="note", text=f"The run bought nothing in {name} latency: {shown}{hint}."
-            )
+            text = f"{name.capitalize()} is slower: {shown}{hint}."
+        yield Finding(level="warning" if found == "slower" else "note", text=text)
+
+
+def _predicted(report: Report) -> float | None:
+    """The speed-up of exactly the timed forward, if time went with the multiply-accumulates."""
+    timing = report.after.latency
+    if report.before is None:
+        return None
+    # With a key-value cache only the last logits of a prefill are computed.
+    logits = 1 if timing.decode_tokens else timing.prefill_tokens
+    causal = report.after.kind == "causal"
+    old, new = (
+        result.cost.macs.forward(timing.prefill_tokens, logits, causal)
+        for result in (report.before, report.after)
+    )
+    return old / new if new else None
 
 
 def _zeros(report: Report) -> Iterator[Finding]:
@@ -175,10 +270,28 @@ def _disk(report: Report) -> Iterator[Finding]:
     after = report.after.cost.size.checkpoint_bytes
     if not before or not after:
         return
-    if after < 0.99 * before:
+    shipped = report.run.source_bytes
+    if shipped is not None:
+        yield _against_source(report, shipped, before, after)
+    elif after < 0.99 * before:
         yield Finding(level="good", text=f"The checkpoint is {times(before, after)} smaller.")
     elif any("zeros" in step.writes for step in report.steps):
         yield Finding(
             level="note",
             text="The checkpoint is no smaller: zeros are stored like any other value.",
         )
+
+
+def _against_source(report: Report, shipped: int, before: int, after: int) -> Finding:
+    """What was downloaded is what the result is an alternative to, not its unpacked form."""
+    what = f" ({report.run.source_format})" if report.run.source_format else ""
+    text = (
+        f"The source was {human_bytes(shipped)}{what}, unpacked to {human_bytes(before)} to be "
+        f"compressed; the checkpoint is {human_bytes(after)}"
+    )
+    if after > 1.01 * shipped:
+        return Finding(level="warning", text=f"{text}: larger than its source.")
+    if after < 0.99 * shipped:
+        smaller = times(shipped, after)
+        return Finding(level="good", text=f"{text}: {smaller} smaller than its source.")
+    return Finding(level="note", text=f"{text}: as large as its source.")

@@ -9,9 +9,9 @@ from compress.eval.quality.generator import GeneratorResult
 from compress.eval.report.page import definitions, figure, page, rows_table, section, table, text
 from compress.eval.report.plot import scatter
 from compress.eval.report.points import QualityAxis, cost_axes, format_quality, point, quality_axis
-from compress.eval.report.rows import cost_rows, count, latency_rows, quality_rows, seconds, times
+from compress.eval.report.rows import cost_rows, count, quality_rows, seconds, times
 from compress.eval.report.samples import samples_section
-from compress.eval.report.schema import Report
+from compress.eval.report.schema import Report, RunInfo
 
 _MARKS = {"good": "✓", "note": "·", "warning": "!"}
 
@@ -61,7 +61,7 @@ def _tiles(report: Report) -> Iterator[tuple[str, str, str]]:
     new = report.after.cost
     old = report.before.cost if report.before else None
     if new.size.checkpoint_bytes:
-        first = old.size.checkpoint_bytes if old else None
+        first = report.run.source_bytes or (old.size.checkpoint_bytes if old else None)
         ratio = (
             f"{times(new.size.checkpoint_bytes, first)} of {human_bytes(first)}" if first else ""
         )
@@ -122,8 +122,9 @@ def _quality_note(report: Report) -> str:
         overlap = "without overlap" if found.stride == found.window else f"stride {found.stride}"
         notes.append(
             f"{found.tokens:,} predicted tokens in windows of {found.window:,} {overlap}; the "
-            "first token of a window is context. Intervals (95 %) take windows as units; that of "
-            "the ratio compares the same windows in both models, so it is the narrower one."
+            "first token of a window is context. Intervals (95 %) allow for "
+            "neighbouring windows being alike; that of the ratio compares the same windows in "
+            "both models, so it is the narrower one."
         )
     if found := report.after.masked:
         notes.append(
@@ -148,7 +149,7 @@ def _generator_notes(found: GeneratorResult) -> Iterator[str]:
             f"The perplexity bound is that of decoding in random order: {bound.sequences:,} "
             f"held-out sequences, {bound.tokens:,} tokens, {bound.draws} masks each "
             f"({bound.estimator} estimator{control}, {bound.evaluations:,} network evaluations, "
-            f"seed {bound.seed}). Intervals (95 %) take sequences as units."
+            f"seed {bound.seed}). Intervals (95 %) are over sequences."
         )
     if found.ordered:
         first = found.ordered[0]
@@ -170,12 +171,12 @@ def _cost_note(report: Report) -> str:
     )
     if report.after.cost.execution:
         note += f" What ran: {report.after.cost.execution}."
-    if latency_rows(report.after):
+    if report.after.latency:
         timing = report.after.latency
         dtypes = " against ".join(dict.fromkeys(timing.dtype))
         note += (
             f" Latency: {timing.repeats} alternating pairs on {timing.device}, {dtypes}, "
-            f"{timing.threads} threads; medians, and a bootstrap interval of the ratio."
+            f"{timing.threads} threads; medians, and an interval of the median ratio."
         )
     return f'<p class="small">{text(note)}</p>'
 
@@ -222,6 +223,7 @@ def _run(report: Report) -> Iterator[str]:
     yield definitions(
         [
             ("Model", run.model),
+            ("Shipped as", shipped_as(run)),
             ("Weights, sha256", run.model_sha256),
             ("Command", run.command),
             ("Seed", run.seed),
@@ -232,6 +234,13 @@ def _run(report: Report) -> Iterator[str]:
     if run.recipe is not None:
         recipe = yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True)
         yield f"<pre>{text(recipe)}</pre>"
+
+
+def shipped_as(run: RunInfo) -> str | None:
+    """What the weights were before they were unpacked, where they were."""
+    if run.source_bytes is None:
+        return None
+    return f"{human_bytes(run.source_bytes)}, {run.source_format or 'another format'}"
 
 
 def _environment(report: Report) -> str:

@@ -6,22 +6,25 @@ import re
 from collections.abc import Iterable, Sequence
 
 from compress.eval.cost.size import human_bytes
+from compress.eval.report.html import shipped_as
 from compress.eval.report.rows import Row, cost_rows, quality_rows, seconds
 from compress.eval.report.samples import samples_table
 from compress.eval.report.schema import Report
+from compress.intake import printable
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|<>#])")
 
 
 def plain(value: object) -> str:
-    """Escape Markdown and HTML, and keep the value on one line."""
-    return _SPECIAL.sub(r"\\\1", " ".join(str(value).split()))
+    """Escape Markdown, HTML and what a terminal obeys, and keep the value on one line."""
+    return _SPECIAL.sub(r"\\\1", printable(" ".join(str(value).split())))
 
 
 def render_markdown(report: Report) -> str:
     """Return the report as Markdown (GitHub's tables)."""
     run, machine = report.run, report.environment
-    parts = [f"# {plain(report.title)}", f"Model: {plain(run.model)}"]
+    shipped = f" (shipped as {plain(shipped_as(run))})" if run.source_bytes else ""
+    parts = [f"# {plain(report.title)}", f"Model: {plain(run.model)}{shipped}"]
     if report.findings:
         parts += [
             "## Findings",

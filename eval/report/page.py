@@ -10,6 +10,7 @@ from html import escape
 from typing import Any
 
 from compress.eval.report.cells import Row
+from compress.intake import printable
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -99,7 +100,7 @@ figure { margin: 0; background: var(--card); border: 1px solid var(--line); bord
 
 def text(value: Any) -> str:
     """Escape any value for HTML text and quoted attributes."""
-    return escape(str(value), quote=True)
+    return escape(printable(str(value)), quote=True)
 
 
 def page(title: str, body: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ is still about 10 pixels high.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
@@ -125,8 +126,9 @@ def _axis(values: Sequence[float], start: float, end: float, *, from_zero: bool)
     low, high = min(values), max(values)
     log = low > 0 and high / low > 8
     if log:
-        pad = (high / low) ** 0.12
-        return Axis(low / pad, high * pad, start, end, True)
+        pad = math.exp(0.12 * (math.log(high) - math.log(low)))
+        # A ruined model's perplexity can be the largest number there is.
+        return Axis(low / pad, min(high * pad, sys.float_info.max), start, end, True)
     pad = 0.15 * (high - low) or 0.1 * abs(high) or 1.0
     # Costs start at zero, so that distances along the axis are honest; quality has no zero.
     return Axis(0.0 if from_zero else low - pad, high + pad, start, end, False)
@@ -141,7 +143,8 @@ def _linear_ticks(axis: Axis) -> list[float]:
 
 
 def _log_ticks(axis: Axis) -> list[float]:
-    powers = range(math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high)) + 1)
+    first, last = math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high))
+    powers = range(first, min(last, sys.float_info.max_10_exp) + 1, 1 + (last - first) // 8)
     for steps in ((1,), (1, 3), (1, 2, 5)):
         ticks = [m * 10.0**p for p in powers for m in steps if axis.low <= m * 10.0**p <= axis.high]
         if len(ticks) >= 3:

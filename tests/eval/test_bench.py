@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from compress.errors import CompressError
+from compress.eval.bench import provenance, runs
 from compress.eval.bench.llama import write_llama
 from compress.eval.bench.memory import parameters
 from compress.eval.bench.process import measure
 from compress.eval.bench.resume import kill_within
-from compress.eval.bench.rows import Row, number, read_rows, write_rows
+from compress.eval.bench.rows import Row, number, over_seeds, read_rows, write_rows
 from compress.eval.bench.runs import digests
 from compress.eval.bench.speedup import prefill_macs
 from compress.eval.bench.tables import render
@@ -36,8 +39,81 @@ def test_rows_replace_their_figure_and_keep_the_others(tmp_path):
     assert [(r.figure, r.value) for r in merged] == [("a", 3), ("b", 7), ("c", 2)]
     assert read_rows(path) == merged
     assert [p.name for p in path.parent.iterdir()] == ["spine.json"]
-    keys = {"figure", "value", "unit", "op", "bar", "peer", "command"}
-    assert all(set(entry) == keys for entry in json.loads(path.read_text()))
+    assert all(set(entry) == set(Row.model_fields) for entry in json.loads(path.read_text()))
+    assert all(r.processor and r.commit == provenance.commit() for r in merged)
+
+
+def test_rows_of_older_files_are_read_and_not_given_a_commit_that_is_not_theirs(tmp_path):
+    path = tmp_path / "spine.json"
+    fields = ("figure", "value", "unit", "op", "bar", "peer", "command")
+    path.write_text(json.dumps([row("old").model_dump(include=set(fields))]))
+    old, new = sorted(write_rows(path, [row("new")]), key=lambda r: r.figure, reverse=True)
+    assert old.commit is None and old.processor is None and new.processor is not None
+
+
+def test_figures_that_a_benchmark_no_longer_measures_disappear(tmp_path):
+    path = tmp_path / "spine.json"
+    write_rows(path, [row("a"), row("b"), row("c", command="make quickstart")])
+    kept = write_rows(path, [row("a", command=row("a").command + " --data-root DIR")], whole=True)
+    assert [r.figure for r in kept] == ["a", "c"]
+
+
+def test_a_row_of_seeds_shows_median_and_range(tmp_path):
+    write_rows(tmp_path / "s.json", [row("a", **over_seeds([53.0, 51.9, 52.63]), bar=53)])
+    table = render("<!-- results:s -->\n<!-- /results -->\n", tmp_path)
+    assert "| 52.63 (51.90-53) s" in table and "3 seeds" in table
+    with pytest.raises(ValueError, match="range and seeds"):
+        row("a", range=(1, 2))
+
+
+def test_a_figure_is_marked_when_its_code_has_changed_and_not_for_words(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ("-c", "user.name=t", "-c", "user.email=t")
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    def changed(measured_by):
+        provenance.code_digest.cache_clear()
+        provenance._differs.cache_clear()
+        return provenance.changed_since(measured_by, "python -m other")
+
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    code = tmp_path / "compress" / "code.py"
+    code.parent.mkdir()
+    (tmp_path / "eval").mkdir()
+    code.write_text("def f():\n    return 1\n")
+    git("init"), git("add", "."), git("commit", "-m", "a")
+    first = git("rev-parse", "--short", "HEAD")
+    assert not changed(first) and changed(None) and changed("0123456789")
+    code.write_text('def f():\n    """One."""\n    return 1  # the same\n')
+    assert not changed(first)
+    code.write_text("def f():\n    return 2\n")
+    provenance.code_digest.cache_clear()
+    dirty = f"{first}-dirty-{provenance.code_key()}"
+    assert changed(first) and not changed(dirty)
+    git("commit", "-am", "b")
+    assert changed(first) and not changed(dirty)
+    code.write_text("def f():\n    return 3\n")
+    assert changed(dirty)
+    provenance.code_digest.cache_clear()
+    provenance._differs.cache_clear()
+
+
+def test_a_finished_run_is_taken_only_for_the_code_and_recipe_that_made_it(tmp_path, monkeypatch):
+    made = []
+
+    def carry_out(command, log):
+        out = Path(command[command.index("--out") + 1])
+        out.mkdir()
+        (out / "report.json").write_text("{}")
+        made.append(out)
+
+    monkeypatch.setattr(runs, "measure", carry_out)
+    first = runs.run_once(tmp_path, "a", "seed: 0\n")
+    assert runs.run_once(tmp_path, "a", "seed: 0  # the same\n") == first and len(made) == 1
+    assert runs.run_once(tmp_path, "a", "seed: 1\n") != first
+    monkeypatch.setattr(runs, "code_key", lambda: "another")
+    assert runs.run_once(tmp_path, "a", "seed: 0\n") != first and len(made) == 3
 
 
 @pytest.mark.parametrize("content", ["{", '[{"figure": "a"}]', '{"figure": "a"}'])
@@ -156,3 +232,26 @@ def test_macs_of_a_prefill_are_those_of_its_products():
     block = hidden * (2 * hidden + 2 * 16 + 3 * 64)
     attention = 3 * 2 * hidden * tokens * (tokens + 1) // 2
     assert prefill_macs(model, tokens) == tokens * 3 * block + head + attention
+
+
+def test_a_row_says_that_local_data_were_used(tmp_path) -> None:
+    from argparse import Namespace
+
+    from compress.eval.bench.options import publish
+
+    made = Row(
+        figure="a",
+        value=1,
+        unit="",
+        op="<=",
+        bar=None,
+        peer=None,
+        command="python -m compress.eval.bench.x",
+    )
+    for root, command in (
+        (None, "python -m compress.eval.bench.x"),
+        (tmp_path, "python -m compress.eval.bench.x --data-root DIR"),
+    ):
+        options = Namespace(data_root=root, results=tmp_path / "rows.json", smoke=False)
+        publish(options, tmp_path, [made], "any")
+        assert [row.command for row in read_rows(options.results)] == [command]

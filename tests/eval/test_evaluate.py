@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +20,22 @@ SHAPE = dict(
     intermediate_size=64,
     max_position_embeddings=64,
 )
-SPECIAL = SimpleNamespace(mask_token_id=4, cls_token_id=2, sep_token_id=3)
+
+
+class Special:
+    """What is asked of a tokenizer that puts 2 in front of a text and 3 behind it."""
+
+    mask_token_id = 4
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        ids = [10 + ord(c) % 80 for c in text]
+        return {"input_ids": [2, *ids, 3] if add_special_tokens else ids}
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [f"<{i}>" for i in ids]
+
+
+SPECIAL = Special()
 SPEC = EvaluationSpec(
     perplexity={"name": "a text"},
     max_tokens=200,

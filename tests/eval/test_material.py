@@ -83,8 +83,9 @@ def test_what_a_model_cannot_be_asked(tiny, image_config, tokenizer) -> None:
         check_objective(plain, EvaluationSpec(objective="masked"))
     with pytest.raises(CompressError, match="evaluation.images"):
         check_objective(causal, EvaluationSpec(images={"source": "digits"}))
+    assert not check_objective(plain, EvaluationSpec(packing="documents"))
     with pytest.raises(CompressError, match="evaluation.packing"):
-        check_objective(plain, EvaluationSpec(packing="documents"))
+        check_objective(causal, EvaluationSpec(packing="documents"))
     with pytest.raises(CompressError, match="is_causal"):
         check_objective(causal, EvaluationSpec(objective="masked"), tokenizer)
     causal.masked_generation = MaskedGeneration(mask_id=6).model_dump()

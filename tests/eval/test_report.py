@@ -12,6 +12,7 @@ from compress.errors import CompressError
 from compress.eval.compare import Entry, compare
 from compress.eval.cost import CostResult, Macs, PairedLatency, PeakMemory, Size
 from compress.eval.cost.latency import PairedTimes
+from compress.eval.quality.masked import MaskedResult
 from compress.eval.quality.perplexity import PerplexityResult
 from compress.eval.quality.tasks import Metric, TaskResult, TasksResult
 from compress.eval.report import (
@@ -43,8 +44,9 @@ def result(
     accuracy: float | None = None,
     speedup: tuple[float, float, float] | None = None,
     text: str = "t",
+    wobble: float = 0.0,
 ) -> EvaluationResult:
-    windows = [nll + 0.1 * math.sin(i) for i in range(12)]
+    windows = [nll + 0.1 * math.sin(i) + wobble * math.cos(3 * i) for i in range(12)]
     mean = sum(windows) / 12
     timed = None
     if speedup:
@@ -117,6 +119,28 @@ def result(
     )
 
 
+def masked(accuracy: float, wobble: float = 0.0) -> EvaluationResult:
+    scores = MaskedResult(
+        pll=-1.0,
+        pll_stderr=0.1,
+        pseudo_perplexity=math.e,
+        pseudo_perplexity_interval=None,
+        pll_positions=10,
+        accuracy=accuracy,
+        accuracy_stderr=0.04,
+        cross_entropy=1.0,
+        cross_entropy_stderr=0.1,
+        masked_positions=240,
+        mask_fraction=0.15,
+        window=128,
+        seed=0,
+        window_nll=[1.0] * 12,
+        window_accuracy=[accuracy + wobble * math.cos(i) for i in range(12)],
+        window_tokens=[20] * 12,
+    )
+    return result().model_copy(update={"perplexity": None, "kind": "masked", "masked": scores})
+
+
 def report(before=None, after=None, **run) -> Report:
     steps = run.pop("steps", ())
     title = run.pop("title", "a run")
@@ -141,16 +165,54 @@ class TestFindings:
         assert said(trust_remote_code=True).startswith("warning: trust_remote_code was on")
         assert "trust_remote_code" not in said()
 
-    def test_a_step_that_bought_nothing(self) -> None:
+    def test_a_speed_whose_interval_includes_one_is_neither_good_nor_bad(self) -> None:
         text = said(result(), result(speedup=(0.98, 1.01, 1.03)))
-        assert "bought nothing in prefill latency: 1.01x [0.98, 1.03]" in text
+        assert "note: No measurable change of prefill latency: 1.01x [0.98, 1.03]" in text
+        slightly = said(result(), result(macs=400, speedup=(0.98, 0.99, 0.995)))
+        assert "note: Prefill speed is 0.99x [0.98, 0.99], not clearly more than 5 %" in slightly
 
     def test_faster_and_slower_and_what_the_work_predicts(self) -> None:
         faster = said(result(macs=1000), result(macs=800, speedup=(1.1, 1.2, 1.3)))
         assert "good: Prefill is 1.20x [1.10, 1.30] as fast" in faster
-        assert "predict 1.25x" in faster
+        # 8 tokens whose logits are all computed, each with the 4.5 positions that it sees.
+        assert f"predict {(8 * 936 + 36) / (8 * 736 + 36):.2f}x" in faster
         slower = said(result(), result(speedup=(0.7, 0.8, 0.9)))
         assert "warning: Prefill is slower: 0.80x" in slower
+
+    def test_expected_figures_are_reproduced_or_not(self) -> None:
+        def run(name: str, value: float) -> str:
+            recipe = {"expected": {name: {"value": value, "within": 0.5}, "dense": 5.12}}
+            return said(result(2.0), result(3.0, accuracy=0.7), recipe=recipe)
+
+        perplexity = math.exp(result(3.0).perplexity.nll)
+        near = run("perplexity", perplexity + 0.4)
+        assert "good: Expected perplexity" in near and f"reproduced ({number(perplexity)})" in near
+        far = run("perplexity", perplexity + 0.6)
+        assert f"NOT reproduced: {number(perplexity)}" in far and "warning: Expected" in far
+        assert "good: Expected" in run("original.perplexity", math.exp(2.0))
+        assert "good: Expected" in run("tasks.piqa.acc", 0.7)
+        assert "warning: Expected masked_accuracy" in run("masked_accuracy", 0.7)
+
+    def test_dense_zeros_earn_no_praise(self) -> None:
+        zeros = StepEntry(method="x", options={"pattern": "2:4"}, writes=("zeros",))
+        both = (result(), result(speedup=(1.06, 1.08, 1.1)))
+        text = said(*both, steps=(zeros,))
+        assert "note: Prefill was 1.08x" in text and "the same products" in text
+        rows = {row.name: row for row in cost_rows(report(*both, steps=(zeros,)))}
+        assert rows["Prefill, 8 tokens"].better == rows["Non-zero parameters"].better == 0
+
+    def test_a_result_is_held_against_what_was_downloaded(self) -> None:
+        shipped = {"source_bytes": 400, "source_format": "GGUF"}
+        larger = report(result(), result(size=500), **shipped)
+        assert any(
+            f.level == "warning" and "400 B (GGUF)" in f.text and "larger than its source" in f.text
+            for f in findings(larger)
+        )
+        rows = {row.name: row for row in cost_rows(larger)}
+        assert rows["Checkpoint"].better == 0
+        assert rows["Checkpoint against its source"].better == -1
+        assert "400 B" in render_html(larger) and "400 B" in render_markdown(larger)
+        assert "good: The source was 400 B" in said(result(), result(size=200), **shipped)
 
     def test_zeros_and_precision_say_what_they_do_not_bring(self) -> None:
         pattern = StepEntry(method="x", options={"pattern": "2:4"}, writes=("zeros",))
@@ -163,16 +225,42 @@ class TestFindings:
         assert "no smaller" in said(result(), result(), steps=(scattered,))
         assert "good: The checkpoint is 2.00x smaller" in said(result(), result(size=500))
 
-    def test_quality(self) -> None:
-        assert "good: Perplexity did not change measurably" in said(result(), result(3.0))
-        worse = said(result(), result(3.3))
-        assert "note: Perplexity is 1.35x" in worse
-        assert "warning: Perplexity is 7.39x" in said(result(), result(5.0))
+    @pytest.mark.parametrize(
+        ("nll", "wobble", "level", "verdict"),
+        [
+            (3.0, 0.0, "good", "within the tolerance of 5 %"),
+            (3.24, 0.0, "warning", "outside the tolerance of 5 %"),
+            (3.02, 0.3, "note", "too coarsely to say whether that is within"),
+            (2.9, 0.0, "good", "better than the original"),
+            (5.0, 0.0, "warning", "The model is damaged"),
+        ],
+    )
+    def test_quality(self, nll, wobble, level, verdict) -> None:
+        text = said(result(3.0), result(nll, wobble=wobble))
+        assert f"{level}: Perplexity is" in text and verdict in text
+        row = quality_rows(report(result(3.0), result(nll, wobble=wobble)))[0]
+        assert row.better == {"good": 1, "note": 0, "warning": -1}[level]
+
+    def test_the_tolerance_is_the_recipes(self) -> None:
+        spec = EvaluationSpec(tolerance={"perplexity": 0.3})
+        after = result(3.24).model_copy(update={"spec": spec})
+        assert "good: Perplexity is 1.27x" in said(result(3.0), after)
+
+    def test_no_quality_across_two_texts(self) -> None:
         assert "Perplexity is" not in said(result(), result(5.0, text="another"))
 
     def test_tasks_beyond_their_noise(self) -> None:
-        assert "worse at: piqa acc" in said(result(accuracy=0.7), result(accuracy=0.6))
-        assert "worse at" not in said(result(accuracy=0.7), result(accuracy=0.69))
+        worse = said(result(accuracy=0.7), result(accuracy=0.6))
+        assert "warning: piqa acc: outside the tolerance of 1 point of accuracy." in worse
+        close = said(result(accuracy=0.7), result(accuracy=0.69))
+        assert "note: piqa acc: measured too coarsely" in close
+
+    def test_a_drop_of_masked_accuracy_is_not_praised(self) -> None:
+        before, after = (masked(a) for a in (0.87, 0.76))
+        assert "warning: Masked accuracy went from 0.8700 to 0.7600" in said(before, after)
+        coarse = said(masked(0.87, wobble=0.5), masked(0.76))
+        assert "note: Masked accuracy went from" in coarse and "good: Masked acc" not in coarse
+        assert "good: Masked accuracy" in said(before, before)
 
 
 def test_the_ratio_is_paired_by_window() -> None:
@@ -182,6 +270,17 @@ def test_the_ratio_is_paired_by_window() -> None:
     # Both scattered alike, so the difference does not scatter at all.
     assert high - low < 1e-6
     assert quality_ratio(before, result(text="another")) is None
+
+
+def test_the_ratio_weighs_windows_by_their_tokens() -> None:
+    before, after = (
+        scored.model_copy(
+            update={"perplexity": scored.perplexity.model_copy(
+                update={"window_nll": nll, "window_tokens": [300, 100]})}
+        )
+        for scored, nll in ((result(), [3.0, 3.0]), (result(), [3.0, 3.4]))
+    )  # fmt: skip
+    assert quality_ratio(before, after)[0] == pytest.approx(math.exp(0.1))
 
 
 def test_rows() -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
+import torch
 
-from compress.eval.stats import bootstrap_median, clustered_mean, interval, t_quantile
+from compress.eval.stats import clustered_mean, median_interval, serial_mean, t_quantile
 
 
 @pytest.mark.parametrize(
@@ -24,25 +23,35 @@ def test_clustered_mean_weights_clusters_and_is_plain_for_equal_ones() -> None:
     assert clustered_mean([2.0, 30.0], [2.0, 10.0])[0] == pytest.approx(32 / 12)
 
 
-def test_one_cluster_has_no_interval() -> None:
-    mean, error = clustered_mean([5.0], [2.0])
-    assert (mean, error) == (2.5, None)
-    assert interval(mean, error, 1) is None
+def test_one_cluster_has_no_error() -> None:
+    assert clustered_mean([5.0], [2.0]) == (2.5, None)
+    assert serial_mean([5.0], [2.0]).interval is None
 
 
-def test_interval_covers_the_mean_about_95_times_in_100() -> None:
-    draw = random.Random(0)
-    covered = 0
-    for _ in range(1000):
-        sums = [draw.gauss(1.0, 0.5) for _ in range(8)]
-        mean, error = clustered_mean(sums, [1.0] * 8)
-        low, high = interval(mean, error, 8)
-        covered += low <= 1.0 <= high
-    assert 930 <= covered <= 970
+def test_a_serial_mean_of_a_few_windows_has_the_plain_standard_error() -> None:
+    sums, weights = [2.0, 6.0, 10.0, 3.0], [2.0, 2.0, 2.0, 3.0]
+    found = serial_mean(sums, weights)
+    assert (found.value, found.error) == pytest.approx(clustered_mean(sums, weights))
+    assert found.degrees == 3
 
 
-def test_bootstrap_of_the_median_is_seeded_and_brackets_it() -> None:
-    values = [1.0, 1.1, 0.9, 1.2, 1.05]
-    median, (low, high) = bootstrap_median(values)
-    assert low <= median <= high
-    assert (median, (low, high)) == bootstrap_median(values)
+@pytest.mark.parametrize("windows", [32, 240])
+@pytest.mark.parametrize("correlation", [0.0, 0.6])
+def test_the_interval_covers_the_mean_of_a_text_whose_windows_are_alike(windows, correlation):
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(windows, 600, generator=draw, dtype=torch.float64)
+    series = [noise[0]]
+    for fresh in noise[1:]:
+        series.append(correlation * series[-1] + (1 - correlation**2) ** 0.5 * fresh)
+    covered = []
+    for nats in torch.stack(series, dim=1).tolist():
+        low, high = serial_mean(nats, [1.0] * windows).interval
+        covered.append(low <= 0 <= high)
+    assert 0.91 < sum(covered) / len(covered) < 0.98
+
+
+def test_the_interval_of_a_median_lies_between_order_statistics() -> None:
+    assert median_interval([3.0, 1.0, 2.0]) == (2.0, (1.0, 3.0))
+    assert median_interval([float(i) for i in range(7)]) == (3.0, (0.0, 6.0))
+    # At most 3 of 15 on either side with probability 0.035, at most 4 with 0.118.
+    assert median_interval([float(i) for i in range(15)]) == (7.0, (3.0, 11.0))

@@ -117,7 +117,10 @@ def test_float_gguf_gives_the_model_back(tied, tmp_path):
 def test_quantised_gguf_gives_the_weights_it_stands_for(tmp_path):
     original = model(tied=False)
     meant = write_gguf(tmp_path / "m.gguf", original, gguf.GGMLQuantizationType.Q4_1)
-    folder = resolve(tmp_path, cache_dir=tmp_path / "cache").folder
+    source = resolve(tmp_path, cache_dir=tmp_path / "cache")
+    folder = source.folder
+    assert source.shipped.bytes == (tmp_path / "m.gguf").stat().st_size
+    assert source.shipped.format.startswith("GGUF, mostly Q4_1, 5")
     index = TensorIndex.open(folder)
     for name, key in (("blk.1.ffn_down", "model.layers.1.mlp.down_proj"), ("output", "lm_head")):
         written = index.get(f"{key}.weight")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import json
@@ -19,6 +20,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from compress import hub_process
 from compress.errors import CompressError
 from compress.models import hub
 from compress.models.source import Source, load_model, resolve
@@ -74,8 +76,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
         data = self.server.repos.get(repo, {}).get(name)
         if data is None or revision not in ("main", COMMIT):
             return self.send(404, b"", body=body, **{"X-Error-Code": "EntryNotFound"})
+        if body and self.server.silent:
+            return self.drip(data)
         etag = hashlib.sha1(data).hexdigest()
         return self.send(200, data, body=body, ETag=f'"{etag}"', **{"X-Repo-Commit": COMMIT})
+
+    def drip(self, data: bytes) -> None:
+        """A byte now and then: no wait for an answer ever ends."""
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for byte in data:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.1)
 
     def send(self, status: int, data: bytes, *, body: bool, **headers: str) -> None:
         self.send_response(status)
@@ -93,7 +107,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made.repos, made.asked = {}, []
+    made.repos, made.asked, made.silent = {}, [], False
     made.url = f"http://127.0.0.1:{made.server_port}"
     threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
     yield made
@@ -210,6 +224,26 @@ def test_unreachable_hub_is_told_within_seconds(kind, server, tmp_path, monkeypa
     assert time.perf_counter() - start < 8
     for word in ("folder", "pypi:", "HF_ENDPOINT", "owner/tiny"):
         assert word in str(caught.value)
+
+
+def test_download_in_which_nothing_arrives_is_ended(server, model, tmp_path, monkeypatch):
+    server.repos["tiny"], server.silent = files_of(model, tmp_path / "src"), True
+    with monkeypatch.context() as patch:
+        patch.setattr(hub_process, "SILENCE", 2.0)
+        with pytest.raises(CompressError, match="less than 64 kB in 2 s"):
+            hub.fetch("tiny", cache_dir=tmp_path / "cache", endpoint=server.url)
+    server.silent = False
+    shot = hub.fetch("tiny", cache_dir=tmp_path / "cache", endpoint=server.url)
+    assert load_model(shot.folder) is not None
+
+
+@pytest.mark.parametrize("answer", [b"[]", b"[" * 100_000, b'{"id": "tiny", "siblings": [5]}'])
+def test_answers_that_are_none(server, tmp_path, answer, monkeypatch):
+    monkeypatch.setattr(
+        Handler, "send_api", lambda self, *_, body: self.send(200, answer, body=body)
+    )
+    with pytest.raises(CompressError, match="usable answer from the hub about tiny"):
+        hub.fetch("tiny", cache_dir=tmp_path / "cache", endpoint=server.url)
 
 
 @pytest.mark.parametrize("revision", [None, "main", COMMIT])

@@ -194,6 +194,9 @@ class MaskLLM(ZeroingMethod):
             tunes=self.tuning is not None and self.tuning_scope == "block",
         )
 
+    def files(self) -> tuple[Path, ...]:
+        return () if self.prior in PRIORS else (Path(self.prior),)
+
     def check(self, anatomy: Anatomy, outline: Outline) -> None:
         super().check(anatomy, outline)
         shapes = {}

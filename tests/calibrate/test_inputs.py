@@ -1,0 +1,88 @@
+"""What Python users have as calibration data, and what each becomes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+from transformers.tokenization_utils_base import BatchEncoding
+
+from compress.calibrate.inputs import calibration_inputs
+from compress.errors import CompressError
+
+TEXTS = ["the river under light", "slow and quick"]
+
+
+def rows(batches):
+    return [row.tolist() for batch in batches for row in batch["input_ids"]]
+
+
+def test_one_matrix_in_many_forms(tiny, tokens):
+    datasets = pytest.importorskip("datasets")
+    model = tiny("llama")
+    table = datasets.Dataset.from_dict({"input_ids": tokens.tolist(), "name": ["x"] * len(tokens)})
+    forms = {
+        "tensor": tokens,
+        "int32": tokens.int(),
+        "array": tokens.numpy(),
+        "lists": tokens.tolist(),
+        "arrays": list(tokens.numpy()),
+        "rows": list(tokens),
+        "batches": tokens.split(2),
+        "generator": (t for t in tokens.split(1)),
+        "mapping": BatchEncoding({"input_ids": tokens, "token_type_ids": tokens * 0}),
+        "list of dicts": [{"input_ids": t.tolist()} for t in tokens],
+        "loader": DataLoader(TensorDataset(tokens), batch_size=2),
+        "data set": table,
+        "loader of a data set": DataLoader(table.with_format("torch"), batch_size=2),
+    }
+    for name, form in forms.items():
+        found = calibration_inputs(form, model)
+        assert rows(found) == tokens.tolist(), name
+        assert all(set(b) == {"input_ids"} and b["input_ids"].dtype == torch.int64 for b in found)
+
+
+def test_texts_get_what_the_tokenizer_adds(tiny, tokenizer):
+    datasets = pytest.importorskip("datasets")
+    model = tiny("llama")
+    expected = [tokenizer(text)["input_ids"] for text in TEXTS]
+    for form in (TEXTS, datasets.Dataset.from_dict({"text": TEXTS}), ({"text": t} for t in TEXTS)):
+        assert rows(calibration_inputs(form, model, tokenizer)) == expected
+    cut = rows(calibration_inputs(TEXTS, model, tokenizer, length=2))
+    assert [len(row) for row in cut] == [2, 2]
+
+
+def test_padding_of_a_tokenizers_output_is_taken_away(tiny):
+    ids = torch.tensor([[1, 2, 3, 0], [4, 5, 0, 0], [0, 0, 0, 0]])
+    given = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+    assert rows(calibration_inputs(given, tiny("llama"))) == [[1, 2, 3], [4, 5]]
+
+
+REFUSED = {
+    "a text alone": ("text", "tokenizer"),
+    "texts alone": (TEXTS, "tokenizer"),
+    "one sequence": ([1, 2, 3], "a sample that is int"),
+    "a number": (5, "calibration"),
+    "nothing in a list": ([None], "NoneType"),
+    "floats": (torch.rand(2, 4), "whole numbers"),
+    "truth values": (torch.ones(2, 4, dtype=torch.bool), "whole numbers"),
+    "one dimension": (torch.arange(4), "samples, length"),
+    "no tokens": (torch.zeros(2, 0, dtype=torch.int64), "something in it"),
+    "above the vocabulary": (torch.full((2, 4), 999), "token ids from 0 to 263"),
+    "below it": (torch.full((2, 4), -1), "token ids from 0 to 263"),
+    "too long": (torch.ones(1, 129, dtype=torch.int64), "128 tokens"),
+    "unknown input": ([{"input_ids": [1], "foo": [1]}], "foo"),
+    "no input": ([{"attention_mask": [1]}], "input_ids"),
+    "not finite": ([{"inputs_embeds": torch.full((1, 2, 32), float("nan"))}], "finite"),
+    "no values": (torch.zeros(2, 2, dtype=torch.int64, device="meta"), "meta"),
+    "ragged": ([{"input_ids": [[1, 2], [3]]}], "rows of one length"),
+    "on its side": ([{"input_ids": [torch.ones(2), torch.ones(2)]}], "Stack them"),
+    "labels in some": ([{"input_ids": [1], "labels": [1]}, [2]], "labels in all"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_refused(tiny, what):
+    given, message = REFUSED[what]
+    with pytest.raises(CompressError, match=message):
+        calibration_inputs(given, tiny("llama"))
