@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from compress.errors import CompressError
@@ -13,9 +12,11 @@ from compress.methods.catalog import METHODS
 from compress.models.families import FAMILIES
 from compress.models.source import load_config, resolve
 from compress.models.stream import StreamedModel
+from compress.models.supported import check_kind
 from compress.models.tensors import TensorIndex
 from compress.outline import Outline, outline_of
 from compress.state import ModelState
+from compress.step_check import check_step, left_alone
 
 
 def inspect_model(
@@ -78,15 +79,15 @@ def _block(block: Any) -> dict[str, Any]:
 
 
 def _verdict(name: str, streamed: StreamedModel, outline: Outline) -> str:
-    """Whether a method with its default options takes this model."""
+    """Whether a method takes this model: with its default options, or those of its example."""
     cls = METHODS.get(name)
+    method = cls(**cls.example)
+    options = ", ".join(f"{key}: {value}" for key, value in cls.example.items())
     try:
-        method = cls()
-    except ValidationError:
-        required = [n for n, f in cls.model_fields.items() if f.is_required()]
-        return f"yes, given {', '.join(required)}" if required else "yes, with options"
-    try:
-        method.check(streamed.anatomy, outline)
+        check_kind(streamed.model)
+        check_step(method, streamed, outline)
     except CompressError as error:
-        return f"not with default options: {error}"
-    return "yes"
+        return f"not with {options or 'default options'}: {error}"
+    found = f"yes, given {options} for example" if options else "yes"
+    note = left_alone(method, outline)
+    return f"{found}; {note.partition(': ')[2]}" if note else found

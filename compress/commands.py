@@ -56,6 +56,8 @@ def evaluate_model(
     from compress.evaluation_text import text_material
     from compress.models.source import load_config, load_model, load_tokenizer, resolve
 
+    if out is not None and out.exists() and not out.is_dir():
+        raise CompressError("a folder for the report (--out)", f"{str(out)!r}, which is none")
     found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     tokenizer, reason = load_tokenizer(found.folder, trust_remote_code=trust_remote_code)
     reader = load_codebook(found.folder) if tokenizer is None else tokenizer
@@ -113,6 +115,16 @@ def evaluate_model(
         out.mkdir(parents=True, exist_ok=True)
         write_report(report, out)
     return report
+
+
+def refuse_overwriting(*paths: Path) -> None:
+    """Raise a CompressError where one of these files exists: it may be somebody's work."""
+    for path in paths:
+        if path.exists() or path.is_symlink():
+            raise CompressError(
+                f"{path} not to exist yet", "a file of that name",
+                "Choose another place with --out, or replace it by --overwrite",
+            )  # fmt: skip
 
 
 def compare_runs(paths: list[Path], out: Path) -> None:

@@ -27,6 +27,7 @@ from compress.models.source import load_model
 from compress.planner import Plan
 from compress.progress import Progress
 from compress.recipe import split_evaluation
+from compress.step_check import left_alone
 from compress.workspace import Workspace
 
 
@@ -196,6 +197,7 @@ class Evaluator:
             started=started,
             seconds=(datetime.now(UTC) - begun).total_seconds(),
             trust_remote_code=self.plan.recipe.model.trust_remote_code,
+            notes=(*self.workspace.notes, *map(_mended, self.workspace.find(event="mended"))),
         )
 
     def _data(self, calibration: Calibration | None) -> tuple[Any, ...]:
@@ -236,6 +238,8 @@ class Evaluator:
             event = self.workspace.find(event="step", step=number)[0]
             kept = event["kept"]
             notes = () if kept is None else (f"kept blocks {', '.join(map(str, kept))}",)
+            alone = left_alone(method, self.plan.steps[number].before)
+            notes += (alone,) if alone else ()
             entries.append(
                 StepEntry(
                     method=method.name,
@@ -249,6 +253,10 @@ class Evaluator:
                 )
             )
         return tuple(entries)
+
+
+def _mended(event: dict[str, Any]) -> str:
+    return f"the recipe's {', '.join(event['parts'])} changed after the run was started"
 
 
 def _sha(text: str) -> str:

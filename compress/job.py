@@ -31,11 +31,12 @@ from compress.models.tensors import file_sha256
 from compress.planner import Plan
 from compress.planning_checks import reader_of
 from compress.progress import Progress
-from compress.recipe import parse_size
+from compress.recipe import Recipe, parse_size
 from compress.sink import JournalSink
 from compress.state import ModelState
 from compress.step_context import StepContext
 from compress.steps import run_step
+from compress.train.options import Precision, auto_precision
 from compress.workspace import Workspace
 
 _ALWAYS_FITS = 64 * 2**20
@@ -187,6 +188,7 @@ class Job:
             storage_dtype=self.dtype,
             sink=sink,
             guard=lambda: memory.check_limit(self.limit),
+            precision=settled_precision(self.workspace, self.recipe, self.device),
         )
 
     def write(self) -> None:
@@ -243,6 +245,13 @@ class Job:
         if self.evaluator is None:
             return None
         return self.evaluator.report(self.calibration, self.command)
+
+
+def settled_precision(workspace: Workspace, recipe: Recipe, device: torch.device) -> Precision:
+    """What ``precision: auto`` means in all trainings of a run, wherever it goes on."""
+    if recipe.model.train is None and all(step.learns is None for step in recipe.steps):
+        return "auto"  # nothing is trained, nothing has to be measured
+    return workspace.keep("precision", lambda: auto_precision(device))
 
 
 def device_of(name: str) -> torch.device:

@@ -138,7 +138,7 @@ def _learn_filled(
                     method.solve(site_work)
     work = ModelWork(
         source.model, source.anatomy, batches, source.device, context.folder, context.seed,
-        context.progress, context.guard,
+        context.progress, context.guard, context.precision,
     )  # fmt: skip
     with context.joined():
         method.learn_model(work)

@@ -170,6 +170,7 @@ def _fit_block(
         seed=work.seed,
         guard=work.guard,
         device=work.device,
+        auto=work.precision,
     )
     work.metrics[f"{what}.after"] = _error(outputs, linears, held)
 
@@ -269,6 +270,7 @@ def _fit_model(
             progress=work.progress,
             guard=work.guard,
             device=work.device,
+            auto=work.precision,
         )
     finally:
         set_mode(linears, "hard")

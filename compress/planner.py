@@ -5,8 +5,9 @@ No weight is read. Sizes follow from shapes; :mod:`compress.forecast` says what 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from compress.methods.base import MODULES, PRECISION, VALUES, WIDTH, ZEROS, Meth
 from compress.models.anatomy import Anatomy
 from compress.models.source import Source, load_config, resolve
 from compress.models.stream import StreamedModel
+from compress.models.supported import check_kind, check_supported
 from compress.models.tensors import TensorIndex
 from compress.outline import Outline, outline_of
 from compress.planning_checks import check_inputs, check_patterns
 from compress.recipe import Recipe, split_evaluation
 from compress.state import ModelState
+from compress.step_check import check_step, left_alone
 
 # What an earlier step made, a later one would destroy: (earlier writes, later writes, why).
 _CONFLICTS = (
@@ -118,6 +121,7 @@ def plan(
         TensorIndex.open(source.folder), config, recipe.model.trust_remote_code
     )
     streamed = state.streamed()
+    check_kind(streamed.model)
     bits = 8 * (getattr(torch, recipe.output.dtype) if recipe.output.dtype else
                 state.source.storage_dtype).itemsize  # fmt: skip
     outline = _mark_quantized(outline_of(streamed.model, streamed.anatomy, bits), state)
@@ -160,8 +164,6 @@ def _source(recipe: Recipe, cache_dir: str | Path | None) -> Source:
 
 def _mark_quantized(outline: Outline, state: ModelState) -> Outline:
     """A source that is quantised already must not be quantised twice."""
-    from dataclasses import replace
-
     blocks = []
     for block, record in zip(outline.blocks, state.records, strict=True):
         changed = {
@@ -176,23 +178,29 @@ def _mark_quantized(outline: Outline, state: ModelState) -> Outline:
 def check_steps(steps: tuple[Method, ...], streamed: StreamedModel, has_calibration: bool) -> None:
     """Refuse steps that cannot work on a live model, before any of them starts.
 
+    Warns of what they leave alone.
+
     Raises:
         CompressError: as :func:`plan`.
     """
+    check_supported(streamed.model)
     _check_needs(steps, has_calibration)
     _check_order(steps)
     outline = outline_of(streamed.model, streamed.anatomy, 32)
     for number, method in enumerate(steps):
+        note = left_alone(method, outline)
+        if note:
+            warnings.warn(note, stacklevel=3)
         outline = _passed(number, method, streamed, outline)
 
 
 def _passed(number: int, method: Method, streamed: StreamedModel, outline: Outline) -> Outline:
     """The outline behind a step: the one check of recipes and live models."""
     try:
-        method.check(streamed.anatomy, outline)
+        after = check_step(method, streamed, outline)
         check_patterns(method, streamed.anatomy, streamed.model)
         _check_rounded(method, outline)
-        return method.predict(outline)
+        return after
     except CompressError as error:
         raise error.within(f"steps.{number} ({method.name})") from None
 

@@ -14,6 +14,7 @@ from torch import nn
 from compress.models.anatomy import BlockAnatomy
 from compress.models.stream import StreamedModel
 from compress.progress import Progress
+from compress.train.options import Precision
 
 # Passes of a step: what a method sees of the dense model; what blocks learn by themselves; what the
 # model learns as a whole; what changes the weights.
@@ -103,6 +104,7 @@ class StepContext:
         report: called with (stage, block index, number of blocks, note) after each block.
         guard: called before each block; raises when a limit is exceeded.
         joined: entered while the whole model trains; calls other processes to take part.
+        precision: what ``precision: auto`` of a training means; settled when a run began.
     """
 
     source: StreamedModel
@@ -117,6 +119,7 @@ class StepContext:
     report: Callable[[str, int, int, Any], None] = lambda *_: None
     guard: Callable[[], None] = lambda: None
     joined: Callable[[], AbstractContextManager[None]] = nullcontext
+    precision: Precision = "auto"
 
 
 def fill_whole(context: StepContext) -> list[dict[str, torch.Tensor]]:

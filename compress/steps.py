@@ -230,7 +230,7 @@ def _learn(
     source = context.source
     work = BlockWork(
         source.block(index), source.anatomy.blocks[index], replay.inputs, reference.targets,
-        replay.calls, source.device, context.seed + index, context.guard,
+        replay.calls, source.device, context.seed + index, context.guard, context.precision,
     )  # fmt: skip
     learn(work)
     return work.metrics

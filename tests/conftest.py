@@ -114,6 +114,15 @@ def _few_threads():
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_clean_process():
+    """Let one interpreter prove all checkpoints that need one: starting it takes seconds."""
+    from compress.checkpoint.fresh import kept_process
+
+    with kept_process():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
     """Let sockets reach this machine only."""

@@ -116,13 +116,19 @@ def _process() -> Iterator[_Clean]:
 class _Clean:
     """A clean interpreter that reads tasks, a line of JSON each, and answers each with a line.
 
+    It is started with the first task.
+
     Args:
         fork: let a child do each task, so that the interpreter stays clean.
     """
 
     def __init__(self, fork: bool) -> None:
+        self._fork = fork
+        self._process: subprocess.Popen[str] | None = None
+
+    def _start(self) -> None:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        code = _START.format(path=sys.path, threads=torch.get_num_threads(), fork=fork)
+        code = _START.format(path=sys.path, threads=torch.get_num_threads(), fork=self._fork)
         self._process = subprocess.Popen(
             [sys.executable, "-c", code],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
@@ -131,6 +137,8 @@ class _Clean:
     def ask(self, task: dict[str, Any]) -> dict[str, Any]:
         """Have a task done; a CompressError where no answer comes."""
         answer = ""
+        if self._process is None:
+            self._start()
         with contextlib.suppress(OSError):
             self._process.stdin.write(json.dumps(task) + "\n")
             self._process.stdin.flush()
@@ -148,6 +156,9 @@ class _Clean:
         )
 
     def close(self) -> None:
+        """End the interpreter, if it was started."""
+        if self._process is None:
+            return
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         self._process.stdout.close()

@@ -20,6 +20,7 @@ from compress.errors import CompressError
 from compress.models.anatomy import Anatomy, anatomy_of
 from compress.models.source_load import auto_class as _auto_class
 from compress.models.source_load import load_config
+from compress.models.supported import check_kind, check_not_packed
 from compress.models.tensors import check_finite
 
 
@@ -46,6 +47,8 @@ def save_model(
     """
     folder = Path(folder)
     require_empty(folder)
+    check_kind(model)
+    check_not_packed(model)
     anatomy = anatomy_of(model)
     records = [record_block(model.get_submodule(block.path), block) for block in anatomy.blocks]
     config = config_for(model, anatomy, records)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+from compress import hub_process
 from compress.data.catalog import LINES, whole_file
 from compress.data.readers import Chat, texts_of
 from compress.errors import CompressError
+from compress.hub_process import HubError
 
 TIMEOUT = 10.0  # seconds until a hub that does not answer is called unreachable
 MAX_BYTES = 64 * 2**20  # of text; some data sets have terabytes, and no run needs so much
@@ -41,26 +45,34 @@ def read_hub_dataset(
             split or field.
     """
     _ask_hub(dataset, data_root, have, endpoint)
-    import datasets
-
+    lines = dataset in LINES
     try:
-        rows = datasets.load_dataset(dataset, subset, split=split, streaming=True)
-        lines = dataset in LINES
-        texts = texts_of(rows, field, dataset, keep_blank=lines)
-        texts = list(_limited(texts, None if lines else limit))
-    except CompressError:
-        raise
-    except ValueError as error:  # an unknown subset or split, with the known ones in the text
+        with closing(_rows(dataset, subset, split)) as rows:
+            texts = texts_of(rows, field, dataset, keep_blank=lines)
+            texts = list(_limited(texts, None if lines else limit))
+    except HubError as error:
+        if "ValueError" in error.types:  # an unknown subset or split, the known ones in the text
+            raise CompressError(
+                f"a subset and split of {dataset}", f"{subset!r}, {split!r}: {error}",
+                "Set subset and split",
+            ) from error  # fmt: skip
         raise CompressError(
-            f"a subset and split of {dataset}", f"{subset!r}, {split!r}: {error}",
-            "Set subset and split",
+            f"the rows of {dataset}", f"{error.types[0]}: {error}",
+            _advice(data_root, have, dataset),
         ) from error  # fmt: skip
-    except Exception as error:  # the library, its file systems and its HTTP clients all differ
+    except TimeoutError as error:
         raise CompressError(
-            f"the rows of {dataset}", f"{type(error).__name__}: {error}",
+            f"the rows of {dataset}", f"none within {hub_process.SILENCE:.0f} s",
             _advice(data_root, have, dataset),
         ) from error  # fmt: skip
     return [whole_file(dataset, split, texts)] if lines else texts
+
+
+def _rows(dataset: str, subset: str | None, split: str) -> Iterator[dict[str, Any]]:
+    """The rows as they come; a TimeoutError when none does."""
+    with hub_process.asked("rows", dataset=dataset, subset=subset, split=split) as asked:
+        while "row" in (answer := asked.answer(hub_process.SILENCE)):
+            yield answer["row"]
 
 
 def _ask_hub(

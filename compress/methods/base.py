@@ -124,6 +124,7 @@ class Method(BaseModel):
         works_on: ``block`` (streams) or ``model`` (decides with the whole model in memory).
         reads, writes: which of values, zeros, width, depth, modules, precision.
         needs: ``nothing``, ``calibration``, ``training`` or ``labels``.
+        example: options that make a valid step of a method that has none by default.
         surveys: True when a pass over the uncompressed model precedes (see ``observe``/``decide``).
     """
 
@@ -136,6 +137,7 @@ class Method(BaseModel):
     reads: ClassVar[frozenset[str]] = frozenset({VALUES})
     writes: ClassVar[frozenset[str]]
     needs: ClassVar[str] = "calibration"
+    example: ClassVar[dict[str, Any]] = {}
 
     @property
     def surveys(self) -> bool:

@@ -13,6 +13,7 @@ from compress.calibrate.activations import Activations
 from compress.calibrate.replay import BlockCall
 from compress.models.anatomy import Anatomy, BlockAnatomy
 from compress.progress import Progress
+from compress.train.options import Precision
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class BlockWork:
         device: where the block lives.
         seed: of everything random; another one for each block.
         guard: raises when a limit of the run is exceeded.
+        precision: what ``precision: auto`` of a training means.
         metrics: figures for the journal, set by the method.
     """
 
@@ -62,6 +64,7 @@ class BlockWork:
     device: torch.device
     seed: int
     guard: Callable[[], None] = lambda: None
+    precision: Precision = "auto"
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -75,6 +78,7 @@ class ModelWork:
         folder: for training checkpoints; None where nothing is durable.
         seed: of everything random.
         progress: where to tell how far it is. guard: raises when a limit is exceeded.
+        precision: what ``precision: auto`` of a training means.
         metrics: figures for the journal, set by the method.
     """
 
@@ -86,4 +90,5 @@ class ModelWork:
     seed: int
     progress: Progress | None = None
     guard: Callable[[], None] = lambda: None
+    precision: Precision = "auto"
     metrics: dict[str, float] = field(default_factory=dict)

@@ -40,6 +40,9 @@ class Family:
         shared_blocks: all layers are the same module (ALBERT), so no layer can differ or go.
         fixed_first: number of layers at the start that the class builds unlike all others
             (ModernBERT's first has no norm before its attention), so none can take their place.
+        fixed_heads: the class reads the number of heads outside its blocks too (for rotary
+            frequencies, say), so that no layer can have another.
+        fixed_layers: a weight outside the blocks has a row for each layer, so none can go.
         blocks: name of the list of blocks, for models with several lists that could be meant.
     """
 
@@ -53,6 +56,8 @@ class Family:
     attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     shared_blocks: bool = False
     fixed_first: int = 0
+    fixed_heads: bool = False
+    fixed_layers: bool = False
     blocks: str | None = None
 
 
@@ -85,10 +90,11 @@ FAMILIES: dict[str, Family] = {
             "cohere2",
             "starcoder2",
             "stablelm",
-            "helium",
         ],
         _LLAMA,
     ),
+    # Its output projection is as wide as the hidden size, whatever the fields say.
+    "helium": replace(_LLAMA, head_dim=None),
     **dict.fromkeys(("glm", "glm4"), replace(_LLAMA, up_layout=CONCATENATED)),
     "phi3": Family(
         kv_heads="num_key_value_heads",
@@ -107,10 +113,14 @@ FAMILIES: dict[str, Family] = {
         attributes={"attn": {"num_heads": "heads", "split_size": "attention_width"}},
     ),
     "gpt_neox": Family(
-        qkv_layout=INTERLEAVED, attributes={"attention": {"num_attention_heads": "heads"}}
+        qkv_layout=INTERLEAVED,
+        attributes={"attention": {"num_attention_heads": "heads"}},
+        fixed_heads=True,
     ),
     "opt": Family(ffn="ffn_dim", attributes={"self_attn": {"num_heads": "heads"}}),
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra", "esm"), _BERT),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), _BERT),
+    # Its contact head weighs the attention maps of all heads of all layers.
+    "esm": replace(_BERT, fixed_heads=True, fixed_layers=True),
     "distilbert": Family(
         layers="n_layers",
         heads="n_heads",

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.errors import CompressError
-from compress.models.hub_download import DownloadError, snapshot
+from compress.hub_process import HubError
+from compress.models.hub_download import snapshot
 from compress.models.tensors_header import (
     INDEX,
     PICKLES,
@@ -150,7 +151,7 @@ def _download(
             # A listed name is a literal, but the filter reads patterns.
             allow_patterns=[name.replace("[", "[[]") for name in wanted], etag_timeout=TIMEOUT,
         )  # fmt: skip
-    except DownloadError as error:
+    except HubError as error:
         raise CompressError(
             f"the files of {repo_id} from the hub", f"{error.types[0]}: {_first_line(error)}",
             "Run the command again: what has arrived is kept and not fetched twice",

@@ -17,7 +17,7 @@ from compress.errors import CompressError
 from compress.progress import Progress
 from compress.train.checkpoint import CheckpointFolder
 from compress.train.moment import Moment, derive_seed
-from compress.train.options import TrainingOptions, compute_dtype, learning_rate
+from compress.train.options import Precision, TrainingOptions, compute_dtype, learning_rate
 from compress.train.parameters import Group, Trained, named_groups
 from compress.train.recompute import recomputing
 from compress.train.source import BatchSource, Order, sample_digest
@@ -56,6 +56,7 @@ def fit(
     progress: Progress | None = None,
     guard: Callable[[], None] = lambda: None,
     device: torch.device | str | None = None,
+    auto: Precision = "auto",
 ) -> TrainingResult:
     """Train a module in place with AdamW.
 
@@ -83,6 +84,8 @@ def fit(
         progress: where to tell how far it is.
         guard: called before each step; raises when a limit is exceeded.
         device: where micro-batches go; by default where the parameters are.
+        auto: what ``precision: auto`` means, where that was settled when a run began; by default
+            the machine is asked.
 
     Returns:
         the history. With ``options.ema`` the module's parameters are the average.
@@ -93,6 +96,8 @@ def fit(
     """
     groups = named_groups(module, parameters)
     place = torch.device(device or next(module.parameters()).device)
+    if options.precision == "auto":
+        options = options.model_copy(update={"precision": auto})
     with recomputing(module, options.gradient_checkpointing):
         run = _Run(module, loss, source, options, groups, seed, place)
         run.resume(Path(folder) if folder is not None else None)

@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.errors import CompressError
+from compress.precision import fast_bfloat16
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -41,7 +42,7 @@ class TrainingOptions(BaseModel):
     eps: float = Field(1e-8, gt=0, description="keeps Adam's quotient finite")
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null for none")
     precision: Precision = Field(
-        "auto", description="of products; auto is 16 bits where the hardware computes in them"
+        "auto", description="of products; auto is 16 bits where those are measured to be fast"
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute blocks in the backward pass instead of storing them"
@@ -83,20 +84,13 @@ def learning_rate(options: TrainingOptions, step: int) -> float:
 
 
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products on a device.
-
-    ``auto`` is bfloat16 on GPUs and CPUs with units for it, float16 on older GPUs, else float32: a
-    CPU without such units is many times slower in 16 bits.
+    """The dtype of matrix products on a device; ``auto`` is what :func:`auto_precision` says.
 
     Raises:
         CompressError: float16 on a CPU, whose small gradients would vanish.
     """
     if precision == "auto":
-        if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
-        if device.type == "cpu" and _cpu_has_bfloat16():
-            return torch.bfloat16
-        return torch.float32
+        precision = auto_precision(device)
     if precision == "float16" and device.type != "cuda":
         raise CompressError(
             "a GPU for training in float16", f"the device {device}", "Set precision: auto"
@@ -104,5 +98,11 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     return getattr(torch, precision)
 
 
-def _cpu_has_bfloat16() -> bool:
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+def auto_precision(device: torch.device) -> Precision:
+    """bfloat16 where a measurement shows that its products are fast, float16 on GPUs that have no
+    bfloat16, else float32."""
+    if fast_bfloat16(device):
+        return "bfloat16"
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "float16"
+    return "float32"

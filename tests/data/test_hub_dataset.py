@@ -115,7 +115,7 @@ def ask(endpoint: str, home: Path, *specs: dict) -> list:
     done = subprocess.run(
         [sys.executable, "-c", CODE, json.dumps(specs)],
         env={**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PYTHONPATH": root},
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]

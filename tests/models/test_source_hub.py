@@ -20,8 +20,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from compress import hub_process
 from compress.errors import CompressError
-from compress.models import hub, hub_download
+from compress.models import hub
 from compress.models.source import Source, load_model, resolve
 from compress.models.tensors_header import INDEX
 
@@ -228,7 +229,7 @@ def test_unreachable_hub_is_told_within_seconds(kind, server, tmp_path, monkeypa
 def test_download_in_which_nothing_arrives_is_ended(server, model, tmp_path, monkeypatch):
     server.repos["tiny"], server.silent = files_of(model, tmp_path / "src"), True
     with monkeypatch.context() as patch:
-        patch.setattr(hub_download, "SILENCE", 2.0)
+        patch.setattr(hub_process, "SILENCE", 2.0)
         with pytest.raises(CompressError, match="less than 64 kB in 2 s"):
             hub.fetch("tiny", cache_dir=tmp_path / "cache", endpoint=server.url)
     server.silent = False

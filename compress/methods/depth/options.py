@@ -18,6 +18,7 @@ class DepthMethod(Method):
     """Options and checks of block removal. A decision is ``{"removed": [block indices], ...}``."""
 
     writes: ClassVar[frozenset[str]] = frozenset({DEPTH})
+    example: ClassVar[dict[str, Any]] = {"remove": 1}
 
     remove: int | None = Field(
         None, ge=0, description="Number of blocks to remove. Give this or `share`."
@@ -50,6 +51,12 @@ class DepthMethod(Method):
                 f"{anatomy.model_type}, whose layers share one set",
                 "Removing one of them would remove all; use a sparsity, precision or "
                 "factorisation step",
+            )
+        if anatomy.family.fixed_layers:
+            raise CompressError(
+                "a model without weights that count its layers",
+                f"{anatomy.model_type}, whose head has some for each of them",
+                "Use another kind of step",
             )
         blocks = len(outline.blocks)
         remove, free = self.count(blocks), len(self.candidates(blocks, anatomy.family))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, model_validator
@@ -31,6 +31,7 @@ class FactorizeMethod(LinearMethod):
     """
 
     writes: ClassVar[frozenset[str]] = frozenset({VALUES, MODULES})
+    example: ClassVar[dict[str, Any]] = {"ratio": 0.5}
 
     ratio: float | None = Field(
         None,

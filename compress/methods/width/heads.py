@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from compress.errors import CompressError
 from compress.methods.width.options import WidthMethod
-from compress.models.anatomy import ATTENTION_OUT
+from compress.models.anatomy import ATTENTION_OUT, Anatomy
+from compress.outline import Outline
 
 
 class HeadWidth(WidthMethod):
@@ -19,3 +21,12 @@ class HeadWidth(WidthMethod):
     source: ClassVar[str] = "Kurtic et al. 2023, ZipLM, arXiv 2302.04089, with one-shot scores"
     kind: ClassVar[str] = ATTENTION_OUT
     unit: ClassVar[str] = "KV groups"
+
+    def check(self, anatomy: Anatomy, outline: Outline) -> None:
+        if anatomy.family.fixed_heads:
+            raise CompressError(
+                "a family whose layers may have different numbers of heads",
+                f"{anatomy.model_type}, whose code takes it from one place for all",
+                "Use ffn_width or another kind of step",
+            )
+        super().check(anatomy, outline)

@@ -61,6 +61,7 @@ class WidthMethod(Method):
 
     writes: ClassVar[frozenset[str]] = frozenset({VALUES, WIDTH})
     kind: ClassVar[str]  # the site of the output projection
+    example: ClassVar[dict[str, Any]] = {"share": 0.5}
     unit: ClassVar[str]  # what is removed, in the plural, for messages
 
     share: float | None = Field(

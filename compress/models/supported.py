@@ -1,0 +1,82 @@
+"""Which models the toolkit takes at all: one check for live models and for what recipes name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from compress.errors import CompressError
+from compress.models.families import FAMILIES
+from compress.models.source_load import TASKS
+from compress.models.tensors import check_finite
+from compress.modules import QuantizedLinear
+
+
+def check_supported(model: Any) -> None:
+    """Refuse a live model that steps cannot compress, before any of them starts.
+
+    Raises:
+        CompressError: no transformers model, one without a head that steps can be judged by, an
+            encoder with a decoder, a model on the meta device, one that transformers has quantised,
+            or weights that are not finite.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise CompressError(
+            "a transformers model (PreTrainedModel)", type(model).__name__,
+            "Load it with compress.load or transformers' AutoModel classes",
+        )  # fmt: skip
+    check_kind(model)
+    meta = next((n for n, p in model.named_parameters() if p.is_meta), None)
+    if meta is not None:
+        raise CompressError(
+            "a model whose weights are in memory", f"{meta} on the meta device",
+            "Load it whole (no device_map that offloads), or compress the checkpoint by a recipe",
+        )  # fmt: skip
+    check_not_packed(model)
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point():
+            check_finite(name, parameter.detach(), where=type(model).__name__)
+
+
+def check_kind(model: PreTrainedModel) -> None:
+    """Refuse a kind of model that steps cannot work on; looks at classes and names only.
+
+    Raises:
+        CompressError: an encoder with a decoder, or a class without a head of a known task.
+    """
+    kind = model.config.model_type
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise CompressError(
+            "a model of one stack of blocks", f"{type(model).__name__}, an encoder with a decoder",
+            "Only encoders and decoders by themselves are supported",
+        )  # fmt: skip
+    ends = tuple(end for end, _ in TASKS)
+    adapted = kind in FAMILIES and FAMILIES[kind].blocks is not None
+    if not adapted and not any(cls.__name__.endswith(ends) for cls in type(model).__mro__):
+        raise CompressError(
+            "a model with the head of a task (" + ", ".join(f"...{end}" for end in ends) + ")",
+            type(model).__name__,
+            "A bare encoder has no output to compare: use the class with its head",
+        )
+
+
+def check_not_packed(model: nn.Module) -> None:
+    """Refuse a model whose linears hold weights in a packed form that transformers has read.
+
+    Their values are codes; what is changed or saved of them without the table that explains them is
+    another model. The toolkit's own live quantised linears carry that table.
+
+    Raises:
+        CompressError: naming what to do instead.
+    """
+    packed = getattr(model.config, "quantization_config", None) is not None
+    ours = any(isinstance(m, QuantizedLinear) for m in model.modules())
+    if packed and not ours or getattr(model, "hf_quantizer", None) is not None:
+        raise CompressError(
+            "a model in floating point, or one that this process has quantised",
+            f"a {type(model).__name__} loaded from a quantised checkpoint",
+            "Start from the model before its quantisation; to copy the checkpoint, copy its folder "
+            "or call model.save_pretrained",
+        )
