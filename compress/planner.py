@@ -21,7 +21,7 @@ from compress.methods.base import MODULES, PRECISION, VALUES, WIDTH, ZEROS, Meth
 from compress.models.anatomy import Anatomy
 from compress.models.source import Source, load_config, resolve
 from compress.models.stream import StreamedModel
-from compress.models.supported import check_kind, check_supported
+from compress.models.supported import check_kind
 from compress.models.tensors import TensorIndex
 from compress.outline import Outline, outline_of
 from compress.planning_checks import check_inputs, check_patterns
@@ -185,7 +185,7 @@ def check_steps(steps: tuple[Method, ...], streamed: StreamedModel, has_calibrat
     Raises:
         CompressError: as :func:`plan`.
     """
-    check_supported(streamed.model)
+    check_kind(streamed.model)
     _check_needs(steps, has_calibration)
     _check_order(steps)
     outline = outline_of(streamed.model, streamed.anatomy, 32)
