@@ -197,6 +197,7 @@ class Evaluator:
             started=started,
             seconds=(datetime.now(UTC) - begun).total_seconds(),
             trust_remote_code=self.plan.recipe.model.trust_remote_code,
+            notes=(*self.workspace.notes, *map(_mended, self.workspace.find(event="mended"))),
         )
 
     def _data(self, calibration: Calibration | None) -> tuple[Any, ...]:
@@ -252,6 +253,10 @@ class Evaluator:
                 )
             )
         return tuple(entries)
+
+
+def _mended(event: dict[str, Any]) -> str:
+    return f"the recipe's {', '.join(event['parts'])} changed after the run was started"
 
 
 def _sha(text: str) -> str:

@@ -101,7 +101,8 @@ def run_tasks(
         batch_size: requests per forward.
         data_root: folder with one sub-folder per data set.
         masked: how a masked model scores answers.
-        special_tokens: of a causal model, begin each prompt with what the tokenizer adds (BOS).
+        special_tokens: begin each prompt with what the tokenizer adds (BOS), or put a masked
+            model's [CLS] and [SEP] around it.
 
     Raises:
         CompressError: neither a causal nor a masked model, an unknown task, missing data, a hub out
@@ -146,7 +147,10 @@ def _harness(
         from compress.eval.quality.masked_lm import MaskedLM
 
         options = masked.model_dump()
-        return MaskedLM(model, tokenizer, batch_size=max(batch_size, 16), **options), masked.score
+        harness = MaskedLM(model, tokenizer, batch_size=max(batch_size, 16), **options)
+        if not special_tokens:
+            harness.spec = harness.spec.without_frame()
+        return harness, masked.score
     from compress.eval.quality.causal_lm import CausalLM
 
     causal = CausalLM(

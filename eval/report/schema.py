@@ -33,6 +33,9 @@ class RunInfo(BaseModel):
     started: str | None = Field(default=None, description="ISO 8601, UTC")
     seconds: float | None = Field(default=None, description="wall time of the whole run")
     trust_remote_code: bool = False
+    notes: tuple[str, ...] = Field(
+        default=(), description="what happened on the way: parts made again, a recipe that changed"
+    )
 
 
 class DataEntry(BaseModel):

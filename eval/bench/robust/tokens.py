@@ -1,6 +1,6 @@
 """Special tokens: reported figures beside a plain computation, and what calibration with them buys.
 
-Two small models are trained by recipes: a llama whose tokenizer puts BOS in front of every text, on
+Two small models are trained by recipes: a GPT-2 whose tokenizer puts BOS in front of every text, on
 windows of prose, and a BERT whose tokenizer puts [CLS] and [SEP] around it, on short documents that
 say each word twice. The plain computations below use transformers, torch and the tokenizer alone.
 """
@@ -21,8 +21,8 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
-    LlamaConfig,
-    LlamaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     PreTrainedTokenizerFast,
 )
 
@@ -35,7 +35,7 @@ from compress.eval.report import load_report
 COMMAND = "python -m compress.eval.bench.robust --only tokens"
 _SAME = 1e-4  # relative difference of figures that are equal
 _TOPICS = {"source": "python:pydoc_data.topics"}
-_WINDOW, _TOKENS = 128, 16384
+_WINDOW, _TOKENS = 64, 8192
 _FRACTION, _SEED = 0.15, 0  # of masked tokens, as the evaluation's defaults are
 _LETTERS = "abcdefghijklmnopqrstuvwxyz:"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -59,8 +59,8 @@ def _row(figure: str, value: float, bar: float | None = None) -> Row:
 def _causal(work: Path, smoke: bool) -> list[Row]:
     start = work / "causal-start"
     if not start.exists():
-        _save_llama(start)
-    training = {"steps": 3 if smoke else 600, "batch": 16, "learning_rate": 2e-3,
+        _save_causal(start)
+    training = {"steps": 3 if smoke else 500, "batch": 32, "learning_rate": 3e-3,
                 "final_ratio": 0.1, "checkpoint_every": 200}  # fmt: skip
     base = _run(work, "causal-base", model={"train": {
         "from": str(start), "text": {**_TOPICS, "part": "head:0.8"}, "length": _WINDOW,
@@ -81,7 +81,7 @@ def _causal(work: Path, smoke: bool) -> list[Row]:
         ))  # fmt: skip
     dense = found["with"].before.perplexity.perplexity
     plain = _plain_perplexity(base)
-    label = "llama trained with BOS"
+    label = "GPT-2 trained with BOS"
     bare = found["told without"].before.perplexity.perplexity
     pruned = {name: result.after.perplexity.perplexity for name, result in found.items()}
     say(f"causal: {dense:.4f} reported, {plain:.4f} plain, {bare:.4f} without BOS; {pruned}")
@@ -95,8 +95,8 @@ def _causal(work: Path, smoke: bool) -> list[Row]:
     ]  # fmt: skip
 
 
-def _save_llama(folder: Path) -> None:
-    """A llama with random weights, and a byte tokenizer that adds BOS."""
+def _save_causal(folder: Path) -> None:
+    """A GPT-2 with random weights, and a byte tokenizer that adds BOS."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -108,12 +108,11 @@ def _save_llama(folder: Path) -> None:
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 0)]
     )
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(ids), hidden_size=96, intermediate_size=256, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=_WINDOW,
-        bos_token_id=0, eos_token_id=1,
+    config = GPT2Config(
+        vocab_size=len(ids), n_embd=64, n_layer=3, n_head=4, n_positions=_WINDOW,
+        bos_token_id=0, eos_token_id=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    GPT2LMHeadModel(config).save_pretrained(folder)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>",
         clean_up_tokenization_spaces=False,
@@ -147,7 +146,7 @@ def _masked(work: Path, smoke: bool) -> list[Row]:
         _save_bert(start)
         _write_documents(train, 20_000, seed=1)
         _write_documents(test, 400, seed=2)
-    training = {"steps": 3 if smoke else 1000, "batch": 64, "learning_rate": 2e-3,
+    training = {"steps": 3 if smoke else 800, "batch": 64, "learning_rate": 2e-3,
                 "final_ratio": 0.1, "checkpoint_every": 200}  # fmt: skip
     run = _run(work, "masked-base", model={"train": {
         "from": str(start), "objective": "masked", "packing": "documents",
@@ -200,7 +199,7 @@ def _save_bert(folder: Path) -> None:
     )  # fmt: skip
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(ids), hidden_size=64, intermediate_size=256, num_hidden_layers=3,
+        vocab_size=len(ids), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=4, max_position_embeddings=32, pad_token_id=0,
     )  # fmt: skip
     BertForMaskedLM(config).save_pretrained(folder)
