@@ -31,12 +31,13 @@ from compress.models.diffusion import (
 )
 from compress.models.source import load_model, load_tokenizer, resolve
 from compress.models.stream import StreamedModel
-from compress.planner import Plan, check_steps
+from compress.planner import Plan
 from compress.planner import plan as plan_recipe
 from compress.recipe import Recipe, parse_recipe, parse_steps, read_recipe
 from compress.runner import RunResult
 from compress.runner import run as run_recipe
 from compress.semi_structured import convert, refuse_converted
+from compress.step_check import check_steps
 
 __all__ = [
     "AppliedMask", "apply", "apply_mask", "inspect", "list_methods", "load", "plan", "run", "save",
