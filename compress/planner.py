@@ -23,6 +23,7 @@ from compress.models.supported import check_kind
 from compress.models.tensors import TensorIndex
 from compress.outline import Outline, outline_of
 from compress.planning_checks import check_inputs
+from compress.precision import calibration_dtype, device_of
 from compress.recipe import Recipe, split_evaluation
 from compress.state import ModelState
 from compress.step_check import passed
@@ -120,14 +121,15 @@ def plan(
     check_needs(recipe.steps, recipe.calibration is not None)
     check_order(recipe.steps)
     notes = check_inputs(recipe, source.folder, streamed.model, data_root)
-    steps = []
+    device = device_of(recipe.device)
+    compute = calibration_dtype(recipe.compute, device)
+    steps, base = [], resident()
     for number, method in enumerate(recipe.steps):
         after = passed(number, method, streamed, outline)
-        macs = forecast.work(method, outline, recipe.calibration)
-        peak = resident() + forecast.peak_bytes(method, outline, recipe.calibration)
-        steps.append(
-            PlannedStep(method, outline, after, macs, peak, forecast.seconds(macs, outline))
-        )
+        work = forecast.work(method, outline, recipe.calibration)
+        peak = base + forecast.peak_bytes(method, outline, recipe.calibration, compute)
+        seconds = work.seconds(outline, compute, method.learning_dtype(device))
+        steps.append(PlannedStep(method, outline, after, work.macs, peak, seconds))
         outline = after
     made = Plan(
         recipe, source, state, streamed.anatomy, tuple(steps), original,

@@ -60,8 +60,8 @@ def _causal(work: Path, smoke: bool) -> list[Row]:
     start = work / "causal-start"
     if not start.exists():
         _save_causal(start)
-    training = {"steps": 3 if smoke else 500, "batch": 32, "learning_rate": 3e-3,
-                "final_ratio": 0.1, "checkpoint_every": 200}  # fmt: skip
+    training = {"steps": 3 if smoke else 800, "batch": 8, "learning_rate": 3e-3,
+                "final_ratio": 0.1, "precision": "float32", "checkpoint_every": 200}  # fmt: skip
     base = _run(work, "causal-base", model={"train": {
         "from": str(start), "text": {**_TOPICS, "part": "head:0.8"}, "length": _WINDOW,
         "training": training,
@@ -146,13 +146,13 @@ def _masked(work: Path, smoke: bool) -> list[Row]:
         _save_bert(start)
         _write_documents(train, 20_000, seed=1)
         _write_documents(test, 400, seed=2)
-    training = {"steps": 3 if smoke else 800, "batch": 64, "learning_rate": 2e-3,
-                "final_ratio": 0.1, "checkpoint_every": 200}  # fmt: skip
+    training = {"steps": 3 if smoke else 800, "batch": 32, "learning_rate": 2e-3,
+                "final_ratio": 0.1, "precision": "float32", "checkpoint_every": 200}  # fmt: skip
     run = _run(work, "masked-base", model={"train": {
         "from": str(start), "objective": "masked", "packing": "documents",
         "text": {"source": str(train)}, "length": 24, "training": training,
     }})  # fmt: skip
-    base = _plain_bert(run / "base", work / "masked-model")
+    base = _plain_bert(run / "base", work / f"{run.name}-plain")
     documents = {"packing": "documents"}
     stream = {"packing": "stream", "special_tokens": False}
     found: dict[str, Any] = {}
