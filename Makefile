@@ -13,7 +13,7 @@ masked-demo: $(VENV)/.installed
 	$(BIN)/compress run masked/digits --out runs/masked-digits
 	$(BIN)/compress run masked/digits-4bit --out runs/masked-digits-4bit \
 		--set model=runs/masked-digits/base
-	$(BIN)/compress compare runs/masked-digits runs/masked-digits-4bit \
+	$(BIN)/compress compare runs/masked-digits runs/masked-digits-4bit --overwrite \
 		--out runs/masked-demo.html
 
 test: $(VENV)/.installed

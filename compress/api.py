@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import PreTrainedModel
@@ -33,6 +33,7 @@ from compress.models.source import load_model, load_tokenizer, resolve
 from compress.models.stream import StreamedModel
 from compress.planner import Plan, check_steps
 from compress.planner import plan as plan_recipe
+from compress.precision import Compute, calibration_dtype
 from compress.recipe import Recipe, parse_recipe, parse_steps, read_recipe
 from compress.runner import RunResult
 from compress.runner import run as run_recipe
@@ -112,6 +113,7 @@ def apply(
     length: int = 512,
     seed: int = 0,
     atomic: bool | None = None,
+    compute: Compute = "auto",
 ) -> PreTrainedModel:
     """Compress a live model in place and return it.
 
@@ -132,6 +134,8 @@ def apply(
         seed: of everything random.
         atomic: keep a copy of the blocks' weights so that a failure is undone; by default where
             half of the free memory has room for it.
+        compute: type of matrix products in calibration passes: float32, bfloat16 or, auto, what a
+            measurement of the machine shows to be faster. Statistics and solvers are in float32.
 
     Raises:
         CompressError: as a run of the same steps would. The model is as it was, or (a failure in
@@ -140,17 +144,22 @@ def apply(
     parsed = parse_steps(steps)
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise CompressError("a whole number from 0 to 2^63 - 1 as seed", repr(seed)[:40])
+    if compute not in get_args(Compute):
+        raise CompressError(
+            f"compute to be one of {', '.join(get_args(Compute))}", repr(compute)[:40]
+        )
     check_model_class(model, "to compress")
     refuse_converted(model, "to compress")
     check_live(model, "to compress")
-    adapter = adapted(model)
+    adapter, dtype = adapted(model), calibration_dtype(compute, model.device)
     batches = calibration_inputs(calibration, adapter, tokenizer, length=length)
     if adapter is not model:
         _check_diffusion(parsed)
         batches = numbered(batches)
     check_steps(parsed, StreamedModel(adapter), has_calibration=bool(batches))
     run_live(
-        adapter, parsed, batches, seed=seed, atomic=atomic, follow_config=adapter is model
+        adapter, parsed, batches, seed=seed, atomic=atomic, follow_config=adapter is model,
+        compute=dtype,
     )  # fmt: skip
     return model
 

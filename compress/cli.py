@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +15,7 @@ import typer
 from compress import cli_errors
 from compress.errors import CompressError
 from compress.intake import printable, user_path
+from compress.stopping import Stopped, stoppable
 
 app = typer.Typer(
     name="compress",
@@ -40,6 +43,9 @@ CacheOption = Annotated[
 MemoryOption = Annotated[
     str | None,
     typer.Option("--max-memory", help="Resident memory that may be used: 2GB, 512MB ..."),
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what an earlier call wrote there.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 TrustOption = Annotated[
@@ -82,7 +88,7 @@ def run(
     follows = distributed.launched().rank > 0
     parsed = read_recipe(recipe, overrides)
     folder = _default_folder(parsed.name) if out is None else user_path(out, "a folder as --out")
-    with Progress(quiet or follows) as progress:
+    with _telling_what_is_kept(folder), Progress(quiet or follows) as progress:
         result = carry_out(
             parsed,
             folder,
@@ -185,14 +191,17 @@ def evaluate(
         str | None, typer.Option(help="The original: latency is then measured in pairs.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the report.")] = None,
+    overwrite: OverwriteOption = False,
     data_root: DataRootOption = None,
     cache_dir: CacheOption = None,
     trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure quality and cost of one model."""
-    from compress.commands import evaluate_model
+    from compress.commands import evaluate_model, refuse_overwriting
 
+    if out is not None and not overwrite:
+        refuse_overwriting(*(out / f"report.{form}" for form in ("json", "md", "html")))
     report = evaluate_model(
         model,
         text=text,
@@ -228,10 +237,13 @@ def compare(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the page.")] = Path(
         "compare.html"
     ),
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Put several runs into one table and one quality-versus-cost plot."""
-    from compress.commands import compare_runs
+    from compress.commands import compare_runs, refuse_overwriting
 
+    if not overwrite:
+        refuse_overwriting(out)
     compare_runs(runs, out)
 
 
@@ -291,6 +303,18 @@ def recipes() -> None:
     print_recipes()
 
 
+@contextmanager
+def _telling_what_is_kept(folder: Path) -> Iterator[None]:
+    """Let a signal that ends a run say what is kept of it."""
+    try:
+        yield
+    except Stopped as stop:
+        from compress.runner import kept
+
+        stop.kept = kept(folder)
+        raise
+
+
 def _default_folder(name: str) -> Path:
     """The folder below runs/ that a recipe's name stands for."""
     parts = Path(name).parts
@@ -319,14 +343,15 @@ def main(arguments: list[str] | None = None) -> Any:
         if hasattr(stream, "reconfigure"):  # names in letters that the terminal does not have
             stream.reconfigure(errors="backslashreplace")
     try:
-        return app(args=arguments)
+        with stoppable():
+            return app(args=arguments)
     except Exception as error:
         if _show_traceback:
             raise
         sys.exit(cli_errors.report(error))
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.status)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,16 @@ def evaluate_model(
     return report
 
 
+def refuse_overwriting(*paths: Path) -> None:
+    """Raise a CompressError where one of these files exists: it may be somebody's work."""
+    for path in paths:
+        if path.exists() or path.is_symlink():
+            raise CompressError(
+                f"{path} not to exist yet", "a file of that name",
+                "Choose another place with --out, or replace it by --overwrite",
+            )  # fmt: skip
+
+
 def compare_runs(paths: list[Path], out: Path) -> None:
     """Print a table of several reports and write the page with the frontier plot."""
     from compress.eval.compare import compare

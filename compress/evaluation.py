@@ -194,10 +194,16 @@ class Evaluator:
             recipe=self.plan.recipe.dump(),
             command=command,
             seed=self.plan.recipe.seed,
+            compute=self._compute(),
             started=started,
             seconds=(datetime.now(UTC) - begun).total_seconds(),
             trust_remote_code=self.plan.recipe.model.trust_remote_code,
+            notes=(*self.workspace.notes, *map(_mended, self.workspace.find(event="mended"))),
         )
+
+    def _compute(self) -> str | None:
+        observed = any(method.needs != "nothing" for method in self.plan.recipe.steps)
+        return self.workspace.kept("compute") if observed else None
 
     def _data(self, calibration: Calibration | None) -> tuple[Any, ...]:
         from compress.eval.report import DataEntry
@@ -252,6 +258,10 @@ class Evaluator:
                 )
             )
         return tuple(entries)
+
+
+def _mended(event: dict[str, Any]) -> str:
+    return f"the recipe's {', '.join(event['parts'])} changed after the run was started"
 
 
 def _sha(text: str) -> str:

@@ -1,29 +1,64 @@
 """What a step takes: multiply-accumulates, peak memory, disk, seconds on this machine.
 
 Predictions from an outline alone. Work is counted, memory is what the engine holds at once, and
-seconds follow from a quarter-second measurement of this machine.
+seconds follow from a measurement of this machine in the types that are computed in.
 """
 
 from __future__ import annotations
 
-import time
-from functools import lru_cache
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from compress.calibrate.statistics import GRAM
-from compress.methods.base import DEPTH, WIDTH, Method
+from compress.methods.base import DEPTH, Method
+from compress.models.anatomy import Site
 from compress.outline import BlockOutline, Outline
+from compress.precision import product_speed
 
 if TYPE_CHECKING:
     from compress.recipe import CalibrationSpec
 
+# Code and buffers of libraries that are loaded when they are first called.
+_LIBRARIES = 64 * 2**20
+_LOGITS = 64 * 2**20  # see compress.methods.depth.loss
 
-def work(method: Method, outline: Outline, calibration: CalibrationSpec | None) -> float:
-    """Multiply-accumulates of a step."""
+
+@dataclass(frozen=True)
+class Work:
+    """What a step computes, in multiply-accumulates.
+
+    Attributes:
+        passes: of forward passes and statistics in the type of calibration passes.
+        learning: of all training steps.
+        solving: of float32 matrix products that take as long as the solvers.
+    """
+
+    passes: float = 0.0
+    learning: float = 0.0
+    solving: float = 0.0
+
+    @property
+    def macs(self) -> float:
+        return self.passes + self.learning + self.solving
+
+    def seconds(self, outline: Outline, compute: torch.dtype, learning: torch.dtype) -> float:
+        """Time on this machine: the products, half as much again for what lies between, files."""
+        products = (
+            self.passes / product_speed(compute)
+            + self.learning / product_speed(learning)
+            + self.solving / product_speed()
+        )
+        return 1.5 * products + outline.bytes / 2e8
+
+
+def work(method: Method, outline: Outline, calibration: CalibrationSpec | None) -> Work:
+    """What a step computes."""
+    solving = sum(method.solving_work(shapes) for _, shapes in _targeted_sites(method, outline))
     if method.needs == "nothing" or calibration is None:
-        return 0.0
+        return Work(solving=solving)
     tokens = calibration.samples * calibration.length
     forward = sum(x.weights for b in outline.blocks for x in b.linears.values())
     attention = sum(
@@ -31,56 +66,80 @@ def work(method: Method, outline: Outline, calibration: CalibrationSpec | None) 
     )
     passes = method.survey_work(outline)
     grams = 0.0
-    if method.kept_blocks is not None and DEPTH not in method.writes:
+    if DEPTH not in method.writes:
         passes += 1
-        for block in outline.blocks:
-            for site in block.anatomy.sites:
-                if method.targets(block.anatomy, site) and method.statistic(site) == GRAM:
-                    # Only the upper triangle is computed.
-                    grams += 0.55 * block.linears[site.linears[0]].in_features ** 2
-    in_batch = min(calibration.batch, calibration.samples) * calibration.length
+        for site, shapes in _targeted_sites(method, outline):
+            if method.statistic(site) == GRAM:
+                # Only the upper triangle is computed, in panels.
+                grams += 0.6 * max(width for _, width in shapes) ** 2
+    in_batch = calibration.batch * calibration.length
     by_block, by_model = method.learning_tokens(in_batch, calibration.length)
     # A backward pass costs two forward passes; the dense targets of a block cost one more.
-    learning = 3 * (by_block + by_model) * (forward + attention)
+    learning = 3.0 * (by_block + by_model) * (forward + attention)
+    learning += 3.0 * by_model * outline.head_weights
     if by_block:
-        learning += tokens * (forward + attention)
-    return tokens * (passes * (forward + attention) + grams) + learning
+        passes += 1
+    head = method.head_work(outline) * outline.head_weights
+    return Work(tokens * (passes * (forward + attention) + grams + head), learning, solving)
 
 
-def peak_bytes(method: Method, outline: Outline, calibration: CalibrationSpec | None) -> int:
-    """Bytes held at once by a step beyond what the process holds anyway, float32 throughout."""
-    outer = 4 * outline.outer_parameters
-    block = 4 * max(_block_parameters(b) for b in outline.blocks)
+def peak_bytes(
+    method: Method,
+    outline: Outline,
+    calibration: CalibrationSpec | None,
+    compute: torch.dtype = torch.float32,
+) -> int:
+    """Bytes held at once by a step beyond what the process holds before it."""
+    return _LIBRARIES + _tensor_bytes(method, outline, calibration, compute.itemsize)
+
+
+def _tensor_bytes(
+    method: Method, outline: Outline, calibration: CalibrationSpec | None, compute: int
+) -> int:
+    whole, outer = 4 * outline.parameters, 4 * outline.outer_parameters
+    batch = _batch_bytes(outline, calibration)
     learning = method.learns
     if learning is not None and learning.model:
         weights = sum(x.weights for b in outline.blocks for x in b.linears.values())
         # Stored for the backward pass: a dozen states a block, the widest layer twice.
-        kept = 8 * len(outline.blocks) * _batch_bytes(outline, calibration)
-        held = outer + 4 * outline.parameters + method.learning_bytes(weights) + kept
-        return round(1.2 * held)
+        kept = 8 * len(outline.blocks) * batch
+        return round(1.2 * (whole + method.learning_bytes(weights) + kept))
     if method.works_on != "block":
-        return round(1.2 * (outer + 4 * outline.parameters)) + _batch_bytes(outline, calibration)
+        tokens = calibration.samples * calibration.length if calibration else 0
+        # Hidden states of all batches, and logits of a piece in three versions.
+        return whole + 4 * tokens * outline.hidden_size + batch + _LOGITS
+    block = 4 * max(_block_parameters(b) for b in outline.blocks)
+    narrow = block * outline.value_bits // 32 if outline.value_bits < 32 else 0
+    site_bytes = gram = 0
+    for site, shapes in _targeted_sites(method, outline):
+        width = max(width for _, width in shapes)
+        own = 4 * width**2 if method.statistic(site) == GRAM else 0
+        gram = max(gram, own)
+        site_bytes = max(site_bytes, own + method.solving_bytes(shapes, own > 0))
     largest = 4 * max(x.weights for b in outline.blocks for x in b.linears.values())
+    # Filled from a file of another type, and written to one, with one tensor under way.
+    moved = block + narrow + largest
     if method.needs == "nothing":
-        # A block, one tensor as it is read, and a method's copies of one matrix; the outer tensors
-        # come in when the result is verified, without any block.
-        return max(block + 4 * largest, outer)
-    # The Gram matrix, its damped copy, two factors and a temporary; width refits in float64.
-    copies = 9 if WIDTH in method.writes else 5
-    site_bytes = 0
-    for b in outline.blocks:
-        for site in b.anatomy.sites:
-            if not method.targets(b.anatomy, site):
-                continue
-            width = max(b.linears[n].in_features for n in site.linears)
-            rows = sum(b.linears[n].out_features for n in site.linears)
-            gram = copies * width * width if method.statistic(site) == GRAM else 0
-            site_bytes = max(site_bytes, 4 * (gram + 3 * rows * width))
-    batch = _batch_bytes(outline, calibration)
+        # The outer tensors come in when the result is verified, without any block.
+        return max(moved, block + site_bytes, outer)
+    cast = block * compute // 4 if compute < 4 else 0
     if learning is not None:
-        largest = max(sum(x.weights for x in b.linears.values()) for b in outline.blocks)
-        site_bytes = max(site_bytes, method.learning_bytes(largest) + 8 * batch)
-    return max(outer + batch, block + site_bytes + batch)
+        weights = max(sum(x.weights for x in b.linears.values()) for b in outline.blocks)
+        site_bytes = max(site_bytes, method.learning_bytes(weights) + 8 * batch)
+    return max(moved, outer + batch, block + cast + gram + batch, block + site_bytes)
+
+
+def _targeted_sites(
+    method: Method, outline: Outline
+) -> Iterator[tuple[Site, list[tuple[int, int]]]]:
+    """Sites that a step changes, with (out, in) of its linears there."""
+    if method.works_on != "block":
+        return
+    for block in outline.blocks:
+        for site in block.anatomy.sites:
+            linears = [block.linears[name] for name in method.targets(block.anatomy, site)]
+            if linears:
+                yield site, [(x.out_features, x.in_features) for x in linears]
 
 
 def _block_parameters(block: BlockOutline) -> int:
@@ -103,21 +162,3 @@ def activation_bytes(outline: Outline, calibration: CalibrationSpec | None) -> i
     tokens = calibration.samples * calibration.length
     widest = max(b.anatomy.heads * b.anatomy.head_dim + b.anatomy.ffn for b in outline.blocks)
     return 4 * tokens * (3 * outline.hidden_size + widest)
-
-
-@lru_cache
-def machine_speed() -> float:
-    """Multiply-accumulates a second of float32 matrix products on this machine."""
-    size = 768
-    a, b = torch.rand(size, size), torch.rand(size, size)
-    a @ b
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < 0.25:
-        a @ b
-        count += 1
-    return count * size**3 / (time.perf_counter() - start)
-
-
-def seconds(macs: float, outline: Outline) -> float:
-    """Time of a step: the products, half as much again for what lies between, and the files."""
-    return 1.5 * macs / machine_speed() + outline.bytes / 2e8

@@ -23,13 +23,13 @@ from compress.errors import CompressError
 from compress.evaluation import Evaluator
 from compress.export import check_export, companions, export, export_masks
 from compress.intact import digests, model_digests, rewind_damaged
-from compress.intake import reason
 from compress.methods.base import DEPTH, MODULES, WIDTH
 from compress.models.source_load import read_config
 from compress.models.stream import StreamedModel
 from compress.models.tensors import file_sha256
 from compress.planner import Plan
 from compress.planning_checks import reader_of
+from compress.precision import calibration_dtype, device_of
 from compress.progress import Progress
 from compress.recipe import Recipe, parse_size
 from compress.sink import JournalSink
@@ -59,6 +59,8 @@ class Job:
         self.limit, self.progress, self.command = max_memory, progress, command
         self.device = device_of(self.recipe.device)
         self.data_root = data_root
+        # A run that goes on elsewhere must not change its mind; the first versions knew one type.
+        self.compute = workspace.keep("compute", self._compute, begun="float32")
         if self.recipe.output.dtype is not None:
             self.dtype = getattr(torch, self.recipe.output.dtype)
         else:
@@ -105,6 +107,10 @@ class Job:
             self.progress.say(f"note: {told}")
         self.scratch.mkdir(parents=True, exist_ok=True)
 
+    def _compute(self) -> str:
+        chosen = calibration_dtype(self.recipe.compute, self.device)
+        return str(chosen).removeprefix("torch.")
+
     def _beside_weights(self) -> dict[str, str]:
         """Digests of the other files that decide what the result is."""
         source, code = self.plan.source, self.recipe.model.trust_remote_code
@@ -136,6 +142,7 @@ class Job:
             self.evaluator.before()
 
     def compress(self) -> None:
+        memory.map_large_blocks()
         for number, method in enumerate(self.recipe.steps):
             self._step(number, method)
 
@@ -185,6 +192,7 @@ class Job:
             labels=self.calibration.labels if self.calibration else None,
             folder=sink.folder / "training",
             seed=self.recipe.seed,
+            compute=getattr(torch, self.compute),
             storage_dtype=self.dtype,
             sink=sink,
             guard=lambda: memory.check_limit(self.limit),
@@ -252,23 +260,6 @@ def settled_precision(workspace: Workspace, recipe: Recipe, device: torch.device
     if recipe.model.train is None and all(step.learns is None for step in recipe.steps):
         return "auto"  # nothing is trained, nothing has to be measured
     return workspace.keep("precision", lambda: auto_precision(device))
-
-
-def device_of(name: str) -> torch.device:
-    """The device that a recipe names; auto takes CUDA where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-        if device.type == "meta":
-            raise ValueError("tensors without values")
-    except (RuntimeError, AssertionError, ImportError, ValueError) as error:
-        raise CompressError(
-            "a device that torch can use here (auto, cpu, cuda:N)", f"{name!r} ({reason(error)})",
-            "Set device: auto",
-        ) from None  # fmt: skip
-    return device
 
 
 def _digest(value: Any) -> str:

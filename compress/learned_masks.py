@@ -56,7 +56,9 @@ def initial_logits(
 
 def hard_mask(logits: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     """The most probable mask of each group, bool [G, M], from logits [C, G]."""
-    return candidates(pattern).to(logits.device).bool()[logits.argmax(0)]
+    return (
+        candidates(pattern).to(logits.device).bool()[logits.max(0).indices]
+    )  # many times faster than argmax
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,9 @@ class MaskedLinear(nn.Module):
         if self.kept is None or value is not None:
             start = self.dense if value is None else value
             self.kept = nn.Parameter(start.detach().clone())
+            zeros = self.dense == 0
+            if bool(zeros.any()):  # of an earlier step: they stay
+                self.kept.register_hook(lambda gradient: gradient.masked_fill(zeros, 0))
         self.drop()
         return self.kept
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from compress.calibrate.activations import Activations
+from compress.calibrate.casting import computing
 from compress.calibrate.replay import BlockCall
 from compress.methods.base import Method, SiteWork
 from compress.methods.learning import Learning, ModelWork
@@ -66,7 +67,7 @@ class Reference:
         """Run the block, as yet uncompressed; the results are its targets."""
         inputs = self.hidden if self.own else compressed
         self.targets = Activations(self._file(index + 1), checked=True)
-        with torch.no_grad():
+        with torch.no_grad(), computing(block, self.context.compute):
             for batch in range(len(inputs)):
                 hidden = inputs.read(batch).to(self.context.source.device)
                 self.targets.write(batch, calls[batch](block, hidden))

@@ -65,8 +65,12 @@ def inverse_cholesky(
     Returns:
         U [n, n] and the mask of dead features [n].
     """
+    # One matrix less in memory at each line: these are the largest that a step holds.
     hessian, dead = damped(gram, damping)
-    factor = cholesky(hessian.flip(0, 1), what).flip(0, 1)
+    hessian = hessian.flip(0, 1)
+    factor = cholesky(hessian, what)
+    del hessian
+    factor = factor.flip(0, 1)
     upper = torch.linalg.solve_triangular(factor, _eye(factor), upper=True)
     return upper, dead
 

@@ -27,6 +27,7 @@ def run_live(
     seed: int,
     atomic: bool | None,
     follow_config: bool,
+    compute: torch.dtype = torch.float32,
 ) -> None:
     """Carry out steps on a live model that has been checked with them.
 
@@ -35,6 +36,7 @@ def run_live(
         seed: of everything random.
         atomic: see :class:`compress.transaction.Transaction`.
         follow_config: write into the model's config what its modules are after each step.
+        compute: dtype of matrix products in calibration passes.
 
     Raises:
         CompressError: a step failed. The model is as it was, or the error says that it is not.
@@ -58,7 +60,7 @@ def run_live(
                 source = StreamedModel(model, device=model.device)
                 context = StepContext(
                     source, _plain(inputs), Path(scratch), labels=labels, seed=seed,
-                    storage_dtype=transaction.dtype, sink=sink,
+                    storage_dtype=transaction.dtype, sink=sink, compute=compute,
                 )  # fmt: skip
                 decision = run_step(method, context)
             transaction.finished()

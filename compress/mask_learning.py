@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from compress.best_masks import BestMasks, looks_at, split_held_out
 from compress.calibrate.activations import Activations
 from compress.calibrate.replay import BlockCall
 from compress.learned_masks import Draw, linear_schedule, masked_linears, set_mode
@@ -16,8 +17,6 @@ from compress.methods.learning import BlockWork, ModelWork
 from compress.train import Moment, TokenSource, TrainingOptions, fit
 from compress.train.generator import GeneratorLoss
 from compress.train.language import DistillationOptions, LanguageLoss, relative_error
-
-_HELD_OUT = 0.05  # share of the calibration batches that only measure
 
 
 @dataclass(frozen=True)
@@ -61,13 +60,16 @@ class BlockOutputs(nn.Module):
         super().__init__()
         self.block, self._inputs, self._targets, self._calls = block, inputs, targets, calls
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.block.parameters()).device
+
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
-        device = next(self.block.parameters()).device
-        total = 0.0
+        device, total = self.device, 0.0
         for index in indices.tolist():
-            target = self._targets.read(index).to(device)
-            output = self._calls[index](self.block, self._inputs.read(index).to(device))
-            total = total + relative_error(output, target)
+            call, target = self._calls[index], self._targets.read(index).to(device)
+            output = call(self.block, self._inputs.read(index).to(device))
+            total = total + relative_error(call.tokens(output), call.tokens(target))
         return total / len(indices)
 
 
@@ -84,25 +86,25 @@ class Indices:
         return {"indices": indices}
 
 
-def split_held_out(count: int) -> tuple[int, list[int]]:
-    """How many leading batches are learned from, and those that only measure."""
-    held = max(1, round(_HELD_OUT * count)) if count > 1 else 0
-    return count - held, list(range(count - held, count)) or [0]
-
-
 def learn_on_block(work: BlockWork, schedule: MaskSchedule, options: TrainingOptions) -> None:
     """Learn the masks of one block's masked linears from its outputs.
 
-    Where held-out batches show no gain, the block keeps the masks it came with. Metrics: relative
-    error on held-out batches ``before`` and ``after``, and the share of groups that ``changed``.
+    The block keeps the masks that were best on held-out batches: those it came with, those at the
+    end, or some in between. Metrics: relative error on held-out batches ``before``, at the ``end``
+    of learning and ``after`` all (of the masks that are kept), and the share of groups that
+    ``changed``.
     """
     linears = masked_linears(work.block)
     if not linears:
         return  # a block that the step leaves out
     outputs = BlockOutputs(work.block, work.inputs, work.targets, work.calls)
-    before = {name: linear.logits.detach().clone() for name, linear in linears.items()}
+    learned, held = split_held_out(len(work.inputs))
+    best = BestMasks(linears, lambda: _error(outputs, linears, held))
+    looks = looks_at(options.steps)
 
     def loss(module: nn.Module, batch: dict, moment: Moment):
+        if moment.step in looks and moment.micro == 0:
+            best.look()
         set_mode(linears, schedule.draw(moment))
         for linear in linears.values():
             linear.hold()
@@ -110,16 +112,12 @@ def learn_on_block(work: BlockWork, schedule: MaskSchedule, options: TrainingOpt
         return error - schedule.reward(linears, moment), {"error": float(error.detach())}
 
     parameters = [linear.logits for linear in linears.values()]
-    _fit_block(work, outputs, loss, parameters, options, linears, "masks")
-    changed = groups = 0
-    for name, linear in linears.items():
-        moved = linear.logits.detach().argmax(0) != before[name].argmax(0)
-        changed, groups = changed + int(moved.sum()), groups + moved.numel()
-    if work.metrics["masks.after"] >= work.metrics["masks.before"]:
-        for name, linear in linears.items():
-            linear.logits.data.copy_(before[name])
-        changed = 0
-    work.metrics["masks.changed"] = changed / groups
+    _fit_block(work, outputs, loss, parameters, options, learned)
+    end, changed = best.look(), best.restore()
+    work.metrics |= {
+        "masks.before": best.first, "masks.end": end, "masks.after": best.error,
+        "masks.changed": changed,
+    }  # fmt: skip
     _hold_hard(linears)
 
 
@@ -143,8 +141,12 @@ def tune_on_block(work: BlockWork, options: TrainingOptions) -> None:
         return error, {"error": float(error.detach())}
 
     start = [p.detach().clone() for p in parameters]
-    _fit_block(work, outputs, loss, parameters, options, linears, "tuning")
-    if work.metrics["tuning.after"] >= work.metrics["tuning.before"]:
+    learned, held = split_held_out(len(work.inputs))
+    before = _error(outputs, linears, held)
+    _fit_block(work, outputs, loss, parameters, options, learned)
+    after = _error(outputs, linears, held)
+    work.metrics |= {"tuning.before": before, "tuning.after": after}
+    if after >= before:
         for parameter, value in zip(parameters, start, strict=True):
             parameter.data.copy_(value)
     _hold_hard(linears)
@@ -156,11 +158,9 @@ def _fit_block(
     loss: Callable,
     parameters: list[nn.Parameter],
     options: TrainingOptions,
-    linears: dict,
-    what: str,
+    learned: int,
 ) -> None:
-    learned, held = split_held_out(len(work.inputs))
-    work.metrics[f"{what}.before"] = _error(outputs, linears, held)
+    """Train on the first ``learned`` calibration batches."""
     fit(
         outputs,
         loss,
@@ -172,12 +172,12 @@ def _fit_block(
         device=work.device,
         auto=work.precision,
     )
-    work.metrics[f"{what}.after"] = _error(outputs, linears, held)
 
 
 def _error(outputs: BlockOutputs, linears: dict, batches: list[int]) -> float:
+    """Of the most probable masks, in float32 also while learning computes in 16 bits."""
     _hold_hard(linears)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(outputs.device.type, enabled=False):
         return float(outputs(torch.tensor(batches)))
 
 
@@ -201,7 +201,7 @@ def learn_on_model(
     of groups that ``masks.changed``.
     """
     linears = masked_linears(work.model)
-    before = {name: linear.logits.detach().argmax(0) for name, linear in linears.items()}
+    before = {name: linear.logits.detach().max(0).indices for name, linear in linears.items()}
 
     def draw(moment: Moment) -> torch.Tensor | float:
         set_mode(linears, schedule.draw(moment))
@@ -209,7 +209,7 @@ def learn_on_model(
 
     parameters = [linear.logits for linear in linears.values()]
     _fit_model(work, linears, draw, parameters, options, distillation, "masks")
-    changed = sum(int((m.logits.argmax(0) != before[n]).sum()) for n, m in linears.items())
+    changed = sum(int((m.logits.max(0).indices != before[n]).sum()) for n, m in linears.items())
     groups = sum(m.logits.shape[1] for m in linears.values())
     work.metrics["masks.changed"] = changed / groups
 

@@ -11,6 +11,8 @@ import psutil
 
 from compress.errors import CompressError
 
+_MMAP_THRESHOLD, _LARGE = -3, 4 * 2**20  # of malloc.h; bytes
+
 
 def resident() -> int:
     """Resident set size in bytes."""
@@ -36,6 +38,17 @@ def give_back() -> None:
     """Collect garbage and return freed heap pages to the system."""
     gc.collect()
     trim()
+
+
+def map_large_blocks() -> None:
+    """Let tensors of 4 MB and more go back to the system at once when they are freed.
+
+    glibc raises its own limit for that to the largest block that was ever freed, at most 32 MB.
+    Matrices below stay on the heap, whose gaps can hold as much as all that is alive. No effect
+    with other allocators.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(_MMAP_THRESHOLD, _LARGE)
 
 
 def trim() -> None:

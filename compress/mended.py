@@ -87,7 +87,6 @@ def _read(path: Path) -> str | None:
 
 
 def _plain(text: str | None) -> Any:
-
     try:
         return None if text is None else recipe_yaml.parse(text)
     except ValueError:

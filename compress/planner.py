@@ -21,10 +21,11 @@ from compress.methods.base import MODULES, PRECISION, VALUES, WIDTH, ZEROS, Meth
 from compress.models.anatomy import Anatomy
 from compress.models.source import Source, load_config, resolve
 from compress.models.stream import StreamedModel
-from compress.models.supported import check_kind, check_supported
+from compress.models.supported import check_kind
 from compress.models.tensors import TensorIndex
 from compress.outline import Outline, outline_of
 from compress.planning_checks import check_inputs, check_patterns
+from compress.precision import calibration_dtype, device_of
 from compress.recipe import Recipe, split_evaluation
 from compress.state import ModelState
 from compress.step_check import check_step, left_alone
@@ -129,14 +130,15 @@ def plan(
     _check_needs(recipe.steps, recipe.calibration is not None)
     _check_order(recipe.steps)
     notes = check_inputs(recipe, source.folder, streamed.model, data_root)
-    steps = []
+    device = device_of(recipe.device)
+    compute = calibration_dtype(recipe.compute, device)
+    steps, base = [], resident()
     for number, method in enumerate(recipe.steps):
         after = _passed(number, method, streamed, outline)
-        macs = forecast.work(method, outline, recipe.calibration)
-        peak = resident() + forecast.peak_bytes(method, outline, recipe.calibration)
-        steps.append(
-            PlannedStep(method, outline, after, macs, peak, forecast.seconds(macs, outline))
-        )
+        work = forecast.work(method, outline, recipe.calibration)
+        peak = base + forecast.peak_bytes(method, outline, recipe.calibration, compute)
+        seconds = work.seconds(outline, compute, method.learning_dtype(device))
+        steps.append(PlannedStep(method, outline, after, work.macs, peak, seconds))
         outline = after
     made = Plan(
         recipe, source, state, streamed.anatomy, tuple(steps), original,
@@ -183,7 +185,7 @@ def check_steps(steps: tuple[Method, ...], streamed: StreamedModel, has_calibrat
     Raises:
         CompressError: as :func:`plan`.
     """
-    check_supported(streamed.model)
+    check_kind(streamed.model)
     _check_needs(steps, has_calibration)
     _check_order(steps)
     outline = outline_of(streamed.model, streamed.anatomy, 32)

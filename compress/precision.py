@@ -9,8 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Literal
 
 import torch
+
+from compress.errors import CompressError
+from compress.intake import reason
+
+Compute = Literal["auto", "float32", "bfloat16"]
 
 # Rows, inputs, outputs of the products that are timed. The first takes a fortieth of a second even
 # where products in 16 bits are emulated, and settles those cases; the second is of a model's size.
@@ -18,6 +24,30 @@ _SMALL, _LARGE = (64, 256, 256), (512, 1024, 1024)
 
 # Casting and rounding cost something too: a type must be this much faster to be worth it.
 _WORTH = 1.4
+
+
+def device_of(name: str) -> torch.device:
+    """The device that a recipe names; auto takes CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+        if device.type == "meta":
+            raise ValueError("tensors without values")
+    except (RuntimeError, AssertionError, ImportError, ValueError) as error:
+        raise CompressError(
+            "a device that torch can use here (auto, cpu, cuda:N)", f"{name!r} ({reason(error)})",
+            "Set device: auto",
+        ) from None  # fmt: skip
+    return device
+
+
+def calibration_dtype(compute: Compute, device: torch.device | str) -> torch.dtype:
+    """The type of matrix products in calibration passes; ``auto`` asks the machine."""
+    if compute == "auto":
+        return torch.bfloat16 if fast_bfloat16(device) else torch.float32
+    return getattr(torch, compute)
 
 
 def fast_bfloat16(device: torch.device | str = "cpu") -> bool:

@@ -23,6 +23,7 @@ from compress.data.text import TextSpec
 from compress.errors import CompressError, did_you_mean
 from compress.methods.base import Method
 from compress.methods.catalog import METHODS
+from compress.precision import Compute
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 DTYPES = ("float32", "bfloat16", "float16")
@@ -138,6 +139,12 @@ class Recipe(BaseModel):
     model: ModelSpec
     seed: int = Field(0, ge=-(2**63), lt=2**63)
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
+    compute: Compute = Field(
+        "auto",
+        description="type of matrix products in calibration passes: float32, bfloat16 or, auto, "
+        "bfloat16 where a measurement of the machine shows that it is faster; a run keeps what it "
+        "began with. Statistics, solvers and evaluation are in float32 in any case",
+    )
     calibration: CalibrationSpec | None = None
     steps: tuple[Method, ...] = ()
     evaluation: dict[str, Any] | None = Field(

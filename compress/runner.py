@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def run(
     """
     progress = progress or Progress(quiet=True)
     workspace = Workspace(Path(out))
-    _refuse_source_inside(recipe, workspace.folder)
+    _refuse_inputs_inside(recipe, workspace.folder)
     distributed.refuse_sharding()
     if distributed.launched().rank > 0:
         from compress.follower import follow
@@ -88,15 +89,21 @@ def run(
         return _finished(workspace, report)
 
 
-def _refuse_source_inside(recipe: Recipe, folder: Path) -> None:
-    """A run replaces ``model`` and removes ``work`` in its folder: nothing else may live there."""
+def _refuse_inputs_inside(recipe: Recipe, folder: Path) -> None:
+    """Refuse inputs in the run's folder: it replaces ``model`` there and removes ``work``."""
     train = recipe.model.train
-    name = recipe.model.source if train is None else train.from_
-    if name and Path(name).expanduser().exists():
-        home = Path(name).expanduser().resolve()
-        if home.is_relative_to(folder.resolve()):
+    names = [recipe.model.source if train is None else train.from_]
+    for spec in (recipe.calibration, train):
+        names.append(spec and spec.text and spec.text.source)
+    text = (recipe.evaluation or {}).get("text")
+    names.append(text.get("source") if isinstance(text, dict) else text)
+    names += [str(path) for method in recipe.steps for path in method.files()]
+    for name in names:
+        if not isinstance(name, str) or not name or not os.path.exists(Path(name).expanduser()):
+            continue
+        if Path(name).expanduser().resolve().is_relative_to(folder.resolve()):
             raise CompressError(
-                "an output folder that does not hold the model that is to be compressed",
+                "an output folder that does not hold what the run is to read",
                 f"{name} inside {folder}",
                 "Choose another folder with --out",
             )
@@ -157,3 +164,24 @@ def _finished(workspace: Workspace, report: Any = None) -> RunResult:
         sum(s["seconds"] for s in steps),
         max([s["peak_bytes"] for s in steps], default=0),
     )
+
+
+def kept(folder: Path) -> str:
+    """What an interrupted run has left and how to go on, as a sentence."""
+    workspace = Workspace(folder)
+    workspace.read()
+    if not workspace.claimed:
+        return f"nothing was begun in {folder}; the same command starts again"
+    last = next((e for e in reversed(workspace.events) if e["event"] != "started"), {})
+    if "block" in last:
+        done = len(workspace.find(event="block", step=last["step"], stage=last["stage"]))
+        what = f"{done} finished blocks of step {last['step'] + 1} ({last['stage']})"
+    elif last.get("event") == "step":
+        what = f"everything up to the end of step {last['step'] + 1} ({last['method']})"
+    elif last.get("event") in ("written", "verified", "done"):
+        what = "the compressed model"
+    else:
+        what = "what was prepared"
+    if any(workspace.work.glob("**/checkpoint.safetensors")):
+        what += " and the last checkpoint of the training"
+    return f"kept in {folder}: {what}; the same command goes on from there"

@@ -45,6 +45,8 @@ class JournalSink:
         self.scratch = workspace.work / "activations"
         for folder in (self.folder, self.scratch):
             folder.mkdir(parents=True, exist_ok=True)
+        for folder in (workspace.work, workspace.folder):
+            sync(folder)  # files are durable in folders that are
         self._record: BlockRecord | None = None
         self._digests: dict[str, str] = {}  # of files that no journal line vouches for yet
 

@@ -62,6 +62,20 @@ def sweep(
     return current.t().contiguous()
 
 
+def sweep_bytes(shapes: list[tuple[int, int]], copies: int) -> int:
+    """Memory that a sweep over matrices (out, in) of one input takes beyond them and their Gram
+    matrix: its copies and factors while it is inverted, then ``copies`` of the matrices."""
+    width, rows = shapes[0][1], sum(out for out, _ in shapes)
+    return 4 * max(6 * width**2, 3 * width**2 + copies * rows * width)
+
+
+def sweep_work(shapes: list[tuple[int, int]]) -> float:
+    """Time of factor and sweep, as multiply-accumulates of a matrix product."""
+    width, rows = shapes[0][1], sum(out for out, _ in shapes)
+    # Factors run at half the speed of products; updates inside a block at that of memory.
+    return 2 * width**3 + rows * width * (width / 2 + 2000)
+
+
 class Pruning:
     """SparseGPT's rounding: zeroes columns of several stacked matrices.
 
@@ -71,20 +85,27 @@ class Pruning:
     Args:
         pattern: N:M, or None for unstructured zeros, ``share`` of them a block of columns.
         sizes: rows of each of the stacked matrices. dead: bool [columns].
+        zeros: bool [rows, columns], weights that are zero and stay it; None for none. They count
+            among the zeros that the sparsity asks for.
     """
 
     def __init__(
-        self, pattern: Pattern | None, share: float, sizes: list[int], dead: torch.Tensor
+        self,
+        pattern: Pattern | None,
+        share: float,
+        sizes: list[int],
+        dead: torch.Tensor,
+        zeros: torch.Tensor | None = None,
     ) -> None:
         self.pattern, self.share, self.sizes, self.dead = pattern, share, sizes, dead
+        self.zeros = None if zeros is None else zeros.t().contiguous()
 
     def enter(self, start: int, stop: int, block: torch.Tensor, diagonal: torch.Tensor) -> None:
         self.start, self.diagonal = start, diagonal
         if self.pattern is not None:
             return
         # One threshold over all rows and columns of the block, for each matrix by itself.
-        score = (block / diagonal[:, None]).square()
-        score[self.dead[start:stop]] = 0
+        score = self._score(start, block, diagonal)
         masks = []
         for part in score.split(self.sizes, dim=1):
             drop = int(self.share * part.numel())
@@ -96,6 +117,8 @@ class Pruning:
             keep = torch.ones_like(flat, dtype=torch.bool).index_fill_(0, lowest, False)
             masks.append(keep.reshape(part.shape))
         self.mask = torch.cat(masks, dim=1)
+        if self.zeros is not None:
+            self.mask &= ~self.zeros[start:stop]
 
     def column(self, index: int, value: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
         i = index - self.start
@@ -104,7 +127,16 @@ class Pruning:
         group = self.pattern.m
         if i % group == 0:
             # N:M masks are chosen when their group is reached, on the weights as updated so far.
-            score = (block[i : i + group] / self.diagonal[i : i + group, None]).square()
-            score[self.dead[index : index + group]] = 0
+            score = self._score(index, block[i : i + group], self.diagonal[i : i + group])
             self.mask = self.pattern.mask(score.t()).t()
+            if self.zeros is not None:
+                self.mask = self.mask & ~self.zeros[index : index + group]
         return value * self.mask[i % group]
+
+    def _score(self, start: int, block: torch.Tensor, diagonal: torch.Tensor) -> torch.Tensor:
+        """What it costs to zero each weight of the columns from ``start`` on."""
+        score = (block / diagonal[:, None]).square()
+        score[self.dead[start : start + len(block)]] = 0
+        if self.zeros is not None:
+            score.masked_fill_(self.zeros[start : start + len(block)], -1)
+        return score

@@ -100,6 +100,8 @@ class StepContext:
         folder: for training checkpoints; None where nothing is durable.
         seed: of everything random.
         progress: where learning tells how far it is.
+        compute: dtype of matrix products in calibration passes; statistics and solvers work in
+            float32.
         storage_dtype: dtype of unquantised values in the checkpoint that will be written.
         report: called with (stage, block index, number of blocks, note) after each block.
         guard: called before each block; raises when a limit is exceeded.
@@ -114,6 +116,7 @@ class StepContext:
     folder: Path | None = None
     seed: int = 0
     progress: Progress | None = None
+    compute: torch.dtype = torch.float32
     storage_dtype: torch.dtype = torch.float32
     sink: Sink = field(default_factory=MemorySink)
     report: Callable[[str, int, int, Any], None] = lambda *_: None

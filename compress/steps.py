@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from compress.calibrate.activations import Activations, LostActivations
+from compress.calibrate.casting import computing
 from compress.calibrate.replay import BlockCall, BlockReplay
 from compress.calibrate.statistics import GRAM, MOMENTS, NOTHING, InputStatistics
 from compress.errors import CompressError
@@ -60,7 +61,10 @@ def _decide_on_whole_model(method: Method, context: StepContext) -> Any:
     if done:
         return done[0]
     batches = fill_whole(context)
-    decision = method.decide_on_model(context.source.model, context.source.anatomy, batches)
+    source = context.source
+    # A streamed model is released afterwards: it need not be in memory in both types.
+    with computing(source.model, context.compute, keep=source.live):
+        decision = method.decide_on_model(source.model, source.anatomy, batches)
     context.sink.record(SURVEY, 0, decision, None)
     release_whole(context)
     return decision
@@ -95,8 +99,9 @@ def _stream(stage: str, method: Method, context: StepContext, decision: Any) -> 
             replay = None
             if needs_inputs:
                 replay = BlockReplay(
-                    block, anatomy, hidden, calls[index], context.scratch, source.device, learned
-                )
+                    block, anatomy, hidden, calls[index], context.scratch, source.device, learned,
+                    context.compute,
+                )  # fmt: skip
             if stage == SURVEY:
                 note, hidden = _survey_block(method, context, index, block, replay)
             else:
@@ -314,6 +319,7 @@ def _survey_block(
         outputs.write(batch, output)
         before = replay.inputs.read(batch).to(output.device)
         cosine = nn.functional.cosine_similarity(before, output, dim=-1)
+        cosine = replay.calls[batch].tokens(cosine)
         similarity += float(cosine.double().sum())
         rows += cosine.numel()
 

@@ -188,6 +188,10 @@ class Workspace:
                 self._settle()
         return kept[name]
 
+    def kept(self, name: str) -> Any:
+        """What :meth:`keep` has recorded under a name; None where it has recorded nothing."""
+        return self._locked().get("kept", {}).get(name)
+
     def pin(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Write what the run depends on to lock.json, or check it on resuming.
 

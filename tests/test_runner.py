@@ -59,7 +59,10 @@ def test_report(finished):
 def test_lock(finished, text):
     _, result, _ = finished
     lock = json.loads((result.folder / "lock.json").read_text())
-    assert set(lock["must"]) == {"model", "calibration tokens", "evaluation tokens"}
+    assert set(lock["must"]) == {
+        "model", "config.json", "files beside the weights", "calibration tokens",
+        "evaluation tokens",
+    }  # fmt: skip
     assert all(len(digest) == 64 for digest in lock["must"].values())
     assert lock["seed"] == 5 and lock["may"]["torch"].startswith(torch.__version__.split("+")[0])
     assert {"python", "transformers", "threads", "compress"} <= set(lock["may"])

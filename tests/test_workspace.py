@@ -82,6 +82,42 @@ def test_torn_first_line(tmp_path):
         assert workspace.events == [] and workspace.journal.read_text() == ""
 
 
+@pytest.mark.parametrize(
+    ("damage", "left"),
+    [
+        (lambda lines: [*lines[:1], *lines[2:]], 1),  # lost
+        (lambda lines: [*lines[:2], *lines[1:]], 2),  # doubled
+        (lambda lines: [lines[0], lines[2], lines[1], lines[3]], 1),  # moved
+        (lambda lines: [lines[0], lines[1].replace(b'"n": 1', b'"n": 7'), *lines[2:]], 1),
+        (lambda lines: [*lines[:3], bytes(len(lines[3])) + b"\n"], 3),
+        (lambda lines: [*lines[:2], b"[1]\n", *lines[2:]], 2),
+    ],
+)
+def test_journal_counts_up_to_the_first_damaged_line(damage, left, tmp_path):
+    with Workspace(tmp_path) as workspace:
+        workspace.claim(RECIPE)
+        for n in range(4):
+            workspace.append({"event": "a", "n": n})
+    lines = workspace.journal.read_bytes().splitlines(keepends=True)
+    workspace.journal.write_bytes(b"".join(damage(lines)))
+    for _ in range(2):
+        with Workspace(tmp_path) as workspace:
+            assert [e["n"] for e in workspace.events] == list(range(left))
+            assert f"line {left + 1}" in workspace.notes[0]
+
+
+def test_rewound_events_do_not_count(tmp_path):
+    with Workspace(tmp_path) as workspace:
+        workspace.claim(RECIPE)
+        for n in range(3):
+            workspace.append({"event": "a", "n": n})
+        workspace.rewind(workspace.events[1], "the file is gone")
+        workspace.append({"event": "b"})
+    with Workspace(tmp_path) as workspace:
+        assert workspace.events == [{"event": "a", "n": 0}, {"event": "b"}]
+        assert workspace.notes == ["the file is gone"]
+
+
 def test_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(CompressError, match="other files.*--out"):

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from compress.calibrate.activations import Activations
+from compress.calibrate.casting import computing
 from compress.models.anatomy import ATTENTION_OUT, DOWN, OTHER, UP, BlockAnatomy, Site
 
 _VALUE = object()  # marks, in a template, the place of the stored tensor
@@ -35,11 +36,16 @@ class _Reached(Exception):
 
 @dataclass
 class BlockCall:
-    """How the model calls a block: arguments besides the hidden states, for a batch shape."""
+    """How the model calls a block: arguments besides the hidden states, for a batch shape.
+
+    Attributes:
+        real: bool [batch, length], False where the batch is padding; None where nothing is.
+    """
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     hidden_keyword: str | None = None  # None: hidden states are the first positional argument
+    real: torch.Tensor | None = None
 
     def __call__(self, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         if self.hidden_keyword is None:
@@ -47,6 +53,17 @@ class BlockCall:
         else:
             out = block(*self.args, **{self.hidden_keyword: hidden}, **self.kwargs)
         return out[0] if isinstance(out, tuple) else out
+
+    def tokens(self, values: torch.Tensor) -> torch.Tensor:
+        """Values [batch, length, ...] or [batch * length, ...] of the tokens that are no padding,
+        [tokens, ...]; as they are where nothing is padding or positions were mixed."""
+        if self.real is None:
+            return values
+        if values.shape[:2] == self.real.shape:
+            return values[self.real]
+        if len(values) == self.real.numel():
+            return values[self.real.reshape(-1)]
+        return values
 
 
 @dataclass(frozen=True)
@@ -87,6 +104,7 @@ class BlockReplay:
         device: where the block lives.
         learned: what earlier blocks showed about their cores; shared by the blocks of one model so
             that only the first pays for the look.
+        dtype: of matrix products; see :func:`compress.calibrate.casting.computing`.
     """
 
     def __init__(
@@ -98,9 +116,11 @@ class BlockReplay:
         scratch: Path,
         device: torch.device | str = "cpu",
         learned: dict[str, _Core | None] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.block, self.anatomy, self.inputs, self.calls = block, anatomy, inputs, calls
         self.scratch, self.device = scratch, torch.device(device)
+        self.dtype = dtype
         self._learned = {} if learned is None else learned
         self._cuts: dict[str, _Cut] = {}
         self._batch = 0
@@ -110,14 +130,15 @@ class BlockReplay:
         inputs = Activations(self.inputs.path, shapes=self.inputs.shapes[:count])
         return BlockReplay(
             self.block, self.anatomy, inputs, self.calls[:count], self.scratch, self.device,
-            self._learned,
+            self._learned, self.dtype,
         )  # fmt: skip
 
     def visit(self, site: Site, observe: Callable[[str, torch.Tensor], None]) -> None:
         """Run all batches up to ``site`` and pass on its input, ``observe(linear name, x)``.
 
-        ``x`` is [..., in_features]; for a site of several linears it is reported once, under the
-        first name. Sites must be visited in the order of the anatomy; skipping some is fine.
+        ``x`` is [..., in_features], without padding; for a site of several linears it is reported
+        once, under the first name. Sites must be visited in the order of the anatomy; skipping some
+        is fine.
         """
         if site.kind == OTHER:
             self._observe_everything(site, observe)
@@ -127,7 +148,7 @@ class BlockReplay:
             cut.inputs = Activations(self._file(site.kind, "inputs"))
 
         def reached(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            observe(site.linears[0], args[0])
+            self._show(observe, site.linears[0], args[0])
             if cut is not None:
                 cut.inputs.write(self._batch, args[0])
             raise _Reached
@@ -172,7 +193,7 @@ class BlockReplay:
 
     def _run(self) -> Iterator[torch.Tensor]:
         """Forward every batch from the latest cut; yields outputs of batches that reach the end."""
-        with torch.no_grad(), ExitStack() as stack:
+        with torch.no_grad(), computing(self.block, self.dtype), ExitStack() as stack:
             for cut in self._cuts.values():
                 if cut.outputs is not None or cut.inputs is not None:
                     stack.enter_context(self._resumed(cut))
@@ -281,11 +302,19 @@ class BlockReplay:
         with ExitStack() as stack:
             for name in site.linears:
                 hook = self.block.get_submodule(name).register_forward_pre_hook(
-                    lambda _m, args, name=name: observe(name, args[0])
+                    lambda _m, args, name=name: self._show(observe, name, args[0])
                 )
                 stack.callback(hook.remove)
             for _ in self._run():
                 pass
+
+    def _show(
+        self, observe: Callable[[str, torch.Tensor], None], name: str, inputs: torch.Tensor
+    ) -> None:
+        """Report a linear's inputs as its product sees them; no type is imposed on statistics."""
+        inputs = self.calls[self._batch].tokens(inputs)
+        with torch.autocast(inputs.device.type, enabled=False):
+            observe(name, inputs.to(self.dtype))
 
     def _file(self, kind: str, what: str) -> Path:
         return self.scratch / f"{kind}-{what}.bin"

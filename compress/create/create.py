@@ -19,7 +19,7 @@ from compress.create.objective import describe_generation, loss_for
 from compress.create.spec import TrainSpec
 from compress.data.framing import Frame, with_note
 from compress.errors import CompressError
-from compress.files import whole_folder
+from compress.files import scratch_folder, whole_folder
 from compress.models.source import Source, load_model, resolve
 from compress.progress import Progress
 from compress.train import fit
@@ -45,9 +45,11 @@ def draft(spec: TrainSpec, cache_dir: str | Path | None = None) -> Source:
         return resolve(spec.from_, cache_dir=cache_dir)
     config = build_config(spec)
     describe_generation(config, spec, None)
-    folder = Path(tempfile.mkdtemp(prefix="compress-draft-"))
+    # Left behind by a killed process, it is removed by the next one that makes one.
+    held = scratch_folder(Path(tempfile.gettempdir()), "compress-draft-")
+    folder = held.__enter__()
     source = Source(folder, _origin(spec), "trained")
-    weakref.finalize(source, shutil.rmtree, folder, ignore_errors=True)
+    weakref.finalize(source, held.__exit__, None, None, None)
     build_model(config, spec.objective.kind == "masked", 0).save_pretrained(folder)
     return source
 
@@ -150,7 +152,13 @@ def _is_trained(folder: Path, made_from: dict[str, str]) -> bool:
     path = folder / RECORD
     if not path.is_file():
         return False
-    earlier = json.loads(path.read_text())
+    try:
+        earlier = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise CompressError(
+            f"what the model in {folder} was trained from in {path.name}", "a damaged file",
+            f"Remove {folder} to train anew",
+        ) from error  # fmt: skip
     for name, value in made_from.items():
         if earlier.get(name) != value:
             raise CompressError(

@@ -237,9 +237,32 @@ class Method(BaseModel):
         """Memory that learning holds for so many weights of linears beyond the weights."""
         return 0
 
+    def learning_dtype(self, device: torch.device) -> torch.dtype:
+        """Type of the matrix products of learning."""
+        return torch.float32
+
+    def solving_bytes(self, shapes: list[tuple[int, int]], gram: bool) -> int:
+        """Memory that solving one site takes at its peak beyond the block and the statistics.
+
+        Args:
+            shapes: (out, in) of the linears that the step targets there.
+            gram: the statistics hold a Gram matrix, another one of [in, in] floats.
+        """
+        largest = max(out * width for out, width in shapes)
+        return 16 * largest
+
+    def solving_work(self, shapes: list[tuple[int, int]]) -> float:
+        """What solving one site takes, in multiply-accumulates of float32 matrix products that
+        would take as long."""
+        return 0.0
+
     def survey_work(self, outline: Outline) -> float:
         """Forward passes over the calibration batches that precede the streaming pass."""
         return 1.0 if self.surveys else 0.0
+
+    def head_work(self, outline: Outline) -> float:
+        """How often the calibration batches pass through the model's head."""
+        return 0.0
 
 
 class LinearMethod(Method):

@@ -32,6 +32,15 @@ def set_matrix(module: nn.Module, weight: torch.Tensor) -> None:
         module.out_features, module.in_features = out_features, in_features
 
 
+def is_sparse(module: nn.Module) -> bool:
+    """Whether zeros of the weight are there on purpose: a step has noted so on the module, or at
+    least one weight in a hundred is zero, which training alone does not leave."""
+    if getattr(module, "zeros", None):
+        return True
+    weight = matrix(module)
+    return weight.numel() - int(weight.count_nonzero()) >= 0.01 * weight.numel() > 0
+
+
 def features(module: nn.Module) -> tuple[int, int]:
     """Return (out_features, in_features)."""
     if isinstance(module, Conv1D):

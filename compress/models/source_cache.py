@@ -13,7 +13,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from compress.errors import CompressError
-from compress.models.tensors import TensorIndex
+from compress.files import files_below, write_atomically
+from compress.models.tensors import TensorIndex, file_sha256
 
 RECORD = "compress_source.json"  # in each cached folder: where it came from
 LOCK_TIMEOUT = 1800.0  # seconds to wait for another process that fetches the same thing
@@ -47,17 +48,17 @@ def cached_folder(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict
     half-made folder under the final name. The caller holds the lock.
     """
     if folder.exists():
-        try:
-            TensorIndex.open(folder)  # headers only: a copy damaged since is made again
-            return json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        except (CompressError, OSError, ValueError):
-            shutil.rmtree(folder)
+        record = _sound(folder)
+        if record is not None:
+            return record
+        shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         record = build(temporary)
+        record = {**record, "files": _digests(temporary)}
         (temporary / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         temporary.chmod(0o755)  # mkdtemp makes folders for one user only
         os.replace(temporary, folder)
@@ -69,3 +70,27 @@ def cached_folder(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return record
+
+
+def _sound(folder: Path) -> dict[str, Any] | None:
+    """The record of a cached folder; None where the folder is not what was made.
+
+    Every file is hashed: a disk that fails changes neither sizes nor times. A folder of an earlier
+    version, whose record has no digests, gets them now.
+    """
+    try:
+        TensorIndex.open(folder)
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        found = _digests(folder)
+        if "files" not in record:
+            record["files"] = found
+            write_atomically(folder / RECORD, json.dumps(record, indent=2) + "\n")
+        return record if record["files"] == found else None
+    except (CompressError, OSError, ValueError, TypeError):
+        return None
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Name -> sha256 of every file of a cached folder but its record."""
+    files = (p for p in files_below(folder) if p.name not in (RECORD, RECORD + ".partial"))
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}

@@ -209,9 +209,20 @@ def capture_inputs(
             _forward(model, batch)
         if first_time:
             by_shape[shape] = recorded
+            _note_padding(recorded, batch.get("attention_mask"), recording.shape)
         for position, call in enumerate(by_shape[shape]):
             calls[position].append(call)
     return calls
+
+
+def _note_padding(
+    calls: list[BlockCall], mask: torch.Tensor | None, hidden: tuple[int, ...]
+) -> None:
+    """Tell the calls of a batch which of the hidden states [batch, length, ...] are padding."""
+    if mask is None or tuple(mask.shape) != tuple(hidden[:2]) or bool((mask != 0).all()):
+        return
+    for call in calls:
+        call.real = mask != 0
 
 
 class _recording:
@@ -220,6 +231,7 @@ class _recording:
     def __init__(self, blocks, recorded, inputs, index, every: bool) -> None:
         self.blocks, self.recorded, self.inputs = blocks, recorded, inputs
         self.index, self.every = index, every
+        self.shape: tuple[int, ...] = ()  # of the hidden states that enter the first block
 
     def __enter__(self) -> None:
         for position, block in enumerate(self.blocks):
@@ -240,6 +252,7 @@ class _recording:
                 hidden = kwargs.pop(first_name)
                 call = BlockCall((), kwargs, first_name)
             if position == 0:
+                self.shape = tuple(hidden.shape)
                 self.inputs.write(self.index, hidden)
             self.recorded.append(call)
             # Nothing behind the blocks is wanted: the head's logits would be the largest tensor.

@@ -8,12 +8,13 @@ than memory would seem to fill it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -37,6 +38,9 @@ _TORCH = {
 }  # fmt: skip
 
 
+_PIECE = 2**24  # bytes that are compared at a time
+
+
 class TensorIndex:
     """The tensors of one checkpoint folder; build it with :meth:`open`.
 
@@ -49,6 +53,7 @@ class TensorIndex:
         self.folder = folder
         self.files = tuple(sorted(files))
         self._entries = dict(entries)
+        self._stamps = {path: _stamp(path.stat()) for path in self.files}
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> TensorIndex:
@@ -148,11 +153,33 @@ class TensorIndex:
         for path, held in by_file.items():
             # In the order of the file: the disk likes it, and the caller's order is restored below.
             held.sort(key=lambda name: self._entries[name].offset)
-            with path.open("rb", buffering=0) as file:
+            with self._opened(path) as file:
                 for name in held:
                     tensor = self._read(file, name)
                     tensors[name] = tensor if dtype is None else tensor.to(dtype)
         return {name: tensors[name] for name in names}
+
+    @contextlib.contextmanager
+    def _opened(self, path: Path) -> Iterator[io.RawIOBase]:
+        """One of the files, which must still be the one whose header was read.
+
+        Raises:
+            CompressError: it is gone, or something has written to it since.
+        """
+        try:
+            with path.open("rb", buffering=0) as file:
+                if _stamp(os.fstat(file.fileno())) != self._stamps[path]:
+                    raise CompressError(
+                        f"{path} as it was when it was first read", "a file that has changed since",
+                        "Leave the model alone while it is worked on; give the same command again "
+                        "once it is as it was",
+                    )  # fmt: skip
+                yield file
+        except FileNotFoundError as error:
+            raise CompressError(
+                f"the weights in {path}", "a file that is gone since it was first read",
+                "Put it back and give the same command again",
+            ) from error  # fmt: skip
 
     def _read(self, file: io.RawIOBase, name: str) -> torch.Tensor:
         """Read one tensor from its open file into memory of its own."""
@@ -170,6 +197,20 @@ class TensorIndex:
                 )  # fmt: skip
             done += count
         return buffer.view(dtype).view(entry.shape)
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two tensors are stored as the same bytes of the same shape; read in pieces."""
+        a, b = self.entry(one), self.entry(other)
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            return False
+        with a.file.open("rb") as first, b.file.open("rb") as second:
+            first.seek(a.offset)
+            second.seek(b.offset)
+            for start in range(0, a.nbytes, _PIECE):
+                count = min(_PIECE, a.nbytes - start)
+                if first.read(count) != second.read(count):
+                    return False
+        return True
 
     def check_finite(self, names: Iterable[str]) -> None:
         """Refuse NaN and infinite values, reading one tensor at a time.
@@ -207,6 +248,10 @@ def check_finite(name: str, tensor: torch.Tensor, *, where: str = "") -> None:
             "The checkpoint is damaged or its training diverged: use another one",
             where=where,
         )
+
+
+def _stamp(stat: os.stat_result) -> tuple[int, int, int]:
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def file_sha256(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -38,7 +39,7 @@ class CheckpointFolder:
         path = folder / _FACTS
         facts = json.loads(json.dumps(facts))  # as it will be read: lists for tuples
         if path.exists():
-            self._compare(json.loads(path.read_text()), facts)
+            self._compare(self._facts(path), facts)
         elif writes:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -47,6 +48,15 @@ class CheckpointFolder:
                     f"a folder for checkpoints ({folder})", error.strerror or str(error)
                 ) from error
             write_atomically(path, json.dumps(facts, indent=1, sort_keys=True))
+
+    def _facts(self, path: Path) -> dict[str, Any]:
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise CompressError(
+                f"what the training in {self.folder} is", f"a damaged {path.name}",
+                "Remove the folder to train anew",
+            ) from error  # fmt: skip
 
     def _compare(self, then: dict[str, Any], now: dict[str, Any]) -> None:
         before, after = _flat(then), _flat(now)
@@ -79,7 +89,8 @@ class CheckpointFolder:
                 file.flush()
                 os.fsync(file.fileno())
             held = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
-            save_file(held, temporary, metadata={"step": str(step)})
+            about = {"step": str(step), "check": _digest(step, held)}
+            save_file(held, temporary, metadata=about)
             _sync(temporary)
             os.replace(temporary, path)
             _sync(self.folder)
@@ -101,8 +112,11 @@ class CheckpointFolder:
             return 0, {}
         try:
             with safe_open(path, "pt") as file:
-                names = list(file.keys())
-                return int(file.metadata()["step"]), {n: file.get_tensor(n) for n in names}
+                tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+                step, check = int(file.metadata()["step"]), file.metadata().get("check")
+            if check is not None and check != _digest(step, tensors):  # old ones have none
+                raise ValueError("values that are not those written")
+            return step, tensors
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise CompressError(
                 f"a whole checkpoint in {path}", str(error), "Remove the folder to train anew"
@@ -128,6 +142,15 @@ class CheckpointFolder:
             if self.writes:
                 write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
         return kept
+
+
+def _digest(step: int, tensors: dict[str, torch.Tensor]) -> str:
+    """blake2b of a state: a bit that flips on the disk must not become another model."""
+    total = hashlib.blake2b(str(step).encode(), digest_size=16)
+    for name in sorted(tensors):
+        total.update(name.encode())
+        total.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def _flat(facts: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from compress.eval.report.schema import (
     StepEntry,
 )
 from compress.eval.report.terminal import print_report
+from compress.files import sync
 from compress.intake import read_limited, regular_file
 
 _LARGEST = 256 * 2**20  # bytes; generated samples make reports of a few MB
@@ -72,7 +73,7 @@ def write_report(report: Report, folder: str | Path) -> dict[str, Path]:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a file under a temporary name and rename it.
+    """Write a file under a temporary name and rename it, durably.
 
     Raises:
         CompressError: the folder is missing or cannot be written, or the disk is full.
@@ -80,7 +81,9 @@ def write_text(path: Path, content: str) -> None:
     temporary = path.with_name(path.name + ".part")
     try:
         temporary.write_text(content, encoding="utf-8")
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()

@@ -50,6 +50,8 @@ def findings(report: Report) -> tuple[Finding, ...]:
 
 
 def _safety(report: Report) -> Iterator[Finding]:
+    for note in report.run.notes:
+        yield Finding(level="note", text=f"On the way: {note}.")
     if report.run.trust_remote_code:
         yield Finding(
             level="warning",

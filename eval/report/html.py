@@ -227,6 +227,7 @@ def _run(report: Report) -> Iterator[str]:
             ("Weights, sha256", run.model_sha256),
             ("Command", run.command),
             ("Seed", run.seed),
+            ("Calibration passes in", run.compute),
             ("Took", seconds(run.seconds) if run.seconds is not None else None),
             ("trust_remote_code", "on" if run.trust_remote_code else None),
         ]

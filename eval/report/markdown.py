@@ -124,6 +124,8 @@ def _run(report: Report) -> list[str]:
         parts.append("    " + " ".join(run.command.split()))
     if run.seed is not None:
         parts.append(f"Seed {run.seed}.")
+    if run.compute is not None:
+        parts.append(f"Matrix products of calibration passes in {plain(run.compute)}.")
     if run.recipe is not None:
         recipe = yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True)
         # An indented block cannot be closed by what stands inside it, as a fence can.

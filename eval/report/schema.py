@@ -30,9 +30,15 @@ class RunInfo(BaseModel):
     recipe: dict[str, Any] | None = Field(default=None, description="the recipe, resolved")
     command: str | None = Field(default=None, description="the command line")
     seed: int | None = None
+    compute: str | None = Field(
+        default=None, description="type of the matrix products in calibration passes"
+    )
     started: str | None = Field(default=None, description="ISO 8601, UTC")
     seconds: float | None = Field(default=None, description="wall time of the whole run")
     trust_remote_code: bool = False
+    notes: tuple[str, ...] = Field(
+        default=(), description="what happened on the way: parts made again, a recipe that changed"
+    )
 
 
 class DataEntry(BaseModel):

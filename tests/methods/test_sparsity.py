@@ -177,3 +177,33 @@ def test_embeddings_head_and_norms_stay(method, tiny, tokens):
     compress.apply(model, [{"method": method}], tokens)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
     assert len(before) == 9  # embeddings, head, two norms a block, the last one
+
+
+@pytest.mark.parametrize("first", [{"pattern": "4:8"}, {"sparsity": 0.7}])
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"method": "sparsegpt", "pattern": "2:4"},
+        {"method": "sparsegpt", "sparsity": 0.5},
+        {"method": "gptq", "bits": 4, "group_size": 16},
+        {
+            "method": "maskllm",
+            "training": None,
+            "tuning": {"steps": 2, "batch": 1, "precision": "float32"},
+        },
+        {"method": "maskllm", "training": None, "least_squares": True},
+    ],
+    ids=lambda step: "-".join(map(str, list(step.values())[:2])) + str("tuning" in step),
+)
+@pytest.mark.parametrize("noted", [True, False])
+def test_zeros_stay_zeros(first, second, noted, tiny, tokens):
+    model = compress.apply(tiny("llama"), [{"method": "magnitude", **first}])
+    path = "model.layers.1.mlp.down_proj"
+    zeros = model.get_submodule(path).weight == 0
+    if not noted:  # a model that somebody else has pruned
+        for module in model.modules():
+            module.__dict__.pop("zeros", None)
+    compress.apply(model, [second], tokens)
+    after = model.get_submodule(path).weight
+    assert bool((after[zeros] == 0).all())
+    assert float((after != 0).float().mean()) > 0.2

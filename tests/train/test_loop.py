@@ -220,9 +220,12 @@ def test_folder_of_other_shapes_or_data_is_refused(train, training, tmp_path):
 def test_damaged_checkpoint_is_refused(train, tmp_path):
     train(folder=tmp_path)
     path = tmp_path / "checkpoint.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CompressError, match="whole checkpoint"):
-        train(folder=tmp_path)
+    whole = path.read_bytes()
+    flipped = bytes([*whole[:-5], whole[-5] ^ 1, *whole[-4:]])
+    for damaged in (whole[:-100], flipped):
+        path.write_bytes(damaged)
+        with pytest.raises(CompressError, match="whole checkpoint"):
+            train(folder=tmp_path)
 
 
 def test_nothing_to_train_is_an_error(training):

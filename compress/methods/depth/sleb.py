@@ -50,6 +50,10 @@ class SLEB(DepthMethod):
         # Prefix and trials of a round with n blocks: n + n (n - 1) / 2 block passes.
         return sum((blocks - r) * (blocks - r + 1) / 2 / blocks for r in rounds)
 
+    def head_work(self, outline: Outline) -> float:
+        blocks = len(outline.blocks)
+        return float(sum(blocks - r for r in range(self.count(blocks))))
+
     def decide_on_model(
         self, model: nn.Module, anatomy: Anatomy, batches: list[dict[str, torch.Tensor]]
     ) -> dict[str, Any]:

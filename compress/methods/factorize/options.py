@@ -83,6 +83,18 @@ class FactorizeMethod(LinearMethod):
 
         return self.predict_linears(outline, change)
 
+    def solving_bytes(self, shapes: list[tuple[int, int]], gram: bool) -> int:
+        """Eigenvectors in float64 of the smaller side, six matrices of it, beside the weight."""
+        found = 0
+        for out, width in shapes:
+            side = width if gram and out > width else min(out, width)
+            metric = 12 * width**2 if gram else 0
+            found = max(found, 48 * side**2 + 16 * out * width + metric)
+        return found
+
+    def solving_work(self, shapes: list[tuple[int, int]]) -> float:
+        return sum(60 * min(shape) ** 3 + 8 * max(shape) * min(shape) ** 2 for shape in shapes)
+
     def solve(self, work: SiteWork) -> None:
         for name in work.names:
             linear = work.linear(name)

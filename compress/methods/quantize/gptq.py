@@ -12,8 +12,9 @@ from compress.linalg import inverse_cholesky
 from compress.methods.base import SiteWork
 from compress.methods.quantize.options import QuantizeMethod
 from compress.models.anatomy import Site
+from compress.models.linears import is_sparse
 from compress.quantization import QuantScheme
-from compress.solvers import sweep
+from compress.solvers import sweep, sweep_bytes, sweep_work
 
 
 class GPTQ(QuantizeMethod):
@@ -44,6 +45,12 @@ class GPTQ(QuantizeMethod):
 
     def statistic(self, site: Site) -> str:
         return GRAM
+
+    def solving_bytes(self, shapes: list[tuple[int, int]], gram: bool) -> int:
+        return sweep_bytes(shapes, copies=6)
+
+    def solving_work(self, shapes: list[tuple[int, int]]) -> float:
+        return sweep_work(shapes)
 
     def solve(self, work: SiteWork) -> None:
         for paths, statistics in work.groups():
@@ -83,7 +90,7 @@ class GPTQ(QuantizeMethod):
     @staticmethod
     def _kept(work: SiteWork, path: str, weight: torch.Tensor) -> torch.Tensor:
         """Where an earlier step's zeros are not."""
-        if hasattr(work.linear(path), "zeros"):
+        if is_sparse(work.linear(path)):
             return weight != 0
         return torch.ones_like(weight, dtype=torch.bool)
 

@@ -29,7 +29,7 @@ from compress.models.anatomy import Anatomy, Site
 from compress.outline import Outline
 from compress.train.language import DistillationOptions
 from compress.train.moment import derive_seed
-from compress.train.options import TrainingOptions
+from compress.train.options import TrainingOptions, compute_dtype
 
 _MOST_CANDIDATES = 70  # 4:8, the largest pattern of the literature
 _DAMPING = 1e-3
@@ -227,6 +227,11 @@ class MaskLLM(ZeroingMethod):
         by_model = sum(round(o.steps * o.batch * length * passes) for o in whole if o is not None)
         return by_block, by_model
 
+    def learning_dtype(self, device: torch.device) -> torch.dtype:
+        options = (self._whole, self.training, self._tuned_whole, self.tuning)
+        precision = next((o.precision for o in options if o is not None), "float32")
+        return compute_dtype(precision, device)
+
     def learning_bytes(self, weights: int) -> int:
         logits = weights * self.parsed.candidates // self.parsed.m
         # Logits and their start, gradient, two averages of Adam, noise, shares and a temporary;
@@ -280,6 +285,8 @@ class MaskLLM(ZeroingMethod):
     def learn_model(self, work: ModelWork) -> None:
         if self._whole is not None:
             learn_on_model(work, self.schedule, self._whole, self.distillation)
+            if work.folder is not None:  # checkpoints of the tuning are of another training
+                work.folder = work.folder / "tuning"
         if self._tuned_whole is not None:
             tune_on_model(work, self._tuned_whole, self.distillation)
 
@@ -290,7 +297,9 @@ class MaskLLM(ZeroingMethod):
         for name in work.names:
             linear = work.linear(name)
             gram = work.statistics[name].gram
-            linear.open_weight(refit_masked(linear.dense, gram, linear.mask(), _DAMPING))
+            # A weight that was zero before the step stays it, kept or not.
+            mask = linear.mask() & (linear.dense != 0)
+            linear.open_weight(refit_masked(linear.dense, gram, mask, _DAMPING))
             linear.hold()
 
     def tune_block(self, work: BlockWork) -> None:

@@ -106,6 +106,10 @@ class SparsityMethod(ZeroingMethod):
             return self.parsed.sparsity
         return 0.5 if self.sparsity is None else self.sparsity
 
+    def solving_bytes(self, shapes: list[tuple[int, int]], gram: bool) -> int:
+        # Scores and the mask; a threshold over a whole matrix sorts pairs of values and indices.
+        return (12 if self.parsed is not None else 28) * max(out * width for out, width in shapes)
+
     def mask(self, score: torch.Tensor) -> torch.Tensor:
         """Boolean mask [rows, columns] of what stays, by rows or N:M groups of ``score``."""
         if self.parsed is not None:

@@ -12,7 +12,8 @@ from compress.linalg import inverse_cholesky
 from compress.methods.base import SiteWork
 from compress.methods.sparsity.pattern import SparsityMethod
 from compress.models.anatomy import Site
-from compress.solvers import Pruning, sweep
+from compress.models.linears import is_sparse
+from compress.solvers import Pruning, sweep, sweep_bytes, sweep_work
 
 
 class SparseGPT(SparsityMethod):
@@ -32,6 +33,12 @@ class SparseGPT(SparsityMethod):
     def statistic(self, site: Site) -> str:
         return GRAM
 
+    def solving_bytes(self, shapes: list[tuple[int, int]], gram: bool) -> int:
+        return sweep_bytes(shapes, copies=4)
+
+    def solving_work(self, shapes: list[tuple[int, int]]) -> float:
+        return sweep_work(shapes)
+
     def solve(self, work: SiteWork) -> None:
         for names, statistics in work.groups():
             # Linears that read one input share the factor, and their rows one sweep.
@@ -39,7 +46,10 @@ class SparseGPT(SparsityMethod):
             weights = [work.weight(name) for name in names]
             stacked = torch.cat(weights)
             sizes = [len(w) for w in weights]
-            rounding = Pruning(self.parsed, self.share, sizes, dead)
+            # Error feedback would fill the zeros of an earlier step again.
+            sparse = any(is_sparse(work.linear(name)) for name in names)
+            zeros = stacked == 0 if sparse else None
+            rounding = Pruning(self.parsed, self.share, sizes, dead, zeros)
             group = self.parsed.m if self.parsed else 1
             size = -(-self.block_size // group) * group
             solved = sweep(stacked, upper, rounding, size)

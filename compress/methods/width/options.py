@@ -23,7 +23,7 @@ from compress.methods.width.importance import (
 )
 from compress.methods.width.removal import narrow_outline, pattern_chunk
 from compress.models.anatomy import ATTENTION_OUT, Anatomy, BlockAnatomy, Site
-from compress.models.linears import matrix
+from compress.models.linears import is_sparse, matrix
 from compress.models.widths import (
     narrow_columns,
     narrow_rows,
@@ -237,6 +237,14 @@ class WidthMethod(Method):
             self._largest_share(share),
         )  # fmt: skip
 
+    def solving_bytes(self, shapes: list[tuple[int, int]], gram: bool) -> int:
+        ((out, width),) = shapes
+        # Inverse, its copies and the refit in float64.
+        return (32 if gram else 0) * width**2 + 16 * out * width
+
+    def solving_work(self, shapes: list[tuple[int, int]]) -> float:
+        return sum(8 * width**3 + 4 * out * width**2 for out, width in shapes)
+
     def solve(self, work: SiteWork) -> None:
         (name,) = work.names
         anatomy = work.anatomy
@@ -285,7 +293,7 @@ class WidthMethod(Method):
         if self.correction:
             gram = work.statistics[name].gram
             work.metrics["error_uncorrected"] = relative_error(weight, narrow, gram, kept)
-            if hasattr(reading(module), "zeros"):
+            if is_sparse(reading(module)):
                 narrow = absorb_columns_in_mask(weight, gram, kept, self.damping)
             else:
                 narrow = absorb_columns(weight, gram, kept, self.damping, work.label(name))
