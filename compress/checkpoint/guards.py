@@ -28,7 +28,7 @@ def guards(record: BlockRecord) -> dict[str, torch.Tensor]:
     the weight itself lies there, transposed.
     """
     found = {}
-    # A record that comes back from a journal has its modules in another order.
+    # Sorted: a record that was read back from the journal lists its paths in another order.
     for path, spec in sorted(record.modules.items()):
         scheme = record.quantization.get(path)
         packed = scheme is not None and storage_format(scheme) == PACKED
