@@ -325,7 +325,7 @@ class BlockReplay:
     def _show(
         self, observe: Callable[[str, torch.Tensor], None], name: str, inputs: torch.Tensor
     ) -> None:
-        """Report a linear's inputs as its product sees them; no type is imposed on statistics."""
+        """Report a linear's inputs as its product sees them; statistics choose their own types."""
         inputs = self.calls[self._batch].tokens(inputs)
         with torch.autocast(inputs.device.type, enabled=False):
             observe(name, inputs.to(self.dtype))
