@@ -60,14 +60,6 @@ class BlockCall:
         _return_tuples.add(type(block))
         return out[0]
 
-
-def as_output(block: nn.Module, hidden: torch.Tensor) -> Any:
-    """Hidden states in the form in which a block returns them: a tuple in some families (Bloom).
-
-    That is learned from the blocks that have run in this process.
-    """
-    return (hidden,) if type(block) in _return_tuples else hidden
-
     def tokens(self, values: torch.Tensor) -> torch.Tensor:
         """Values [batch, length, ...] or [batch * length, ...] of the tokens that are no padding,
         [tokens, ...]; as they are where nothing is padding or positions were mixed."""
@@ -78,6 +70,14 @@ def as_output(block: nn.Module, hidden: torch.Tensor) -> Any:
         if len(values) == self.real.numel():
             return values[self.real.reshape(-1)]
         return values
+
+
+def as_output(block: nn.Module, hidden: torch.Tensor) -> Any:
+    """Hidden states in the form in which a block returns them: a tuple in some families (Bloom).
+
+    That is learned from the blocks that have run in this process.
+    """
+    return (hidden,) if type(block) in _return_tuples else hidden
 
 
 @dataclass(frozen=True)
