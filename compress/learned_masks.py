@@ -56,7 +56,9 @@ def initial_logits(
 
 def hard_mask(logits: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     """The most probable mask of each group, bool [G, M], from logits [C, G]."""
-    return candidates(pattern).to(logits.device).bool()[logits.argmax(0)]
+    return (
+        candidates(pattern).to(logits.device).bool()[logits.max(0).indices]
+    )  # many times faster than argmax
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from compress.errors import CompressError
 from compress.models.anatomy import find_blocks
 from compress.models.diffusion import CLASS, is_diffusion_model
-from compress.models.source_load import TASKS
+from compress.models.supported import check_kind, check_not_packed
 from compress.models.tensors import check_finite
 
 # What float32 solvers can be run for: the result is rounded to the model's own type.
@@ -28,9 +28,10 @@ def check_live(model: Any, purpose: str) -> None:
 
     Raises:
         CompressError: no transformers model (nor a ``UVit2DModel`` of diffusers), one inside a
-            wrapper (torch.compile, PEFT, DDP), of a task that the toolkit does not handle, on the
-            meta device or on several devices, made in inference mode, in floats that are not
-            computed with, with layers that share weights, or with NaN or infinite values.
+            wrapper (torch.compile, PEFT, DDP), of a kind or task that the toolkit does not handle,
+            quantised by transformers, on the meta device or on several devices, made in inference
+            mode, in floats that are not computed with, with layers that share weights, or with NaN
+            or infinite values.
     """
     _check_kind(model, purpose)
     _check_storage(model, purpose)
@@ -74,15 +75,9 @@ def _check_kind(model: Any, purpose: str) -> None:
                 f"a model without adapters {purpose}", f"{type(module).__name__} at {name}",
                 "Merge the adapter first: model = peft_model.merge_and_unload()",
             )  # fmt: skip
-    name = type(model).__name__
-    if isinstance(model, PreTrainedModel) and not name.endswith(tuple(end for end, _ in TASKS)):
-        raise CompressError(
-            f"a model with the head of a task {purpose} (a class named …"
-            f"{', …'.join(end for end, _ in TASKS)})",
-            name,
-            "Load it with AutoModelForCausalLM (or the class of its task); one without a head is "
-            "a checkpoint that compress.load does not take",
-        )
+    if isinstance(model, PreTrainedModel):
+        check_kind(model)
+        check_not_packed(model)
 
 
 def _check_storage(model: nn.Module, purpose: str) -> None:

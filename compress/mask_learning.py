@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from compress.best_seen import BestSeen, choices, choose, split_held_out
 from compress.calibrate.activations import Activations
 from compress.calibrate.replay import BlockCall
 from compress.learned_masks import Draw, linear_schedule, masked_linears, set_mode
@@ -16,8 +17,7 @@ from compress.methods.learning import BlockWork, ModelWork
 from compress.train import Moment, TokenSource, TrainingOptions, fit
 from compress.train.generator import GeneratorLoss
 from compress.train.language import DistillationOptions, LanguageLoss, relative_error
-
-_HELD_OUT = 0.05  # share of the calibration batches that only measure
+from compress.train.source import Indices
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,12 @@ class BlockOutputs(nn.Module):
         super().__init__()
         self.block, self._inputs, self._targets, self._calls = block, inputs, targets, calls
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.block.parameters()).device
+
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
-        device = next(self.block.parameters()).device
-        total = 0.0
+        device, total = self.device, 0.0
         for index in indices.tolist():
             call, target = self._calls[index], self._targets.read(index).to(device)
             output = call(self.block, self._inputs.read(index).to(device))
@@ -71,38 +74,24 @@ class BlockOutputs(nn.Module):
         return total / len(indices)
 
 
-class Indices:
-    """A source of examples that are numbers: what they stand for is read from files."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def get(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"indices": indices}
-
-
-def split_held_out(count: int) -> tuple[int, list[int]]:
-    """How many leading batches are learned from, and those that only measure."""
-    held = max(1, round(_HELD_OUT * count)) if count > 1 else 0
-    return count - held, list(range(count - held, count)) or [0]
-
-
 def learn_on_block(work: BlockWork, schedule: MaskSchedule, options: TrainingOptions) -> None:
     """Learn the masks of one block's masked linears from its outputs.
 
-    Where held-out batches show no gain, the block keeps the masks it came with. Metrics: relative
-    error on held-out batches ``before`` and ``after``, and the share of groups that ``changed``.
+    The block keeps the masks that were best on held-out batches: those it came with, those at the
+    end, or some in between. Metrics: relative error on held-out batches ``before``, at the ``end``
+    of learning and ``after`` all (of the masks that are kept), and the share of groups that
+    ``changed``.
     """
     linears = masked_linears(work.block)
     if not linears:
         return  # a block that the step leaves out
     outputs = BlockOutputs(work.block, work.inputs, work.targets, work.calls)
-    before = {name: linear.logits.detach().clone() for name, linear in linears.items()}
+    learned, held = split_held_out(len(work.inputs))
+    best = BestSeen(lambda: _error(outputs, linears, held), lambda: choices(linears), options.steps)
+    start = best.state
 
     def loss(module: nn.Module, batch: dict, moment: Moment):
+        best.before(moment.step, moment.micro)
         set_mode(linears, schedule.draw(moment))
         for linear in linears.values():
             linear.hold()
@@ -110,23 +99,22 @@ def learn_on_block(work: BlockWork, schedule: MaskSchedule, options: TrainingOpt
         return error - schedule.reward(linears, moment), {"error": float(error.detach())}
 
     parameters = [linear.logits for linear in linears.values()]
-    _fit_block(work, outputs, loss, parameters, options, linears, "masks")
-    changed = groups = 0
-    for name, linear in linears.items():
-        moved = linear.logits.detach().argmax(0) != before[name].argmax(0)
-        changed, groups = changed + int(moved.sum()), groups + moved.numel()
-    if work.metrics["masks.after"] >= work.metrics["masks.before"]:
-        for name, linear in linears.items():
-            linear.logits.data.copy_(before[name])
-        changed = 0
-    work.metrics["masks.changed"] = changed / groups
+    _fit_block(work, outputs, loss, parameters, options, learned)
+    end = best.look()
+    choose(linears, best.state)
+    changed = sum(int((best.state[n] != start[n]).sum()) for n in start)
+    work.metrics |= {
+        "masks.before": best.first, "masks.end": end, "masks.after": best.error,
+        "masks.changed": changed / sum(s.numel() for s in start.values()),
+    }  # fmt: skip
     _hold_hard(linears)
 
 
 def tune_on_block(work: BlockWork, options: TrainingOptions) -> None:
     """Train the kept weights of one block on its outputs; the masks stay.
 
-    Metrics: relative error on held-out batches before and after.
+    Of the weights, too, those are kept that were best on held-out batches. Metrics: relative error
+    on held-out batches ``before``, at the ``end`` of tuning and ``after`` all.
     """
     linears = masked_linears(work.block)
     if not linears:
@@ -136,17 +124,27 @@ def tune_on_block(work: BlockWork, options: TrainingOptions) -> None:
         linear.open_weight()
     parameters = [linear.kept for linear in linears.values()]
 
+    learned, held = split_held_out(len(work.inputs))
+    best = BestSeen(
+        lambda: _error(outputs, linears, held),
+        lambda: [p.detach().clone() for p in parameters],
+        options.steps,
+    )
+
     def loss(module: nn.Module, batch: dict, moment: Moment):
+        best.before(moment.step, moment.micro)
         for linear in linears.values():
             linear.hold()
         error = module(batch["indices"])
         return error, {"error": float(error.detach())}
 
-    start = [p.detach().clone() for p in parameters]
-    _fit_block(work, outputs, loss, parameters, options, linears, "tuning")
-    if work.metrics["tuning.after"] >= work.metrics["tuning.before"]:
-        for parameter, value in zip(parameters, start, strict=True):
-            parameter.data.copy_(value)
+    _fit_block(work, outputs, loss, parameters, options, learned)
+    end = best.look()
+    for parameter, value in zip(parameters, best.state, strict=True):
+        parameter.data.copy_(value)
+    work.metrics |= {
+        "tuning.before": best.first, "tuning.end": end, "tuning.after": best.error,
+    }  # fmt: skip
     _hold_hard(linears)
 
 
@@ -156,11 +154,9 @@ def _fit_block(
     loss: Callable,
     parameters: list[nn.Parameter],
     options: TrainingOptions,
-    linears: dict,
-    what: str,
+    learned: int,
 ) -> None:
-    learned, held = split_held_out(len(work.inputs))
-    work.metrics[f"{what}.before"] = _error(outputs, linears, held)
+    """Train on the first ``learned`` calibration batches."""
     fit(
         outputs,
         loss,
@@ -172,12 +168,12 @@ def _fit_block(
         device=work.device,
         auto=work.precision,
     )
-    work.metrics[f"{what}.after"] = _error(outputs, linears, held)
 
 
 def _error(outputs: BlockOutputs, linears: dict, batches: list[int]) -> float:
+    """Of the most probable masks, in float32 also while learning computes in 16 bits."""
     _hold_hard(linears)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(outputs.device.type, enabled=False):
         return float(outputs(torch.tensor(batches)))
 
 
@@ -201,7 +197,7 @@ def learn_on_model(
     of groups that ``masks.changed``.
     """
     linears = masked_linears(work.model)
-    before = {name: linear.logits.detach().argmax(0) for name, linear in linears.items()}
+    before = {name: linear.logits.detach().max(0).indices for name, linear in linears.items()}
 
     def draw(moment: Moment) -> torch.Tensor | float:
         set_mode(linears, schedule.draw(moment))
@@ -209,7 +205,7 @@ def learn_on_model(
 
     parameters = [linear.logits for linear in linears.values()]
     _fit_model(work, linears, draw, parameters, options, distillation, "masks")
-    changed = sum(int((m.logits.argmax(0) != before[n]).sum()) for n, m in linears.items())
+    changed = sum(int((m.logits.max(0).indices != before[n]).sum()) for n, m in linears.items())
     groups = sum(m.logits.shape[1] for m in linears.values())
     work.metrics["masks.changed"] = changed / groups
 

@@ -22,6 +22,7 @@ from compress.checkpoint.config import apply_records, keep_layers, read_records
 from compress.checkpoint.guards import is_guard
 from compress.checkpoint.records import BlockRecord, apply_record, load_block, stored_shapes_of
 from compress.errors import CompressError
+from compress.models.agreement import check_shapes, check_ties
 from compress.models.anatomy import Anatomy, family_of
 from compress.models.config_limits import check_layers
 from compress.models.leftovers import unused_weights
@@ -77,8 +78,9 @@ class ModelState:
         """Read what lies outside the blocks once, since no step looks at all of it.
 
         Raises:
-            CompressError: NaN or infinite values.
+            CompressError: NaN or infinite values, or two values of what config.json calls one.
         """
+        self.source.check_ties()
         for name in self.source.names():
             if not name.startswith(self.blocks_path + "."):
                 tensor = self.source.get(name)
@@ -147,7 +149,8 @@ class ModelTensors:
 
     def __init__(self, index: TensorIndex, model: nn.Module, wanted: set[str]) -> None:
         self.index = index
-        tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+        self._tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+        tied = set(self._tied)
         prefix = model.base_model_prefix + "."
         self._stored = {}
         left = []
@@ -171,28 +174,11 @@ class ModelTensors:
                 "The weights are of another architecture or in an older layout: load the model "
                 "with transformers, save_pretrained it to a new folder, and use that",
             )
-        if wanted == set(model.state_dict()):  # replaced linears have tensors of their own
-            self._check_shapes(model)
+        check_shapes(self.index, self._stored, model)
 
-    def _check_shapes(self, model: nn.Module) -> None:
-        """Compare what the config promises with the headers, before anything is read."""
-        for name, promised in model.state_dict().items():
-            stored = self._stored.get(name)
-            if stored is None:
-                continue
-            shape, dtype = self.index.shape(stored), self.index.dtype(stored)
-            if promised.is_floating_point() and not dtype.is_floating_point:
-                raise CompressError(
-                    f"{stored} as floating-point numbers", f"{dtype} in {self.index.file(stored)}",
-                    "A quantised checkpoint says so in config.json (quantization_config): fetch "
-                    "its config again, or use the unquantised checkpoint",
-                )  # fmt: skip
-            if tuple(promised.shape) != shape:
-                raise CompressError(
-                    f"{stored} of shape {list(promised.shape)}, as config.json promises",
-                    f"{list(shape)} in {self.index.file(stored)}",
-                    "The config and the weights belong to different models",
-                )
+    def check_ties(self) -> None:
+        """See :func:`compress.models.agreement.check_ties`."""
+        check_ties(self.index, self._stored, self._tied)
 
     def names(self) -> list[str]:
         return list(self._stored)

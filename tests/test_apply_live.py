@@ -155,7 +155,7 @@ REFUSED = {
     "no transformers model": (lambda model: torch.nn.Linear(4, 4), "transformers model"),
     "compiled": (lambda model: torch.compile(model, backend="eager"), "_orig_mod"),
     "wrapped": (torch.nn.DataParallel, "model.module"),
-    "no head": (lambda model: model.model, "AutoModelForCausalLM"),
+    "no head": (lambda model: model.model, "head of a task"),
     "no weights": (lambda model: model.to("meta"), "meta device"),
     "shared layers": (_shared, "weights of their own"),
     "not finite": (_poisoned, "finite weights"),

@@ -10,12 +10,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import torch
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from compress.checkpoint.guards import guarded, guards
+from compress.checkpoint.guards import guarded
 from compress.checkpoint.records import apply_record
 from compress.errors import CompressError
 
@@ -71,11 +70,6 @@ def _own_class(
         # Guards in the file are no weights left over: none is missing.
         self._keys_to_ignore_on_load_unexpected |= guarded(config)
 
-    def save_pretrained(self: PreTrainedModel, folder: Any, *args: Any, **kwargs: Any):
-        if not args and "state_dict" not in kwargs and not hasattr(self, "hf_quantizer"):
-            kwargs["state_dict"] = {**self.state_dict(), **model_guards(self)}
-        return stock.save_pretrained(self, folder, *args, **kwargs)
-
     return type(stock)(
         OWN + stock.__name__,
         (stock,),
@@ -86,20 +80,6 @@ def _own_class(
             "config_class": config_class,
         },
     )
-
-
-def model_guards(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Return the guards of a model whose config names its new modules."""
-    from compress.checkpoint.config import module_specs
-    from compress.checkpoint.records import BlockRecord
-    from compress.models.anatomy import find_blocks
-
-    path, blocks = find_blocks(model)
-    return {
-        f"{path}.{index}.{name}": guard
-        for index, specs in enumerate(module_specs(model.config, len(blocks)))
-        for name, guard in guards(BlockRecord(modules=specs)).items()
-    }
 
 
 def place_modules(model: PreTrainedModel) -> None:

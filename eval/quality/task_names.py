@@ -29,10 +29,10 @@ def check_task_names(names: Iterable[str]) -> None:
         if name in local_tasks() or _has_file(name) or not _files():
             continue
         if name not in _all_names():
-            everything = sorted({*_all_names(), *local_tasks()})
-            raise CompressError(
-                "the name of an lm-eval task", repr(name)[:80], did_you_mean(name, everything)
-            )
+            close = did_you_mean(name, sorted({*_all_names(), *local_tasks()}))
+            # There are thousands: all of them are no help.
+            fix = close if close.startswith("Did") else "`lm-eval ls tasks` lists them"
+            raise CompressError("the name of an lm-eval task", repr(name)[:80], fix)
 
 
 def _has_file(name: str) -> bool:

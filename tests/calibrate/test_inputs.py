@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 from transformers.tokenization_utils_base import BatchEncoding
 
+import compress
 from compress.calibrate.inputs import calibration_inputs
 from compress.errors import CompressError
 
@@ -86,3 +90,12 @@ def test_what_is_refused(tiny, what):
     given, message = REFUSED[what]
     with pytest.raises(CompressError, match=message):
         calibration_inputs(given, tiny("llama"))
+
+
+def test_the_lines_of_the_documents_run(tiny, tokenizer):
+    datasets = pytest.importorskip("datasets")
+    document = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    lines = re.search(r"## Calibration in Python.*?```python\n(.*?)```", document, re.DOTALL)[1]
+    names = {"torch": torch, "compress": compress, "datasets": datasets, "DataLoader": DataLoader,
+             "TensorDataset": TensorDataset}  # fmt: skip
+    exec(lines, {"model": tiny("llama"), "tokenizer": tokenizer, **names})

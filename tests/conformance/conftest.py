@@ -13,7 +13,6 @@ import torch
 
 import compress
 from compress.calibrate.batches import calibration_batches
-from compress.methods.catalog import METHODS
 from compress.recipe import CalibrationSpec
 
 # A variant is a family with other config fields: "<family>-<name>".
@@ -39,6 +38,9 @@ class Case:
     families: tuple[str, ...] = field(default=FAMILIES)
 
 
+# Whatever learns is tested in both: "<method> in <precision>".
+PRECISIONS = ("float32", "bfloat16")
+
 _PRUNE = Case({"pattern": "2:4"}, {"sparsity": 0.0})
 _ROUND = Case({"bits": 4, "group_size": 16}, {"bits": 8, "group_size": 16}, tolerance=0.05)
 _FACTOR = Case({"ratio": 0.6}, {"rank": 8}, tolerance=2e-4, low_rank=8)
@@ -49,10 +51,13 @@ CASES: dict[str, Case] = {
     "magnitude": _PRUNE,
     "wanda": _PRUNE,
     "sparsegpt": _PRUNE,
-    "maskllm": Case(
-        {"training": {"steps": 2, "batch": 2, "clip": None}},
-        {"pattern": "4:4", "prior": "magnitude", "training": None},
-    ),
+    **{
+        f"maskllm in {precision}": Case(
+            {"training": {"steps": 2, "batch": 2, "clip": None, "precision": precision}},
+            {"pattern": "4:4", "prior": "magnitude", "training": None},
+        )
+        for precision in PRECISIONS
+    },
     "rtn": _ROUND,
     "gptq": _ROUND,
     "w8a8": Case({}, {}, tolerance=0.1),
@@ -68,7 +73,7 @@ CASES: dict[str, Case] = {
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "method" in metafunc.fixturenames:
-        metafunc.parametrize("method", sorted(METHODS))
+        metafunc.parametrize("method", sorted(CASES))
     if "family" in metafunc.fixturenames:
         metafunc.parametrize("family", FAMILIES)
 
@@ -91,6 +96,10 @@ def helpers(helpers):
     return SimpleNamespace(**{**vars(helpers), "auto": lambda name: helpers.auto(family_of(name))})
 
 
+def method_of(case: str) -> str:
+    return case.partition(" in ")[0]
+
+
 def family_of(name: str) -> str:
     return name.partition("-")[0] if name in VARIANTS else name
 
@@ -101,9 +110,15 @@ def cases() -> dict[str, Case]:
 
 
 @pytest.fixture(scope="session")
+def methods() -> set[str]:
+    """The methods that the suite covers."""
+    return {method_of(case) for case in CASES}
+
+
+@pytest.fixture(scope="session")
 def step() -> Callable[[str], dict[str, Any]]:
     """``step(method)``: the recipe step with the options of the suite."""
-    return lambda method: {"method": method, **CASES[method].options}
+    return lambda case: {"method": method_of(case), **CASES[case].options}
 
 
 @pytest.fixture(scope="session")

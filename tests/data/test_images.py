@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from compress.data.codebook import FILE, Codebook, fit_codebook, load_codebook, to_patches
 from compress.data.images import ImageSpec, load_images, read_idx
@@ -91,3 +92,17 @@ def test_files_that_are_not_idx(tmp_path):
             read_idx(tmp_path / name)
     with pytest.raises(CompressError, match="the file train-images-idx3-ubyte"):
         load_images(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"patch": "0x0"}, {"patch": "3x3"}, {"image": "0x0"}, {"classes": "-5"}, {"slots": "9" * 12}],
+)
+def test_codebook_whose_parts_do_not_fit(change, tmp_path):
+    book = fit_codebook(load_images("digits"), (2, 2), 8)
+    book.save_pretrained(tmp_path)
+    about = {"image": "8x8", "patch": "2x2", "classes": "10", "slots": "8"}
+    assert load_codebook(tmp_path) is not None
+    save_file({"centres": book.centres}, tmp_path / FILE, about | change)
+    with pytest.raises(CompressError, match="a codebook in"):
+        load_codebook(tmp_path)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import math
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -426,3 +428,24 @@ def test_plots_draw_any_spread(values) -> None:
     points = [Point(str(i), abs(v), v, v - 1, v + 1) for i, v in enumerate(values)]
     drawn = scatter(points, "x", "y", str, str, frontier=True)
     assert drawn.count("<circle") == len(values) and "nan" not in drawn
+
+
+def test_report_with_numbers_that_are_none(tmp_path) -> None:
+    paths = write_report(with_findings(report(result(), result(size=500))), tmp_path)
+    data = json.loads(paths["json"].read_text())
+    data["after"]["perplexity"]["perplexity"] = float("nan")
+    paths["json"].write_text(json.dumps(data))
+    with pytest.raises(CompressError, match="after.perplexity.perplexity"):
+        load_report(tmp_path)
+    paths["json"].write_text("[" * 100_000)
+    with pytest.raises(CompressError, match="report.json of this version"):
+        load_report(tmp_path)
+    with pytest.raises(CompressError, match="to write"):
+        write_report(report(result()), tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("largest", [math.exp(700), sys.float_info.max])
+def test_a_ruined_model_beside_a_sound_one_is_drawn(largest) -> None:
+    points = [Point("a", 1.0, 10.0), Point("b", 2.0, largest)]
+    page = scatter(points, "size", "perplexity", str, str)
+    assert "nan" not in page and "inf" not in page and page.count("<text") < 40

@@ -128,3 +128,12 @@ def test_models_that_cannot_be_trained_here():
         }  # fmt: skip
         with pytest.raises(CompressError, match=word):
             architecture.build_config(TrainSpec.model_validate(section))
+
+
+def test_tied_weights_that_differ(own_checkpoint, tmp_path):
+    folder = own_checkpoint("llama")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+    recipe = {"model": str(folder), "steps": ["magnitude"]}
+    with pytest.raises(CompressError, match="tie_word_embeddings: false"):
+        compress.run(recipe, tmp_path / "run")

@@ -234,9 +234,9 @@ class MaskLLM(ZeroingMethod):
 
     def learning_bytes(self, weights: int) -> int:
         logits = weights * self.parsed.candidates // self.parsed.m
-        # Logits and their start, gradient, two averages of Adam, noise, shares and a temporary;
-        # the masked weight and its gradient.
-        masks = 8 * logits + 2 * weights
+        # Logits, gradient, two averages of Adam, shares and a temporary; the masked weight and its
+        # gradient.
+        masks = 6 * logits + 2 * weights
         # The same of the kept weights, which need neither noise nor a start.
         tuning = logits + 6 * weights
         return 4 * max(
@@ -285,6 +285,8 @@ class MaskLLM(ZeroingMethod):
     def learn_model(self, work: ModelWork) -> None:
         if self._whole is not None:
             learn_on_model(work, self.schedule, self._whole, self.distillation)
+            if work.folder is not None:  # checkpoints of the tuning are of another training
+                work.folder = work.folder / "tuning"
         if self._tuned_whole is not None:
             tune_on_model(work, self._tuned_whole, self.distillation)
 
