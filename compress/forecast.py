@@ -42,7 +42,8 @@ class Work:
 
     @property
     def macs(self) -> float:
-        return self.passes + self.learning + self.solving
+        """Of all forward passes, statistics and training steps."""
+        return self.passes + self.learning
 
     def seconds(self, outline: Outline, compute: torch.dtype, learning: torch.dtype) -> float:
         """Time on this machine: the products, half as much again for what lies between, files."""

@@ -249,7 +249,7 @@ class Method(BaseModel):
             gram: the statistics hold a Gram matrix, another one of [in, in] floats.
         """
         largest = max(out * width for out, width in shapes)
-        return 16 * largest
+        return 12 * largest
 
     def solving_work(self, shapes: list[tuple[int, int]]) -> float:
         """What solving one site takes, in multiply-accumulates of float32 matrix products that

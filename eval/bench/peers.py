@@ -62,9 +62,18 @@ SETTINGS = {
 
 
 def ours(
-    name: str, material: Material, folder: Path, data_root: Path | None, compute: str
+    name: str,
+    material: Material,
+    folder: Path,
+    data_root: Path | None,
+    compute: str,
+    draw: int = 0,
 ) -> dict[str, Any]:
-    """One run of ours; the recipe reads the text itself and must arrive at the same ids."""
+    """One run of ours; the recipe reads the text itself and must arrive at the same ids.
+
+    Args:
+        draw: from 1 on, a seed that draws other windows of the text.
+    """
     scale = material.scale
     recipe = write_recipe(
         folder.parent,
@@ -74,14 +83,16 @@ def ours(
             "text": {**TEXT, "split": "train"},
             "samples": scale.samples,
             "length": scale.length,
+            **({"selection": "random"} if draw else {}),
         },
+        seed=draw,
         steps=[SETTINGS[name].step],
         output={"dtype": "float32"},
         compute=compute,
     )
     run = run_measured(recipe, folder, data_root)
     lock = json.loads((folder / "lock.json").read_text())
-    if lock["must"]["calibration tokens"] != material.digest:
+    if not draw and lock["must"]["calibration tokens"] != material.digest:
         raise CompressError(
             "the calibration ids that the other tool got", "other ones in our run",
             "Give the same --data-root, and empty the folder given with --work",
@@ -134,19 +145,22 @@ def run_one(
     python: Path,
     data_root: Path | None,
     compute: str = "float32",
+    draw: int = 0,
 ) -> dict[str, Any]:
     """Compress and score once; the checkpoint is removed when its perplexity is known.
 
     Args:
         compute: type of products in calibration passes of ours, of the whole model of the peer.
+        draw: see :func:`ours`.
     """
     suffix = "" if compute == "float32" else f"-{compute}"
+    suffix += f"-draw{draw}" if draw else ""
     folder = work / f"{material.key}-{tool}-{name}-{repeat}{suffix}"
 
     def compute() -> dict[str, Any]:
         say(f"{SETTINGS[name].label}: {tool} in {compute}, run {repeat + 1}")
         if tool == "ours":
-            result = ours(name, material, folder, data_root, compute)
+            result = ours(name, material, folder, data_root, compute, draw)
         else:
             result = peer(name, material, folder, python, compute)
         say(f"  {result['seconds']:.1f} s, peak {result['peak_bytes'] / 1e9:.2f} GB")
