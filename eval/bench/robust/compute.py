@@ -3,8 +3,8 @@
 The model, the token ids, the settings and the evaluator are those of compress.eval.bench.peers.
 Times are of whole processes. A pruned model of this size is chaotic: a damping of 0.0101 instead of
 0.01 moved SparseGPT's perplexity by 7 % (16 x 512 tokens, all in float32), so ratios of perplexity
-are medians over draws of the calibration windows, with their range. Where products of bfloat16 matrices are not fast there is nothing to
-measure: the one row that is written says so.
+are medians over draws of the calibration windows, with their range. Where products of bfloat16
+matrices are not fast there is nothing to measure: the one row that is written says so.
 """
 
 from __future__ import annotations
