@@ -73,7 +73,7 @@ def sweep_work(shapes: list[tuple[int, int]]) -> float:
     """Time of factor and sweep, as multiply-accumulates of a matrix product."""
     width, rows = shapes[0][1], sum(out for out, _ in shapes)
     # Factors run at half the speed of products; updates inside a block at that of memory.
-    return 2 * width**3 + rows * width * (width / 2 + 2000)
+    return 1.5 * width**3 + rows * width * (width / 2 + 1500)
 
 
 class Pruning:

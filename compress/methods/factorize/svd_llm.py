@@ -25,6 +25,12 @@ class SVDLLM(FactorizeMethod):
     def statistic(self, site: Site) -> str:
         return GRAM
 
+    def solving_work(self, shapes: list[tuple[int, int]]) -> float:
+        metric = 0.0
+        for out, width in shapes:
+            metric += 3 * out * width**2 + (10 * width**3 if out > width else 0)
+        return super().solving_work(shapes) + metric
+
     def directions(
         self, weight: torch.Tensor, rank: int, statistics: InputStatistics | None, label: str
     ) -> tuple[torch.Tensor, float]:

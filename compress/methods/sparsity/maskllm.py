@@ -27,6 +27,7 @@ from compress.methods.learning import BlockWork, Learning, ModelWork
 from compress.methods.sparsity.pattern import ZeroingMethod
 from compress.models.anatomy import Anatomy, Site
 from compress.outline import Outline
+from compress.solvers import sweep_work
 from compress.train.language import DistillationOptions
 from compress.train.moment import derive_seed
 from compress.train.options import TrainingOptions, compute_dtype
@@ -242,6 +243,14 @@ class MaskLLM(ZeroingMethod):
         return 4 * max(
             masks if self._learns_masks else 0, tuning if self.tuning is not None else 0, logits
         )
+
+    def solving_work(self, shapes: list[tuple[int, int]]) -> float:
+        if self.prior == "sparsegpt":
+            return sweep_work(shapes)
+        if self.prior == "search":
+            # A few sweeps of products of M columns each, which run at the speed of memory.
+            return 60.0 * sum(out * width**2 for out, width in shapes)
+        return super().solving_work(shapes)
 
     def statistic(self, site: Site) -> str:
         return prior_statistic(self.prior)

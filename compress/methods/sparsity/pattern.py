@@ -110,6 +110,9 @@ class SparsityMethod(ZeroingMethod):
         # Scores and the mask; a threshold over a whole matrix sorts pairs of values and indices.
         return (12 if self.parsed is not None else 28) * max(out * width for out, width in shapes)
 
+    def solving_work(self, shapes: list[tuple[int, int]]) -> float:
+        return 400.0 * sum(out * width for out, width in shapes)  # choosing the highest scores
+
     def mask(self, score: torch.Tensor) -> torch.Tensor:
         """Boolean mask [rows, columns] of what stays, by rows or N:M groups of ``score``."""
         if self.parsed is not None:
