@@ -74,7 +74,7 @@ def _causal(work: Path, smoke: bool) -> list[Row]:
             work, f"causal-{name.replace(' ', '-')}", model=str(base),
             calibration={"text": {**_TOPICS, "part": "head:0.8"}, "samples": 256,
                          "length": _WINDOW, "special_tokens": calibrated},
-            steps=[{"method": "sparsegpt", "pattern": "2:4"}],
+            steps=[{"method": "gptq", "bits": 2, "group_size": 32}],
             evaluation={"text": {**_TOPICS, "part": "tail:0.2"}, "window": _WINDOW,
                         "max_tokens": _TOKENS, "special_tokens": evaluated, "latency": False,
                         "memory": False},
@@ -90,7 +90,7 @@ def _causal(work: Path, smoke: bool) -> list[Row]:
              abs(dense / plain - 1), _SAME),
         _row(f"{label}: perplexity", dense),
         _row(f"{label}: perplexity, without BOS / with it", bare / dense),
-        _row(f"{label}, SparseGPT 2:4: perplexity, calibrated with BOS / without it",
+        _row(f"{label}, GPTQ 2 bit: perplexity, calibrated with BOS / without it",
              pruned["with"] / pruned["without"], 1.0),
     ]  # fmt: skip
 
