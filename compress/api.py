@@ -14,7 +14,6 @@ from compress.apply_masks import AppliedMask, apply_mask
 from compress.calibrate.inputs import calibration_inputs
 from compress.checkpoint.save import require_empty, save_model
 from compress.errors import CompressError
-from compress.job import device_of
 from compress.live import check_live, check_model_class
 from compress.live_steps import run_live
 from compress.methods.base import Method
@@ -31,13 +30,14 @@ from compress.models.diffusion import (
 )
 from compress.models.source import load_model, load_tokenizer, resolve
 from compress.models.stream import StreamedModel
-from compress.planner import Plan, check_steps
+from compress.planner import Plan
 from compress.planner import plan as plan_recipe
-from compress.precision import Compute, calibration_dtype
+from compress.precision import Compute, calibration_dtype, device_of
 from compress.recipe import Recipe, parse_recipe, parse_steps, read_recipe
 from compress.runner import RunResult
 from compress.runner import run as run_recipe
 from compress.semi_structured import convert, refuse_converted
+from compress.step_check import check_steps
 
 __all__ = [
     "AppliedMask", "apply", "apply_mask", "inspect", "list_methods", "load", "plan", "run", "save",

@@ -90,12 +90,23 @@ def peak_bytes(
     compute: torch.dtype = torch.float32,
 ) -> int:
     """Bytes held at once by a step beyond what the process holds before it."""
-    return _LIBRARIES + _tensor_bytes(method, outline, calibration, compute.itemsize)
+    widths = [
+        max(width for _, width in shapes)
+        for site, shapes in _targeted_sites(method, outline)
+        if method.statistic(site) == GRAM
+    ]
+    # LAPACK works on copies in column order.
+    workspace = 8 * max(widths, default=0) ** 2
+    return _LIBRARIES + workspace + tensor_bytes(method, outline, calibration, compute)
 
 
-def _tensor_bytes(
-    method: Method, outline: Outline, calibration: CalibrationSpec | None, compute: int
+def tensor_bytes(
+    method: Method,
+    outline: Outline,
+    calibration: CalibrationSpec | None,
+    compute: torch.dtype = torch.float32,
 ) -> int:
+    """The part of :func:`peak_bytes` that is tensors."""
     whole, outer = 4 * outline.parameters, 4 * outline.outer_parameters
     batch = _batch_bytes(outline, calibration)
     learning = method.learns
@@ -105,9 +116,10 @@ def _tensor_bytes(
         kept = 8 * len(outline.blocks) * batch
         return round(1.2 * (whole + method.learning_bytes(weights) + kept))
     if method.works_on != "block":
-        tokens = calibration.samples * calibration.length if calibration else 0
+        tokens = calibration.samples * calibration.length
         # Hidden states of all batches, and logits of a piece in three versions.
-        return whole + 4 * tokens * outline.hidden_size + batch + _LOGITS
+        logits = 12 * calibration.batch * calibration.length * outline.vocab_size
+        return whole + 4 * tokens * outline.hidden_size + batch + min(logits, _LOGITS)
     block = 4 * max(_block_parameters(b) for b in outline.blocks)
     narrow = block * outline.value_bits // 32 if outline.value_bits < 32 else 0
     site_bytes = gram = 0
@@ -122,7 +134,7 @@ def _tensor_bytes(
     if method.needs == "nothing":
         # The outer tensors come in when the result is verified, without any block.
         return max(moved, block + site_bytes, outer)
-    cast = block * compute // 4 if compute < 4 else 0
+    cast = block * compute.itemsize // 4 if compute.itemsize < 4 else 0
     if learning is not None:
         weights = max(sum(x.weights for x in b.linears.values()) for b in outline.blocks)
         site_bytes = max(site_bytes, method.learning_bytes(weights) + 8 * batch)

@@ -170,6 +170,8 @@ class Job:
                 "method": method.name,
                 "seconds": time.perf_counter() - started,
                 "peak_bytes": memory.peak(),
+                "planned_bytes": self.plan.steps[number].peak_bytes,
+                "planned_seconds": self.plan.steps[number].seconds,
                 "resumed": resumed,
                 "kept": kept,
                 "decision": decision,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from compress.best_masks import BestMasks, looks_at, split_held_out
+from compress.best_seen import BestSeen, choices, choose, split_held_out
 from compress.calibrate.activations import Activations
 from compress.calibrate.replay import BlockCall
 from compress.learned_masks import Draw, linear_schedule, masked_linears, set_mode
@@ -17,6 +17,7 @@ from compress.methods.learning import BlockWork, ModelWork
 from compress.train import Moment, TokenSource, TrainingOptions, fit
 from compress.train.generator import GeneratorLoss
 from compress.train.language import DistillationOptions, LanguageLoss, relative_error
+from compress.train.source import Indices
 
 
 @dataclass(frozen=True)
@@ -73,19 +74,6 @@ class BlockOutputs(nn.Module):
         return total / len(indices)
 
 
-class Indices:
-    """A source of examples that are numbers: what they stand for is read from files."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def get(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"indices": indices}
-
-
 def learn_on_block(work: BlockWork, schedule: MaskSchedule, options: TrainingOptions) -> None:
     """Learn the masks of one block's masked linears from its outputs.
 
@@ -99,12 +87,11 @@ def learn_on_block(work: BlockWork, schedule: MaskSchedule, options: TrainingOpt
         return  # a block that the step leaves out
     outputs = BlockOutputs(work.block, work.inputs, work.targets, work.calls)
     learned, held = split_held_out(len(work.inputs))
-    best = BestMasks(linears, lambda: _error(outputs, linears, held))
-    looks = looks_at(options.steps)
+    best = BestSeen(lambda: _error(outputs, linears, held), lambda: choices(linears), options.steps)
+    start = best.state
 
     def loss(module: nn.Module, batch: dict, moment: Moment):
-        if moment.step in looks and moment.micro == 0:
-            best.look()
+        best.before(moment.step, moment.micro)
         set_mode(linears, schedule.draw(moment))
         for linear in linears.values():
             linear.hold()
@@ -113,10 +100,12 @@ def learn_on_block(work: BlockWork, schedule: MaskSchedule, options: TrainingOpt
 
     parameters = [linear.logits for linear in linears.values()]
     _fit_block(work, outputs, loss, parameters, options, learned)
-    end, changed = best.look(), best.restore()
+    end = best.look()
+    choose(linears, best.state)
+    changed = sum(int((best.state[n] != start[n]).sum()) for n in start)
     work.metrics |= {
         "masks.before": best.first, "masks.end": end, "masks.after": best.error,
-        "masks.changed": changed,
+        "masks.changed": changed / sum(s.numel() for s in start.values()),
     }  # fmt: skip
     _hold_hard(linears)
 
@@ -124,7 +113,8 @@ def learn_on_block(work: BlockWork, schedule: MaskSchedule, options: TrainingOpt
 def tune_on_block(work: BlockWork, options: TrainingOptions) -> None:
     """Train the kept weights of one block on its outputs; the masks stay.
 
-    Metrics: relative error on held-out batches before and after.
+    Of the weights, too, those are kept that were best on held-out batches. Metrics: relative error
+    on held-out batches ``before``, at the ``end`` of tuning and ``after`` all.
     """
     linears = masked_linears(work.block)
     if not linears:
@@ -134,21 +124,27 @@ def tune_on_block(work: BlockWork, options: TrainingOptions) -> None:
         linear.open_weight()
     parameters = [linear.kept for linear in linears.values()]
 
+    learned, held = split_held_out(len(work.inputs))
+    best = BestSeen(
+        lambda: _error(outputs, linears, held),
+        lambda: [p.detach().clone() for p in parameters],
+        options.steps,
+    )
+
     def loss(module: nn.Module, batch: dict, moment: Moment):
+        best.before(moment.step, moment.micro)
         for linear in linears.values():
             linear.hold()
         error = module(batch["indices"])
         return error, {"error": float(error.detach())}
 
-    start = [p.detach().clone() for p in parameters]
-    learned, held = split_held_out(len(work.inputs))
-    before = _error(outputs, linears, held)
     _fit_block(work, outputs, loss, parameters, options, learned)
-    after = _error(outputs, linears, held)
-    work.metrics |= {"tuning.before": before, "tuning.after": after}
-    if after >= before:
-        for parameter, value in zip(parameters, start, strict=True):
-            parameter.data.copy_(value)
+    end = best.look()
+    for parameter, value in zip(parameters, best.state, strict=True):
+        parameter.data.copy_(value)
+    work.metrics |= {
+        "tuning.before": best.first, "tuning.end": end, "tuning.after": best.error,
+    }  # fmt: skip
     _hold_hard(linears)
 
 

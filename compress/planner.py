@@ -5,7 +5,6 @@ No weight is read. Sizes follow from shapes; :mod:`compress.forecast` says what 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,26 +16,18 @@ import torch
 from compress import forecast
 from compress.errors import CompressError
 from compress.memory import resident
-from compress.methods.base import MODULES, PRECISION, VALUES, WIDTH, ZEROS, Method
+from compress.methods.base import Method
 from compress.models.anatomy import Anatomy
 from compress.models.source import Source, load_config, resolve
-from compress.models.stream import StreamedModel
 from compress.models.supported import check_kind
 from compress.models.tensors import TensorIndex
 from compress.outline import Outline, outline_of
-from compress.planning_checks import check_inputs, check_patterns
+from compress.planning_checks import check_inputs
 from compress.precision import calibration_dtype, device_of
 from compress.recipe import Recipe, split_evaluation
 from compress.state import ModelState
-from compress.step_check import check_step, left_alone
-
-# What an earlier step made, a later one would destroy: (earlier writes, later writes, why).
-_CONFLICTS = (
-    (PRECISION, VALUES, "would change weights that are rounded already"),
-    (PRECISION, WIDTH, "would cut the groups of weights that are rounded already"),
-    (PRECISION, MODULES, "would replace weights that are rounded already"),
-    (ZEROS, MODULES, "would fill the zeros again"),
-)
+from compress.step_check import passed
+from compress.step_order import check_needs, check_order
 
 
 @dataclass(frozen=True)
@@ -127,14 +118,14 @@ def plan(
                 state.source.storage_dtype).itemsize  # fmt: skip
     outline = _mark_quantized(outline_of(streamed.model, streamed.anatomy, bits), state)
     original = outline
-    _check_needs(recipe.steps, recipe.calibration is not None)
-    _check_order(recipe.steps)
+    check_needs(recipe.steps, recipe.calibration is not None)
+    check_order(recipe.steps)
     notes = check_inputs(recipe, source.folder, streamed.model, data_root)
     device = device_of(recipe.device)
     compute = calibration_dtype(recipe.compute, device)
     steps, base = [], resident()
     for number, method in enumerate(recipe.steps):
-        after = _passed(number, method, streamed, outline)
+        after = passed(number, method, streamed, outline)
         work = forecast.work(method, outline, recipe.calibration)
         peak = base + forecast.peak_bytes(method, outline, recipe.calibration, compute)
         seconds = work.seconds(outline, compute, method.learning_dtype(device))
@@ -175,85 +166,6 @@ def _mark_quantized(outline: Outline, state: ModelState) -> Outline:
         }
         blocks.append(block.with_linears(changed))
     return replace(outline, blocks=tuple(blocks))
-
-
-def check_steps(steps: tuple[Method, ...], streamed: StreamedModel, has_calibration: bool) -> None:
-    """Refuse steps that cannot work on a live model, before any of them starts.
-
-    Warns of what they leave alone.
-
-    Raises:
-        CompressError: as :func:`plan`.
-    """
-    check_kind(streamed.model)
-    _check_needs(steps, has_calibration)
-    _check_order(steps)
-    outline = outline_of(streamed.model, streamed.anatomy, 32)
-    for number, method in enumerate(steps):
-        note = left_alone(method, outline)
-        if note:
-            warnings.warn(note, stacklevel=3)
-        outline = _passed(number, method, streamed, outline)
-
-
-def _passed(number: int, method: Method, streamed: StreamedModel, outline: Outline) -> Outline:
-    """The outline behind a step: the one check of recipes and live models."""
-    try:
-        after = check_step(method, streamed, outline)
-        check_patterns(method, streamed.anatomy, streamed.model)
-        _check_rounded(method, outline)
-        return after
-    except CompressError as error:
-        raise error.within(f"steps.{number} ({method.name})") from None
-
-
-def _check_rounded(method: Method, outline: Outline) -> None:
-    """Refuse to change weights that were rounded before the first step."""
-    reasons = [why for made, touched, why in _CONFLICTS
-               if made == PRECISION and touched in method.writes]  # fmt: skip
-    if not reasons or PRECISION in method.writes:
-        return  # a quantiser looks at each layer itself
-    for block in outline.blocks:
-        for site in block.anatomy.sites:
-            for name in method.targets(block.anatomy, site):
-                if block.linears[name].quantized:
-                    raise CompressError(
-                        "layers in floating point",
-                        f"{block.anatomy.path}.{name}, which is quantised: {method.name} "
-                        f"{reasons[0]}",
-                        "Start from the model before it was quantised",
-                    )
-
-
-def _check_needs(steps: tuple[Method, ...], has_calibration: bool) -> None:
-    for number, method in enumerate(steps):
-        if method.needs == "calibration" and not has_calibration:
-            raise CompressError(
-                "calibration inputs",
-                f"none, and steps.{number} ({method.name}) observes the model's inputs",
-                "In a recipe, add `calibration: {text: {source: FILE or data set}, samples: 128, "
-                "length: 512}`; in Python, give compress.apply token ids as `calibration`; "
-                "or use a method that needs no data (magnitude, rtn)",
-            )
-
-
-def _check_order(steps: tuple[Method, ...]) -> None:
-    """Refuse orders in which a step destroys what an earlier one made."""
-    for late, method in enumerate(steps):
-        for early in range(late):
-            earlier = steps[early]
-            for made, touched, why in _CONFLICTS:
-                if made not in earlier.writes or touched not in method.writes:
-                    continue
-                if PRECISION in method.writes and made == PRECISION:
-                    continue  # two quantisers may share out the layers; each layer is checked
-                raise CompressError(
-                    "steps in an order in which none undoes another",
-                    f"steps.{early} ({earlier.name}) before steps.{late} ({method.name}), which "
-                    f"{why}",
-                    f"Put {method.name} before {earlier.name}; the order that works is depth, "
-                    "width, low rank, zeros, precision",
-                )
 
 
 def _evaluation_bytes(recipe: Recipe, original: Outline, result: Outline) -> int:

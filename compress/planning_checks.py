@@ -1,4 +1,4 @@
-"""What a plan checks beyond its steps: data, tasks, patterns and lengths, all without weights.
+"""What a plan checks beyond its steps: data, tasks and lengths, all without weights.
 
 A run plans first, so what is refused here is refused before any work. What only the network or the
 content of a file can tell becomes a warning, or is told when the run reads its texts.
@@ -20,11 +20,9 @@ from compress.data.images import ImageSpec, check_images
 from compress.data.readers import expand, is_file_source, read_python_module
 from compress.data.text import TextSpec
 from compress.data.tokens import check_tokenizer
-from compress.errors import CompressError, did_you_mean
+from compress.errors import CompressError
 from compress.evaluation_material import check_objective
 from compress.intake import user_path
-from compress.methods.base import LinearMethod, Method, matches
-from compress.models.anatomy import Anatomy
 from compress.models.source import load_tokenizer
 from compress.recipe import CalibrationSpec, Recipe, split_evaluation
 
@@ -80,34 +78,6 @@ def reader_of(folder: Path, trust_remote_code: bool) -> Any:
     return reader
 
 
-def check_patterns(method: Method, anatomy: Anatomy, model: nn.Module) -> None:
-    """Refuse a pattern of include or exclude that names nothing: a slip that would go unnoticed.
-
-    A pattern of exclude may also name what no step touches, such as the head.
-
-    Raises:
-        CompressError: with the closest path.
-    """
-    if not isinstance(method, LinearMethod):
-        return
-    linears = [f"{b.path}.{name}" for b in anatomy.blocks for name in b.linears]
-    modules: list[str] = []
-    for option in ("include", "exclude"):
-        for pattern in getattr(method, option):
-            if any(matches(path, (pattern,)) for path in linears):
-                continue
-            modules = modules or [name for name, _ in model.named_modules() if name]
-            if option == "exclude" and any(matches(path, (pattern,)) for path in modules):
-                continue
-            leaves = sorted({path.rpartition(".")[2] for path in linears})
-            close = did_you_mean(pattern.removeprefix("re:").strip("*^$."), leaves)
-            raise CompressError(
-                f"patterns under {option} that match a linear inside a block",
-                f"{pattern!r}, which matches none",
-                f"{close} Paths look like {linears[0]}" if linears else "",
-            )
-
-
 def _calibration(
     spec: CalibrationSpec, reader: Any, config: PreTrainedConfig, data_root: Any
 ) -> list[str]:
@@ -118,7 +88,8 @@ def _calibration(
             check_tokenizer(reader, config)
     found = _source(spec.text, spec.images, data_root, "calibration")
     if spec.text is not None and spec.packing == "stream":
-        _check_size(spec.text, spec.samples * spec.length, data_root, "calibration",
+        shown = f"{spec.samples} x {spec.length} = {spec.samples * spec.length}"
+        _check_size(spec.text, spec.samples * spec.length, shown, data_root, "calibration",
                     "Lower calibration.samples or length")  # fmt: skip
     return found
 
@@ -141,7 +112,8 @@ def _evaluation(recipe: Recipe, reader: Any, model: nn.Module, data_root: Any) -
     found = _source(text, images, data_root, "evaluation")
     if text is not None:
         _check_window(spec, kind, positions)
-        _check_size(text, spec.window or 2, data_root, "evaluation", "Lower evaluation.window")
+        window = spec.window or 2
+        _check_size(text, window, str(window), data_root, "evaluation", "Lower evaluation.window")
     try:
         check_task_names(spec.tasks)
         latency = spec.latency_spec()
@@ -224,7 +196,9 @@ def _ask_hub(dataset: str) -> list[str]:
     return []
 
 
-def _check_size(spec: TextSpec, tokens: int, data_root: Any, where: str, fix: str) -> None:
+def _check_size(
+    spec: TextSpec, tokens: int, shown: str, data_root: Any, where: str, fix: str
+) -> None:
     """Refuse a text that cannot have so many tokens: few are less than a byte, none half of one."""
     if is_file_source(spec.source):
         paths = expand(spec.source)
@@ -236,8 +210,8 @@ def _check_size(spec: TextSpec, tokens: int, data_root: Any, where: str, fix: st
     size = sum(path.stat().st_size for path in paths)
     if 2 * size < tokens:
         raise CompressError(
-            f"a text of at least {tokens} tokens", f"one of {size} bytes ({spec.source})", fix,
-            where=where,
+            f"a text of at least {shown} tokens" if size else "a text with something in it",
+            f"one of {size} bytes ({spec.source})", fix, where=where,
         )  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def sweep_bytes(shapes: list[tuple[int, int]], copies: int) -> int:
     """Memory that a sweep over matrices (out, in) of one input takes beyond them and their Gram
     matrix: its copies and factors while it is inverted, then ``copies`` of the matrices."""
     width, rows = shapes[0][1], sum(out for out, _ in shapes)
-    return 4 * max(6 * width**2, 3 * width**2 + copies * rows * width)
+    return 4 * max(4 * width**2, 2 * width**2 + copies * rows * width)
 
 
 def sweep_work(shapes: list[tuple[int, int]]) -> float:

@@ -9,6 +9,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from compress import soft_masks
+from compress.best_seen import BestSeen, choices, choose
 from compress.learned_masks import (
     Draw,
     MaskedLinear,
@@ -230,3 +231,19 @@ def test_masks_are_drawn_in_float32_where_products_are_in_16_bits():
     (exact, slopes), (rounded, others) = found.values()
     assert torch.equal(exact.bfloat16().float(), rounded)
     torch.testing.assert_close(others, slopes, rtol=2e-2, atol=1e-3)
+
+
+def test_the_best_of_several_looks_is_kept():
+    linear = MaskedLinear(nn.Linear(8, 4), TWO_FOUR, logits_of(TWO_FOUR, 8))
+    linears, errors = {"": linear}, iter([3.0, 1.0, 2.0])
+    best = BestSeen(lambda: next(errors), lambda: choices(linears), steps=8)
+    best.before(0, 0)
+    linear.logits.data.neg_()
+    wanted = linear.mask()
+    best.before(2, 1)  # another micro-batch of the same step
+    best.before(2, 0)
+    linear.logits.data.copy_(torch.randn(6, 8, generator=generator(3)))
+    assert not torch.equal(linear.mask(), wanted)
+    assert best.look() == 2.0 and (best.first, best.error) == (3.0, 1.0)
+    choose(linears, best.state)
+    assert torch.equal(linear.mask(), wanted)

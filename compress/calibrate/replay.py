@@ -34,6 +34,9 @@ class _Reached(Exception):
     """Ends a forward pass once it has come to the site that was asked for."""
 
 
+_return_tuples: set[type] = set()  # classes of blocks
+
+
 @dataclass
 class BlockCall:
     """How the model calls a block: arguments besides the hidden states, for a batch shape.
@@ -52,7 +55,10 @@ class BlockCall:
             out = block(hidden, *self.args, **self.kwargs)
         else:
             out = block(*self.args, **{self.hidden_keyword: hidden}, **self.kwargs)
-        return out[0] if isinstance(out, tuple) else out
+        if not isinstance(out, tuple):
+            return out
+        _return_tuples.add(type(block))
+        return out[0]
 
     def tokens(self, values: torch.Tensor) -> torch.Tensor:
         """Values [batch, length, ...] or [batch * length, ...] of the tokens that are no padding,
@@ -64,6 +70,14 @@ class BlockCall:
         if len(values) == self.real.numel():
             return values[self.real.reshape(-1)]
         return values
+
+
+def as_output(block: nn.Module, hidden: torch.Tensor) -> Any:
+    """Hidden states in the form in which a block returns them: a tuple in some families (Bloom).
+
+    That is learned from the blocks that have run in this process.
+    """
+    return (hidden,) if type(block) in _return_tuples else hidden
 
 
 @dataclass(frozen=True)
@@ -311,7 +325,7 @@ class BlockReplay:
     def _show(
         self, observe: Callable[[str, torch.Tensor], None], name: str, inputs: torch.Tensor
     ) -> None:
-        """Report a linear's inputs as its product sees them; no type is imposed on statistics."""
+        """Report a linear's inputs as its product sees them; statistics choose their own types."""
         inputs = self.calls[self._batch].tokens(inputs)
         with torch.autocast(inputs.device.type, enabled=False):
             observe(name, inputs.to(self.dtype))

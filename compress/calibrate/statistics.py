@@ -9,7 +9,6 @@ NOTHING, MOMENTS, GRAM = "nothing", "moments", "gram"
 # Above this width the Gram matrix is built from column panels of its upper triangle only, which
 # saves up to half of the multiplications; below it one full product is faster.
 _PANEL = 128
-_WIDE_PANEL = 512  # in 16 bits, where narrow products do not reach the processor's speed
 
 
 class InputStatistics:
@@ -35,23 +34,19 @@ class InputStatistics:
             rows = rows.float()
             self._square += rows.square().sum(0)
             self._absolute += rows.abs().sum(0)
-        elif rows.dtype != torch.float32:
-            self._update_narrow(rows)
-        elif rows.is_cuda or self.width < 2 * _PANEL:
+            return
+        if rows.is_cuda and rows.dtype != torch.float32:
+            self._gram += torch.mm(rows.t(), rows, out_dtype=torch.float32)
+            return
+        # On a CPU a product of 16-bit matrices is rounded to 16 bits. That noise is larger than the
+        # damping that makes a Gram matrix of correlated inputs definite, so it is done in float32.
+        rows = rows.float()
+        if rows.is_cuda or self.width < 2 * _PANEL:
             self._gram.addmm_(rows.t(), rows)
         else:
             for start in range(0, self.width, _PANEL):
                 stop = min(start + _PANEL, self.width)
                 self._gram[:stop, start:stop].addmm_(rows[:, :stop].t(), rows[:, start:stop])
-
-    def _update_narrow(self, rows: torch.Tensor) -> None:
-        """Add a Gram matrix whose products are of 16-bit values and summed up in float32."""
-        if rows.is_cuda:
-            self._gram += torch.mm(rows.t(), rows, out_dtype=torch.float32)
-            return
-        for start in range(0, self.width, _WIDE_PANEL):
-            stop = min(start + _WIDE_PANEL, self.width)
-            self._gram[:stop, start:stop] += rows[:, :stop].t() @ rows[:, start:stop]
 
     @property
     def gram(self) -> torch.Tensor:

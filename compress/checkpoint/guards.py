@@ -28,7 +28,8 @@ def guards(record: BlockRecord) -> dict[str, torch.Tensor]:
     the weight itself lies there, transposed.
     """
     found = {}
-    for path, spec in record.modules.items():
+    # Sorted: a record that was read back from the journal lists its paths in another order.
+    for path, spec in sorted(record.modules.items()):
         scheme = record.quantization.get(path)
         packed = scheme is not None and storage_format(scheme) == PACKED
         if spec.kind == "low_rank" or packed:

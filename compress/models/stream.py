@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from compress import memory
 from compress.calibrate.activations import Activations
-from compress.calibrate.replay import BlockCall
+from compress.calibrate.replay import BlockCall, as_output
 from compress.errors import CompressError
 from compress.intake import reason
 from compress.models.anatomy import Anatomy, anatomy_of
@@ -282,7 +282,8 @@ def tail_logits(
     """
     blocks = [model.get_submodule(b.path) for b in anatomy.blocks]
     for block in blocks:
-        block.forward = lambda *_a, **_k: hidden
+        output = as_output(block, hidden)
+        block.forward = lambda *_a, output=output, **_k: output
     try:
         return _forward(model, batch).logits
     finally:

@@ -63,6 +63,19 @@ class TokenSource:
         return batch
 
 
+class Indices:
+    """A source of examples that are numbers: what they stand for is read from files."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def get(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"indices": indices}
+
+
 class Order:
     """Which examples each step sees: all of them once an epoch, shuffled anew for each.
 

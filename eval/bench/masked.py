@@ -160,11 +160,10 @@ def _learned_on_text(work: Path, arguments: Namespace, dense: float, worst: floa
         report = on_base(work, "text", name, [step], arguments, *overrides)
         best = bound(report.after)
         label = f"text model, 2:4 masks learned in {scope} scope"
-        bar = 0.5 if scope == "model" else None
         rows += [
             _row("text", f"{label}: bound, after - before", best - dense, unit="nats a token"),
             _row("text", f"{label}: share of SparseGPT's gap closed",
-                 (worst - best) / (worst - dense), op=">=", bar=bar),
+                 (worst - best) / (worst - dense), op=">=", bar=0.5),
         ]  # fmt: skip
     return rows
 

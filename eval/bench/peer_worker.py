@@ -3,7 +3,8 @@
     python peer_worker.py JOB.json
 
 The job: ``model`` (folder), ``tokens`` (safetensors with ``calibration`` [samples, length]),
-``setting``, ``out`` (folder for the checkpoint), ``times`` (JSON with the seconds of each part).
+``setting``, ``out`` (folder for the checkpoint), ``times`` (JSON with the seconds of each part),
+``dtype`` (that the model is loaded in).
 Everything that is not stated here is the tool's default.
 """
 
@@ -46,7 +47,7 @@ def main() -> None:
     with open(sys.argv[1]) as file:
         job = json.load(file)
     imported = time.perf_counter()
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"]))
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     ids = load_file(job["tokens"])["calibration"]
     data = Dataset.from_dict(

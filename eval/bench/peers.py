@@ -61,7 +61,9 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def ours(name: str, material: Material, folder: Path, data_root: Path | None) -> dict[str, Any]:
+def ours(
+    name: str, material: Material, folder: Path, data_root: Path | None, compute: str
+) -> dict[str, Any]:
     """One run of ours; the recipe reads the text itself and must arrive at the same ids."""
     scale = material.scale
     recipe = write_recipe(
@@ -75,6 +77,7 @@ def ours(name: str, material: Material, folder: Path, data_root: Path | None) ->
         },
         steps=[SETTINGS[name].step],
         output={"dtype": "float32"},
+        compute=compute,
     )
     run = run_measured(recipe, folder, data_root)
     lock = json.loads((folder / "lock.json").read_text())
@@ -86,13 +89,14 @@ def ours(name: str, material: Material, folder: Path, data_root: Path | None) ->
     return {**vars(run.usage), "step_seconds": run.step_seconds, "model": str(run.model)}
 
 
-def peer(name: str, material: Material, folder: Path, python: Path) -> dict[str, Any]:
-    """One run of llm-compressor."""
+def peer(name: str, material: Material, folder: Path, python: Path, compute: str) -> dict[str, Any]:
+    """One run of llm-compressor, the model loaded in the type ``compute``."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     job = {
         "model": str(material.model), "tokens": str(material.tokens), "setting": name,
         "out": str(folder / "model"), "times": str(folder / "times.json"),
+        "dtype": compute,
     }  # fmt: skip
     path = folder / "job.json"
     path.write_text(json.dumps(job))
@@ -129,16 +133,22 @@ def run_one(
     work: Path,
     python: Path,
     data_root: Path | None,
+    compute: str = "float32",
 ) -> dict[str, Any]:
-    """Compress and score once; the checkpoint is removed when its perplexity is known."""
-    folder = work / f"{material.key}-{tool}-{name}-{repeat}"
+    """Compress and score once; the checkpoint is removed when its perplexity is known.
+
+    Args:
+        compute: type of products in calibration passes of ours, of the whole model of the peer.
+    """
+    suffix = "" if compute == "float32" else f"-{compute}"
+    folder = work / f"{material.key}-{tool}-{name}-{repeat}{suffix}"
 
     def compute() -> dict[str, Any]:
-        say(f"{SETTINGS[name].label}: {tool}, run {repeat + 1}")
+        say(f"{SETTINGS[name].label}: {tool} in {compute}, run {repeat + 1}")
         if tool == "ours":
-            result = ours(name, material, folder, data_root)
+            result = ours(name, material, folder, data_root, compute)
         else:
-            result = peer(name, material, folder, python)
+            result = peer(name, material, folder, python, compute)
         say(f"  {result['seconds']:.1f} s, peak {result['peak_bytes'] / 1e9:.2f} GB")
         result["perplexity"] = score(Path(result.pop("model")), material)
         say(f"  perplexity {result['perplexity']:.2f}")

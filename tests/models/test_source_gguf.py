@@ -114,6 +114,17 @@ def test_float_gguf_gives_the_model_back(tied, tmp_path):
     assert loaded.generation_config.eos_token_id == 0
 
 
+def test_a_gguf_that_lacks_tensors_is_refused(tmp_path, monkeypatch):
+    add = gguf.GGUFWriter.add_tensor
+    monkeypatch.setattr(
+        gguf.GGUFWriter, "add_tensor",
+        lambda self, name, *a, **k: None if "1.ffn_up" in name else add(self, name, *a, **k),
+    )  # fmt: skip
+    write_gguf(tmp_path / "m.gguf", model(tied=False))
+    with pytest.raises(CompressError, match=r"none for 1 of them, model.layers.1.mlp.up_proj"):
+        resolve(tmp_path / "m.gguf", cache_dir=tmp_path / "cache")
+
+
 def test_quantised_gguf_gives_the_weights_it_stands_for(tmp_path):
     original = model(tied=False)
     meant = write_gguf(tmp_path / "m.gguf", original, gguf.GGMLQuantizationType.Q4_1)

@@ -25,7 +25,7 @@ def test_an_encoder_with_a_decoder_is_refused_and_left_alone(name, tokens):
     )  # fmt: skip
     with torch.device("meta"):
         model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
-    with pytest.raises(compress.CompressError, match="an encoder with a decoder"):
+    with pytest.raises(compress.CompressError, match=f"{name}ForConditionalGeneration"):
         compress.apply(model, [PRUNE], tokens)
     assert all(v.startswith("not") for v in compress.inspect(model)["methods"].values())
 

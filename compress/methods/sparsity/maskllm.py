@@ -234,9 +234,9 @@ class MaskLLM(ZeroingMethod):
 
     def learning_bytes(self, weights: int) -> int:
         logits = weights * self.parsed.candidates // self.parsed.m
-        # Logits and their start, gradient, two averages of Adam, noise, shares and a temporary;
-        # the masked weight and its gradient.
-        masks = 8 * logits + 2 * weights
+        # Logits, gradient, two averages of Adam, shares and a temporary; the masked weight and its
+        # gradient.
+        masks = 6 * logits + 2 * weights
         # The same of the kept weights, which need neither noise nor a start.
         tuning = logits + 6 * weights
         return 4 * max(

@@ -1,0 +1,98 @@
+"""Peaks and times against what was promised.
+
+The large models are those of compress.eval.bench.memory. Every method then takes a llama with four
+blocks of 67 MB (float32) through a run in a process of its own; its step's peak of resident memory
+and its time, as the journal has them, are divided by what the same run's plan said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig
+
+from compress.eval.bench.llama import write_llama
+from compress.eval.bench.memory import CASES, LIMIT, run_case
+from compress.eval.bench.options import say
+from compress.eval.bench.rows import Row
+from compress.eval.bench.runs import journal, run_measured, write_recipe
+from compress.methods.catalog import METHODS
+
+COMMAND = "python -m compress.eval.bench.robust --only memory"
+MIDDLE = {
+    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4,
+    "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": 8000,
+    "max_position_embeddings": 512,
+}  # fmt: skip
+SMOKE = {**MIDDLE, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4,
+         "num_key_value_heads": 4, "num_hidden_layers": 2, "vocab_size": 1000}  # fmt: skip
+_DEPTH, _WIDTH, _RANK = {"remove": 1}, {"share": 0.25}, {"ratio": 0.5}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "shortgpt": _DEPTH, "sleb": _DEPTH, "ffn_width": _WIDTH, "head_width": _WIDTH, "svd": _RANK,
+    "asvd": _RANK, "svd_llm": _RANK, "maskllm": {"training": {"steps": 20, "batch": 1}},
+}  # fmt: skip
+
+
+def measure(work: Path, arguments: argparse.Namespace) -> list[Row]:
+    """Rows of the large models and of every method."""
+    rows = []
+    for name, case in CASES.items():
+        peak = _remembered(
+            work / f"{name}.json",
+            lambda name=name: {"peak": run_case(name, work, arguments.smoke).usage.peak_bytes},
+        )["peak"]
+        rows.append(_row(f"{case.label}: peak memory", peak / 1e9, "GB", LIMIT))
+    shape = SMOKE if arguments.smoke else MIDDLE
+    config = LlamaConfig(**shape, tie_word_embeddings=False)
+    model = write_llama(work / f"llama-{shape['hidden_size']}", config, torch.bfloat16)
+    samples = 4 if arguments.smoke else 16
+    for name in sorted(METHODS):
+        found = _remembered(
+            work / f"method-{name}.json", lambda name=name: _step(name, model, work, samples)
+        )
+        peak = found["peak_bytes"] / found["planned_bytes"]
+        rows.append(_row(f"{name}: peak / plan", peak, "", 1.1))
+        time = found["seconds"] / found["planned_seconds"]
+        rows.append(_row(f"{name}: time / plan, or plan / time", max(time, 1 / time), "", 1.5))
+    for path in work.glob("*.json"):
+        path.unlink()  # the rows are complete: the next call measures anew
+    return rows
+
+
+def _step(name: str, model: Path, work: Path, samples: int) -> dict[str, Any]:
+    """The journal's line on a step of one method."""
+    say(f"{name}: a run of its own")
+    recipe = write_recipe(
+        work, name, model={"source": str(model)},
+        steps=[{"method": name, **OPTIONS.get(name, {})}],
+        calibration={
+            "text": {"source": "python:pydoc_data.topics"}, "samples": samples, "length": 256,
+        },
+    )  # fmt: skip
+    out = work / name
+    run_measured(recipe, out)
+    (event,) = [e for e in journal(out) if e["event"] == "step"]
+    shutil.rmtree(out, ignore_errors=True)
+    say(
+        f"  peak {event['peak_bytes'] / 1e9:.3f} GB of {event['planned_bytes'] / 1e9:.3f}, "
+        f"{event['seconds']:.1f} s of {event['planned_seconds']:.1f}"
+    )
+    return event
+
+
+def _remembered(path: Path, compute: Any) -> dict[str, Any]:
+    """What an interrupted measurement has found, or what ``compute`` finds now."""
+    if not path.exists():
+        found = json.dumps(compute())
+        path.with_suffix(".tmp").write_text(found)
+        path.with_suffix(".tmp").replace(path)
+    return json.loads(path.read_text())
+
+
+def _row(figure: str, value: float, unit: str, bar: float) -> Row:
+    return Row(figure=figure, value=value, unit=unit, op="<=", bar=bar, peer=None, command=COMMAND)
