@@ -142,15 +142,16 @@ def _masked(work: Path, smoke: bool) -> list[Row]:
     base = _plain_bert(run / "base", work / f"{run.name}-plain")
     documents = {"packing": "documents"}
     stream = {"packing": "stream", "special_tokens": False}
+    samples = {"documents": 1024, "stream": 660}  # of as many tokens
     found: dict[str, Any] = {}
     for name, calibrated, evaluated in (
         ("with", documents, documents), ("without", stream, documents), ("stream", stream, stream),
     ):  # fmt: skip
         found[name] = _report(_run(
             work, f"masked-{name}", model=str(base),
-            calibration={"text": {"source": str(train)}, "samples": 256, "length": 24,
-                         "batch": 8, **calibrated},
-            steps=[{"method": "sparsegpt", "pattern": "2:4"}],
+            calibration={"text": {"source": str(train)}, "length": 24, "batch": 8,
+                         "samples": samples[calibrated["packing"]], **calibrated},
+            steps=[{"method": "head_width", "share": 0.75}],
             evaluation={"text": {"source": str(test)}, "window": 22, "latency": False,
                         "memory": False, **evaluated},
         ))  # fmt: skip
@@ -168,7 +169,7 @@ def _masked(work: Path, smoke: bool) -> list[Row]:
              abs(reported.cross_entropy / entropy - 1), _SAME),
         _row(f"{label}: masked accuracy", reported.accuracy),
         _row(f"{label}: masked accuracy in windows of a stream, without them", streamed),
-        _row(f"{label}, SparseGPT 2:4: cross entropy, calibrated with them / without",
+        _row(f"{label}, head width -75 %: cross entropy, calibrated with them / without",
              pruned["with"].cross_entropy / pruned["without"].cross_entropy, 1.0),
     ]  # fmt: skip
 
