@@ -249,7 +249,8 @@ def test_plan_predicts_the_size(kind, family, tiny, narrow):
     anatomy = anatomy_of(model)
     method = METHODS[kind](share=0.5)
     outline = outline_of(model, anatomy, 16)
-    method.check(anatomy, outline)
+    if not (kind == ATTENTION_OUT and anatomy.family.fixed_heads):
+        method.check(anatomy, outline)
     predicted = method.predict(outline)
     narrow(model, method)
     found = outline_of(model, anatomy_of(model), 16)
