@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,9 @@ class Evaluator:
     ) -> None:
         self.plan, self.tokenizer, self.workspace = plan, tokenizer, workspace
         self.device, self.data_root, self.progress = device, data_root, progress
+        # Clocks are set back and forward between two starts: durations are what can be added up.
+        self._began = time.perf_counter()
+        self._earlier = sum(e["seconds"] for e in workspace.find(event="step"))
         text_spec, self.spec = split_evaluation(plan.recipe.evaluation)
         self.text: TextMaterial | None = None
         self.material = GeneratorMaterial()
@@ -183,7 +186,6 @@ class Evaluator:
         from compress.eval.report import RunInfo
 
         started = self.workspace.find(event="started")[0]["at"]
-        begun = datetime.fromisoformat(started)
         shipped = self.plan.source.shipped
         return RunInfo(
             model=self.plan.source.origin,
@@ -196,7 +198,7 @@ class Evaluator:
             seed=self.plan.recipe.seed,
             compute=self._compute(),
             started=started,
-            seconds=(datetime.now(UTC) - begun).total_seconds(),
+            seconds=self._earlier + time.perf_counter() - self._began,
             trust_remote_code=self.plan.recipe.model.trust_remote_code,
             notes=(*self.workspace.notes, *map(_mended, self.workspace.find(event="mended"))),
         )

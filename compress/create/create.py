@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from compress.create.architecture import build_config, build_model
 from compress.create.material import frame_of, prepare, read_data
@@ -39,18 +40,26 @@ def draft(spec: TrainSpec, cache_dir: str | Path | None = None) -> Source:
     It lies in a temporary folder that goes when the returned source does.
 
     Raises:
-        CompressError: an architecture that does not exist or does not fit the section.
+        CompressError: an architecture that does not exist or does not fit the section; no room for
+            temporary files.
     """
     if spec.from_ is not None:
         return resolve(spec.from_, cache_dir=cache_dir)
     config = build_config(spec)
     describe_generation(config, spec, None)
-    # Left behind by a killed process, it is removed by the next one that makes one.
-    held = scratch_folder(Path(tempfile.gettempdir()), "compress-draft-")
-    folder = held.__enter__()
-    source = Source(folder, _origin(spec), "trained")
-    weakref.finalize(source, held.__exit__, None, None, None)
-    build_model(config, spec.objective.kind == "masked", 0).save_pretrained(folder)
+    temporary = Path(tempfile.gettempdir())
+    try:
+        # Left behind by a killed process, it is removed by the next one that makes one.
+        held = scratch_folder(temporary, "compress-draft-")
+        folder = held.__enter__()
+        source = Source(folder, _origin(spec), "trained")
+        weakref.finalize(source, held.__exit__, None, None, None)
+        build_model(config, spec.objective.kind == "masked", 0).save_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        raise CompressError(
+            f"room for a draft of the model in the folder for temporary files ({temporary})",
+            str(error), "Make room there, or name another folder in TMPDIR",
+        ) from error  # fmt: skip
     return source
 
 

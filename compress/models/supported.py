@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from compress.errors import CompressError
 from compress.models.families import FAMILIES
@@ -15,7 +19,7 @@ def check_kind(model: PreTrainedModel) -> None:
     """Refuse a kind of model that steps cannot work on; looks at classes and names only.
 
     Raises:
-        CompressError: an encoder with a decoder, or a class without a head of a known task.
+        CompressError: an encoder with a decoder, or a decoder without the head of a known task.
     """
     kind = model.config.model_type
     if getattr(model.config, "is_encoder_decoder", False):
@@ -25,11 +29,15 @@ def check_kind(model: PreTrainedModel) -> None:
         )  # fmt: skip
     ends = tuple(end for end, _ in TASKS)
     adapted = kind in FAMILIES and FAMILIES[kind].blocks is not None
-    if not adapted and not any(cls.__name__.endswith(ends) for cls in type(model).__mro__):
+    # An encoder's hidden states are what it is used for (embeddings); a decoder's are half a model.
+    decoder = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    encoder = not decoder or kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    headed = any(cls.__name__.endswith(ends) for cls in type(model).__mro__)
+    if not (adapted or encoder or headed):
         raise CompressError(
             "a model with the head of a task (" + ", ".join(f"...{end}" for end in ends) + ")",
             type(model).__name__,
-            "A bare encoder has no output to compare: use the class with its head",
+            "A bare decoder predicts nothing: use the class with its head",
         )
 
 

@@ -34,7 +34,9 @@ class RunInfo(BaseModel):
         default=None, description="type of the matrix products in calibration passes"
     )
     started: str | None = Field(default=None, description="ISO 8601, UTC")
-    seconds: float | None = Field(default=None, description="wall time of the whole run")
+    seconds: float | None = Field(
+        default=None, description="of the last start, and of the steps that earlier starts finished"
+    )
     trust_remote_code: bool = False
     notes: tuple[str, ...] = Field(
         default=(), description="what happened on the way: parts made again, a recipe that changed"

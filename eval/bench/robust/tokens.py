@@ -1,8 +1,9 @@
 """Special tokens: reported figures beside a plain computation, and what calibration with them buys.
 
-Two small models are trained by recipes: a GPT-2 whose tokenizer puts BOS in front of every text, on
-windows of prose, and a BERT whose tokenizer puts [CLS] and [SEP] around it, on short documents that
-say each word twice. The plain computations below use transformers, torch and the tokenizer alone.
+Two small models are trained by recipes on short documents that say each word twice: a GPT-2 whose
+tokenizer puts BOS in front of every text, and a BERT whose tokenizer puts [CLS] and [SEP] around
+it. Both count places from where a document begins, so they lean on what stands there. The plain
+computations below use transformers, torch and the tokenizer alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from compress.data.text import TextSpec, load_text
 from compress.eval.bench.options import say
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import run_once, write_recipe
@@ -34,11 +34,10 @@ from compress.eval.report import load_report
 
 COMMAND = "python -m compress.eval.bench.robust --only tokens"
 _SAME = 1e-4  # relative difference of figures that are equal
-_TOPICS = {"source": "python:pydoc_data.topics"}
-_WINDOW, _TOKENS = 32, 8192
+_LENGTH = 13  # tokens of a document of the causal model, abcdef:abcdef
 _FRACTION, _SEED = 0.15, 0  # of masked tokens, as the evaluation's defaults are
 _LETTERS = "abcdefghijklmnopqrstuvwxyz:"
-_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[BOS]")
 
 
 def measure(work: Path, arguments: Namespace) -> list[Row]:
@@ -57,30 +56,32 @@ def _row(figure: str, value: float, bar: float | None = None) -> Row:
 
 
 def _causal(work: Path, smoke: bool) -> list[Row]:
-    start = work / "causal-start"
+    start, train, test = work / "causal-start", work / "same.jsonl", work / "same-test.jsonl"
     if not start.exists():
         _save_causal(start)
-    training = {"steps": 3 if smoke else 400, "batch": 16, "learning_rate": 3e-3,
+        _write_documents(train, 4000, seed=1, longer=False)
+        _write_documents(test, 400, seed=2, longer=False)
+    training = {"steps": 3 if smoke else 1000, "batch": 32, "learning_rate": 2e-3,
                 "final_ratio": 0.1, "precision": "float32", "checkpoint_every": 200}  # fmt: skip
     base = _run(work, "causal-base", model={"train": {
-        "from": str(start), "text": {**_TOPICS, "part": "head:0.8"}, "length": _WINDOW,
-        "training": training,
+        "from": str(start), "text": {"source": str(train)}, "packing": "documents",
+        "length": _LENGTH + 1, "training": training,
     }}) / "base"  # fmt: skip
     found: dict[str, Any] = {}
     for name, calibrated, evaluated in (
         ("with", True, True), ("without", False, True), ("told without", False, False),
     ):  # fmt: skip
+        # Documents joined by nothing, in windows of their length: the same text with and without.
         found[name] = _report(_run(
             work, f"causal-{name.replace(' ', '-')}", model=str(base),
-            calibration={"text": {**_TOPICS, "part": "head:0.8"}, "samples": 256,
-                         "length": _WINDOW, "special_tokens": calibrated},
+            calibration={"text": {"source": str(train), "join": ""}, "samples": 256,
+                         "length": _LENGTH + calibrated, "special_tokens": calibrated},
             steps=[{"method": "sparsegpt", "pattern": "2:4"}],
-            evaluation={"text": {**_TOPICS, "part": "tail:0.2"}, "window": _WINDOW,
-                        "max_tokens": _TOKENS, "special_tokens": evaluated, "latency": False,
-                        "memory": False},
+            evaluation={"text": {"source": str(test), "join": ""}, "window": _LENGTH,
+                        "special_tokens": evaluated, "latency": False, "memory": False},
         ))  # fmt: skip
     dense = found["with"].before.perplexity.perplexity
-    plain = _plain_perplexity(base)
+    plain = _plain_perplexity(base, test)
     label = "GPT-2 trained with BOS"
     bare = found["told without"].before.perplexity.perplexity
     pruned = {name: result.after.perplexity.perplexity for name, result in found.items()}
@@ -96,44 +97,30 @@ def _causal(work: Path, smoke: bool) -> list[Row]:
 
 
 def _save_causal(folder: Path) -> None:
-    """A GPT-2 with random weights, and a byte tokenizer that adds BOS."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    ids = {token: i for i, token in enumerate(("<s>", "</s>", *alphabet))}
-    tokenizer = Tokenizer(models.BPE(ids, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 0)]
-    )
+    """A GPT-2 with random weights, and a tokenizer of letters that adds BOS."""
     torch.manual_seed(0)
+    bos = _SPECIAL.index("[BOS]")
     config = GPT2Config(
-        vocab_size=len(ids), n_embd=64, n_layer=3, n_head=4, n_positions=_WINDOW,
-        bos_token_id=0, eos_token_id=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        vocab_size=len(_SPECIAL) + len(_LETTERS), n_embd=64, n_layer=2, n_head=4,
+        n_positions=32, bos_token_id=bos, eos_token_id=bos, initializer_range=0.1,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     )  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(folder)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>",
-        clean_up_tokenization_spaces=False,
-    ).save_pretrained(folder)  # fmt: skip
+    _tokenizer("[BOS] $A").save_pretrained(folder)
 
 
-def _plain_perplexity(folder: Path) -> float:
-    """BOS, a window of text, the next tokens: by the model's own forward."""
+def _plain_perplexity(folder: Path, test: Path) -> float:
+    """BOS, a document, the next letters: by the model's own forward."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    text = load_text(TextSpec(**_TOPICS, part="tail:0.2")).text
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:_TOKENS]
     total, count = 0.0, 0
-    for first in range(0, len(ids) - _WINDOW + 1, _WINDOW):
-        window = ids[first : first + _WINDOW]
+    for line in test.read_text("utf-8").splitlines():
+        ids = tokenizer(json.loads(line)["text"])["input_ids"]
         with torch.no_grad():
-            logits = model(torch.tensor([[tokenizer.bos_token_id, *window[:-1]]])).logits[0]
-        logs = logits.double().log_softmax(-1)
-        # Position 0 is BOS, and what it says of the first token does not count.
-        total -= sum(float(logs[i, window[i]]) for i in range(1, _WINDOW))
-        count += _WINDOW - 1
+            logs = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        # What BOS says of the first letter does not count.
+        total -= sum(float(logs[i, ids[i + 1]]) for i in range(1, len(ids) - 1))
+        count += len(ids) - 2
     return math.exp(total / count)
 
 
@@ -155,15 +142,16 @@ def _masked(work: Path, smoke: bool) -> list[Row]:
     base = _plain_bert(run / "base", work / f"{run.name}-plain")
     documents = {"packing": "documents"}
     stream = {"packing": "stream", "special_tokens": False}
+    samples = {"documents": 1024, "stream": 660}  # of as many tokens
     found: dict[str, Any] = {}
     for name, calibrated, evaluated in (
         ("with", documents, documents), ("without", stream, documents), ("stream", stream, stream),
     ):  # fmt: skip
         found[name] = _report(_run(
             work, f"masked-{name}", model=str(base),
-            calibration={"text": {"source": str(train)}, "samples": 256, "length": 24,
-                         "batch": 8, **calibrated},
-            steps=[{"method": "sparsegpt", "pattern": "2:4"}],
+            calibration={"text": {"source": str(train)}, "length": 24, "batch": 8,
+                         "samples": samples[calibrated["packing"]], **calibrated},
+            steps=[{"method": "head_width", "share": 0.75}],
             evaluation={"text": {"source": str(test)}, "window": 22, "latency": False,
                         "memory": False, **evaluated},
         ))  # fmt: skip
@@ -181,46 +169,54 @@ def _masked(work: Path, smoke: bool) -> list[Row]:
              abs(reported.cross_entropy / entropy - 1), _SAME),
         _row(f"{label}: masked accuracy", reported.accuracy),
         _row(f"{label}: masked accuracy in windows of a stream, without them", streamed),
-        _row(f"{label}, SparseGPT 2:4: cross entropy, calibrated with them / without",
+        _row(f"{label}, head width -75 %: cross entropy, calibrated with them / without",
              pruned["with"].cross_entropy / pruned["without"].cross_entropy, 1.0),
     ]  # fmt: skip
 
 
 def _save_bert(folder: Path) -> None:
     """A BERT with random weights, and a tokenizer of letters that adds [CLS] and [SEP]."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(_SPECIAL) + len(_LETTERS), hidden_size=64, intermediate_size=128,
+        num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=32, pad_token_id=0,
+        initializer_range=0.1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    BertForMaskedLM(config).save_pretrained(folder)
+    _tokenizer("[CLS] $A [SEP]").save_pretrained(folder)
+
+
+# Both.
+
+
+def _tokenizer(template: str) -> PreTrainedTokenizerFast:
+    """A token a letter, and what the template puts around a text."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
     ids = {token: i for i, token in enumerate((*_SPECIAL, *_LETTERS))}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[a-z:]"), "removed", invert=True)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+        single=template, pair=f"{template} $B",
+        special_tokens=[(token, ids[token]) for token in _SPECIAL if token in template],
     )  # fmt: skip
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(ids), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=32, pad_token_id=0,
-        initializer_range=0.1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    BertForMaskedLM(config).save_pretrained(folder)
-    pad, unknown, cls, sep, mask = _SPECIAL
-    PreTrainedTokenizerFast(
+    pad, unknown, cls, sep, mask, bos = _SPECIAL
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=pad, unk_token=unknown, cls_token=cls, sep_token=sep,
-        mask_token=mask, model_max_length=32,
-    ).save_pretrained(folder)  # fmt: skip
+        mask_token=mask, bos_token=bos,
+    )  # fmt: skip
 
 
-def _write_documents(path: Path, count: int, seed: int) -> None:
-    """``abcdef:abcdef`` and the like, every other one with a letter more: what is masked stands
-    elsewhere in the document, at a place that only its beginning tells."""
+def _write_documents(path: Path, count: int, seed: int, longer: bool = True) -> None:
+    """``abcdef:abcdef`` and the like, with ``longer`` every other one with a letter more: what is
+    hidden stands elsewhere in the document, at a place that only its beginning tells."""
     generator = torch.Generator().manual_seed(seed)
     lines = []
     for number in range(count):
         picks = torch.randint(26, (7,), generator=generator).tolist()
         *word, more = (_LETTERS[i] for i in picks)
         word = "".join(word)
-        lines.append(json.dumps({"text": f"{word}:{word}{more if number % 2 else ''}"}))
+        lines.append(json.dumps({"text": f"{word}:{word}{more if longer and number % 2 else ''}"}))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
