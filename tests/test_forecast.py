@@ -26,7 +26,7 @@ OPTIONS = {
     "svd": {"ratio": 0.3},
     "asvd": {"ratio": 0.3},
     "svd_llm": {"ratio": 0.3},
-    "maskllm": {"training": _LEARNING},
+    "maskllm": {"training": _LEARNING, "prior": "magnitude"},
 }
 
 
@@ -64,21 +64,21 @@ class LiveTensors(TorchDispatchMode):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """Blocks of 10 MB in float32, stored in bfloat16."""
+    """Blocks of 4 MB in float32, stored in bfloat16: exact counts need no large ones."""
     config = LlamaConfig(
-        hidden_size=384, intermediate_size=1536, num_hidden_layers=2, num_attention_heads=6,
-        num_key_value_heads=6, vocab_size=300, max_position_embeddings=64,
+        hidden_size=256, intermediate_size=1024, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, vocab_size=300, max_position_embeddings=64,
         tie_word_embeddings=False,
     )  # fmt: skip
     return write_llama(tmp_path_factory.mktemp("memory") / "llama", config, torch.bfloat16)
 
 
-@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize(
+    ("name", "compute"),
+    [(name, "float32") for name in sorted(METHODS)]
+    + [(name, "bfloat16") for name in ("wanda", "gptq", "shortgpt", "sleb")],
+)
 def test_steps_hold_what_was_planned(name, compute, model, text, tmp_path, monkeypatch):
-    needs = METHODS.get(name).needs
-    if compute == "bfloat16" and needs == "nothing":
-        pytest.skip("a step without calibration passes")
     step = {"method": name, **OPTIONS.get(name, {})}
     recipe = {
         "model": str(model), "steps": [step], "compute": compute,
@@ -102,4 +102,3 @@ def test_steps_hold_what_was_planned(name, compute, model, text, tmp_path, monke
         planned.method, planned.before, calibration, getattr(torch, compute)
     )
     assert found[0] <= 1.1 * expected, f"{found[0] / 1e6:.1f} of {expected / 1e6:.1f} MB"
-    print(f"MEM {name} {compute} {found[0] / 1e6:.1f} of {expected / 1e6:.1f}")
