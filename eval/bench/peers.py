@@ -157,7 +157,7 @@ def run_one(
     suffix += f"-draw{draw}" if draw else ""
     folder = work / f"{material.key}-{tool}-{name}-{repeat}{suffix}"
 
-    def compute() -> dict[str, Any]:
+    def measured() -> dict[str, Any]:
         say(f"{SETTINGS[name].label}: {tool} in {compute}, run {repeat + 1}")
         if tool == "ours":
             result = ours(name, material, folder, data_root, compute, draw)
@@ -168,7 +168,7 @@ def run_one(
         say(f"  perplexity {result['perplexity']:.2f}")
         return result
 
-    result = remembered(folder.with_suffix(".json"), compute)
+    result = remembered(folder.with_suffix(".json"), measured)
     shutil.rmtree(folder, ignore_errors=True)
     return result
 
