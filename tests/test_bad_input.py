@@ -147,10 +147,10 @@ def test_dead_features_are_no_error(own_checkpoint, text, helpers, tmp_path):
                if w.is_floating_point())  # fmt: skip
 
 
-@pytest.mark.parametrize(("content", "words"), [("", "0 bytes"), ("short", "5 bytes")])
+@pytest.mark.parametrize(("content", "words"), [("", "something in it"), ("short", "192 tokens")])
 def test_text_that_is_not_enough(content, words, checkpoint, refused, tmp_path):
     (tmp_path / "little.txt").write_text(content)
-    refused(checkpoint("llama"), words, "192 tokens", calibration=tmp_path / "little.txt")
+    refused(checkpoint("llama"), words, "bytes", calibration=tmp_path / "little.txt")
 
 
 def test_text_that_is_not_there(checkpoint, refused, tmp_path):

@@ -35,7 +35,7 @@ def test_prediction_goes_from_step_to_step(checkpoint, text, helpers):
     assert width.bytes == zeros.bytes > precision.bytes == made.result.bytes
     assert 4 < precision.effective_bits < 8 and width.effective_bits == 32
     assert made.peak_bytes > 0 and made.seconds > 0
-    assert [s.macs > 0 for s in made.steps] == [True, True, False]
+    assert all(s.macs > 0 for s in made.steps)  # rounding takes time, too
 
 
 @pytest.mark.parametrize(

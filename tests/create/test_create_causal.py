@@ -30,11 +30,11 @@ def make(section, tmp_path, name="model", **more):
     return create(spec, tmp_path / name, tmp_path / f"{name}-work", **more)
 
 
-def test_the_plan_needs_no_training_and_reads_no_text(sections):
-    wanted = recipe(
-        sections.causal(text={"source": "no/such.txt"}), steps=[{"method": "magnitude"}]
-    )
-    made = plan(wanted)
+def test_the_plan_needs_no_training_but_a_text_that_is_there(sections):
+    absent = sections.causal(text={"source": "no/such.txt"})
+    with pytest.raises(CompressError, match=r"no/such\.txt"):
+        plan(recipe(absent, steps=[{"method": "magnitude"}]))
+    made = plan(recipe(sections.causal(), steps=[{"method": "magnitude"}]))
     folder = made.source.folder
     assert made.original.parameters > 10_000 and folder.is_dir()
     assert load_config(folder).vocab_size == 259
@@ -135,7 +135,7 @@ def test_a_run_that_is_started_again_trains_on(sections, tmp_path, helpers):
     run(wanted, tmp_path / "whole")
     # What a run leaves that was stopped behind its training: all but the steps.
     (tmp_path / "part").mkdir()
-    for name in (".lock", "recipe.yaml", "base"):
+    for name in (".lock", "lock.json", "recipe.yaml", "base"):
         source, target = tmp_path / "whole" / name, tmp_path / "part" / name
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
     run(read_recipe(file), tmp_path / "part")

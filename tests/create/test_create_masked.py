@@ -90,8 +90,11 @@ def test_a_generator_of_images_is_evaluated_by_itself(sections, tmp_path, capsys
     assert 0 <= found["generation"]["points"][0]["images"]["accuracy"] <= 1
 
 
-def test_the_plan_of_images_needs_no_images(sections):
-    section = sections.digits(images={"source": "no-such-folder", "codes": 32})
+def test_the_plan_of_images_reads_none_but_looks_whether_they_are_there(sections):
+    absent = sections.digits(images={"source": "no-such-folder", "codes": 32})
+    with pytest.raises(CompressError, match="no-such-folder"):
+        plan(parse_recipe({"model": {"train": absent}, "steps": ["magnitude"]}))
+    section = sections.digits(images={"source": "digits", "codes": 32})
     made = plan(parse_recipe({"model": {"train": section}, "steps": ["magnitude"]}))
     assert load_config(made.source.folder).vocab_size == 32 + 10 + 2
 

@@ -202,7 +202,7 @@ def test_file_that_shrinks_after_opening(single):
     index = TensorIndex.open(single)
     path = single / SINGLE
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(CompressError, match="became shorter"):
+    with pytest.raises(CompressError, match="has changed since"):
         index.get_many(index.names())
 
 
