@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from statistics import median
 
 import torch
 from torch import nn
@@ -24,8 +23,8 @@ _PATTERN = Pattern(2, 4)
 _SEQUENCES, _LENGTH = 2, 512
 
 
-def drawing_share(dtype: torch.dtype, threads: int, repeats: int = 12) -> float:
-    """Time of drawing over time of a whole step, median of ``repeats`` steps.
+def drawing_share(dtype: torch.dtype, threads: int, repeats: int = 20) -> float:
+    """Time of drawing over time of a whole step, the best of ``repeats`` each.
 
     Args:
         dtype: of the block's products. threads: that torch computes with meanwhile.
@@ -65,14 +64,14 @@ def _share(dtype: torch.dtype, repeats: int) -> float:
         error.backward()
         optimiser.step()
 
-    shares = []
-    for number in range(repeats + 1):
-        taken = []
-        for part in (drawing, step):
+    best = {drawing: float("inf"), step: float("inf")}
+    for number in range(repeats):
+        for part in best:
             optimiser.zero_grad(set_to_none=True)
-            taken.append(_seconds(lambda part=part, number=number: part(number)))
-        shares.append(taken[0] / taken[1])
-    return median(shares[1:])  # the first one compiles and allocates
+            started = time.perf_counter()
+            part(number)
+            best[part] = min(best[part], time.perf_counter() - started)
+    return best[drawing] / best[step]
 
 
 def _block() -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
@@ -95,10 +94,3 @@ def _block() -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
     places = torch.arange(_LENGTH)[None]
     angles = LlamaRotaryEmbedding(config)(torch.zeros(1, _LENGTH, 576), places)
     return block, lambda x: block(x, position_embeddings=angles)
-
-
-def _seconds(work: Callable[[], None]) -> float:
-    """Of the processor, all threads together: other processes must not decide."""
-    started = time.process_time()
-    work()
-    return time.process_time() - started

@@ -97,7 +97,7 @@ def together(work: Path, arguments: Namespace) -> list[Row]:
 
 def draws(_work: Path, arguments: Namespace) -> list[Row]:
     """What drawing masks costs, where products are fast; where they are not, products decide."""
-    repeats = 2 if arguments.smoke else 12
+    repeats = 3 if arguments.smoke else 20
     dtypes = [torch.float32] + [torch.bfloat16] * fast_bfloat16()
     if torch.bfloat16 not in dtypes:
         say("note: bfloat16 is not fast here, so its share of a step could not be measured")
