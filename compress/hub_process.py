@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import select
+import selectors
 import subprocess
 import sys
 import time
@@ -49,8 +49,7 @@ class Conversation:
         """
         until = time.monotonic() + seconds
         while b"\n" not in self._read:
-            left = max(0.0, until - time.monotonic())
-            if not select.select([self._pipe], [], [], left)[0]:
+            if not self._readable(max(0.0, until - time.monotonic())):
                 raise TimeoutError
             piece = os.read(self._pipe, 2**20)
             if not piece:
@@ -61,6 +60,12 @@ class Conversation:
         if "types" in found:
             raise HubError(found["types"], found["text"])
         return found
+
+    def _readable(self, seconds: float) -> bool:
+        # Not select.select: it fails in a process that has more than 1,024 files open.
+        with selectors.DefaultSelector() as waiting:
+            waiting.register(self._pipe, selectors.EVENT_READ)
+            return bool(waiting.select(seconds))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ process, the page cache does not, and both are as fast while the file fits in me
 from __future__ import annotations
 
 import os
+import weakref
 import zlib
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Activations:
         self.checksum = 0  # CRC-32 of all batches, valid while they are written once and in order
         flags = os.O_RDWR | os.O_CREAT | (0 if shapes else os.O_TRUNC)
         self._fd = os.open(path, flags, 0o600)
+        self._closing = weakref.finalize(self, os.close, self._fd)  # with us, at the latest
 
     @classmethod
     def resume(cls, path: Path, state: dict[str, Any]) -> Activations:
@@ -120,9 +122,8 @@ class Activations:
         return found == checksum
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._closing()
+        self._fd = -1  # the number may be another file's soon
 
     def remove(self) -> None:
         """Close and delete the file."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -81,6 +84,16 @@ def test_handed_on_equals_plain_forward(family, step, tiny, tokens, tmp_path):
         for a, b in zip(handed, plain, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     assert list(tmp_path.iterdir()) == []  # nothing is left in the scratch folder
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="open files cannot be listed")
+@pytest.mark.parametrize("step", STEPS, ids=lambda s: s["method"])
+def test_no_file_stays_open(step, tiny, tokens, tmp_path):
+    model = tiny("llama")
+    before = len(os.listdir("/dev/fd"))
+    batches = [{"input_ids": tokens}]
+    run_step(parse_step(step), StepContext(StreamedModel(model), batches, tmp_path))
+    assert len(os.listdir("/dev/fd")) == before
 
 
 # In the others something lies between the core and the residual stream (a norm, a dense layer of

@@ -8,6 +8,7 @@ import http.server
 import json
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -160,6 +161,22 @@ def test_second_fetch_downloads_nothing(server, model, tmp_path):
     server.asked.clear()
     assert hub.fetch("tiny", cache_dir=tmp_path / "cache", endpoint=server.url) == first
     assert not any(line.startswith("GET") and "/resolve/" in line for line in server.asked)
+
+
+def test_fetches_in_a_process_with_many_open_files(server, model, tmp_path):
+    server.repos["tiny"] = files_of(model, tmp_path / "src")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip(f"only {hard} files may be open")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    try:
+        with contextlib.ExitStack() as stack:
+            for _ in range(1100):  # more than select() can name
+                stack.enter_context(open(os.devnull, "rb"))
+            found = hub.fetch("tiny", cache_dir=tmp_path / "cache", endpoint=server.url)
+        assert (found.folder / "config.json").is_file()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_code_is_fetched_only_with_leave(server, model, tmp_path):
