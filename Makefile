@@ -16,8 +16,9 @@ masked-demo: $(VENV)/.installed
 	$(BIN)/compress compare runs/masked-digits runs/masked-digits-4bit --overwrite \
 		--out runs/masked-demo.html
 
+# Two to four processes; each reads torch and the models once, about 1 GB.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

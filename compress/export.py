@@ -18,6 +18,7 @@ from compress.checkpoint.shards import ShardWriter, TensorSpec
 from compress.errors import CompressError
 from compress.files import whole_folder
 from compress.models.linears import matrix
+from compress.models.positions import positions_of
 from compress.models.source import Source, load_config
 from compress.models.tensors import TensorIndex, check_finite
 from compress.patterns import UNSTRUCTURED
@@ -159,7 +160,7 @@ def _probe(config: PreTrainedConfig) -> dict[str, torch.Tensor]:
         height, width = (size, size) if isinstance(size, int) else size
         shape = (1, config.num_channels, height, width)
         return {"pixel_values": torch.randn(shape, generator=generator)}
-    length = min(16, getattr(config, "max_position_embeddings", None) or 16)
+    length = min(16, positions_of(config) or 16)
     return {"input_ids": torch.randint(vocabulary, (1, length), generator=generator)}
 
 

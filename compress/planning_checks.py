@@ -23,6 +23,7 @@ from compress.data.tokens import check_tokenizer
 from compress.errors import CompressError
 from compress.evaluation_material import check_objective
 from compress.intake import user_path
+from compress.models.positions import positions_of
 from compress.models.source import load_tokenizer
 from compress.recipe import CalibrationSpec, Recipe, split_evaluation
 
@@ -99,7 +100,7 @@ def _evaluation(recipe: Recipe, reader: Any, model: nn.Module, data_root: Any) -
     from compress.eval.quality.task_names import check_task_names
 
     text, spec = split_evaluation(recipe.evaluation)
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = positions_of(model.config)
     kind = kind_of(model)
     if kind == "other":
         raise CompressError(
@@ -131,7 +132,7 @@ def _evaluation(recipe: Recipe, reader: Any, model: nn.Module, data_root: Any) -
 
 
 def _check_window(spec: Any, kind: str, positions: int | None) -> None:
-    if spec.window and positions and spec.window > positions > 1:
+    if spec.window and positions and spec.window > positions:
         raise CompressError(
             f"evaluation.window of at most {positions}, the model's positions", str(spec.window),
             "Lower it",

@@ -23,6 +23,7 @@ from compress.eval.quality.perplexity import perplexity
 from compress.eval.quality.tasks import run_tasks
 from compress.eval.spec import EvaluationResult, EvaluationSpec
 from compress.masked.description import MaskedGeneration, is_masked_generator
+from compress.models.positions import positions_of
 
 Progress = Callable[[str, int, int], None]
 
@@ -124,7 +125,7 @@ def evaluate(
         )
     latency = spec.latency_spec()
     if latency and baseline is not None:
-        positions = getattr(model.config, "max_position_embeddings", None)
+        positions = positions_of(model.config)
         latency = latency.within(positions, kind == "causal")
         measure("latency", paired_latency, baseline, model, **latency.model_dump())
     measure(
@@ -182,7 +183,7 @@ def describe(model: nn.Module, tokenizer: Any, spec: EvaluationSpec) -> MaskedGe
 def window_of(model: nn.Module, description: MaskedGeneration) -> int:
     """Tokens of a sequence, where neither the recipe nor the description says: 128, if they fit."""
     around = len(description.prefix) + len(description.suffix)
-    return description.length or min(128, _positions(model) - around - 2)
+    return description.length or min(128, _positions(model) - around)
 
 
 def _context(
@@ -231,7 +232,7 @@ def _head(
 
 
 def _positions(model: nn.Module) -> int:
-    return getattr(model.config, "max_position_embeddings", None) or 1 << 30
+    return positions_of(model.config) or 1 << 30
 
 
 def _perplexity(
@@ -280,9 +281,8 @@ def _masked(
 
 def masked_window(config: Any, spec: EvaluationSpec) -> int:
     """Tokens of text in a window or document of a masked language model."""
-    # Four positions go to the special tokens and to RoBERTa's numbering from padding_idx + 1.
-    positions = getattr(config, "max_position_embeddings", None) or 1 << 30
-    return spec.window or min(128, positions - 4)
+    # Two positions go to the special tokens.
+    return spec.window or min(128, (positions_of(config) or 1 << 30) - 2)
 
 
 def _frame(model: nn.Module, tokenizer: Any, spec: EvaluationSpec, kind: Kind) -> Frame:

@@ -23,6 +23,7 @@ from compress.data.tokens import (
 from compress.errors import CompressError
 from compress.masked import MaskedGeneration, corrupt, mask_ratios
 from compress.masked.description import is_masked_generator
+from compress.models.positions import positions_of
 
 if TYPE_CHECKING:
     from compress.data.codebook import Codebook
@@ -115,8 +116,8 @@ def calibration_batches(
 
 def check_length(spec: CalibrationSpec, config: PreTrainedConfig) -> None:
     """Refuse texts that are longer than the model's positions."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if spec.text is not None and positions and spec.length > positions > 1:
+    positions = positions_of(config)
+    if spec.text is not None and positions and spec.length > positions:
         raise CompressError(
             f"calibration.length of at most {positions}, the model's positions",
             str(spec.length),

@@ -13,6 +13,7 @@ import torch
 from compress.data.framing import frame_for
 from compress.data.tokens import check_ids, check_tokenizer
 from compress.errors import CompressError
+from compress.models.positions import positions_of
 
 Batch = dict[str, torch.Tensor]
 
@@ -70,9 +71,7 @@ class _Reader:
         self.model, self.config, self.tokenizer = model, model.config, tokenizer
         self.accepted = set(inspect.signature(type(model).forward).parameters) - {"self"}
         self.main = getattr(model, "main_input_name", "input_ids")
-        text = self.config.get_text_config()
-        positions = getattr(text, "max_position_embeddings", None)
-        self.positions = positions if isinstance(positions, int) and positions > 1 else None
+        self.positions = positions_of(self.config)
         self.length = min(length, self.positions or length)
         self.frame = None
 

@@ -23,6 +23,7 @@ from compress.create.spec import SPECIAL, TrainSpec
 from compress.errors import CompressError, did_you_mean
 from compress.intake import reason
 from compress.models.config_limits import check_layers, check_numbers
+from compress.models.positions import positions_of
 
 _TRAINED = 16  # bytes a parameter: float32 weight, gradient and two moments of Adam
 
@@ -71,7 +72,7 @@ def build_config(spec: TrainSpec) -> PreTrainedConfig:
         ) from error
     if masked and not known:
         config.is_causal = False
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = positions_of(config)
     if spec.length is not None and positions and spec.length > positions:
         raise CompressError(
             f"model.train.length of at most {positions}, the model's positions", str(spec.length),

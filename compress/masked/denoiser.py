@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from compress.errors import CompressError
 from compress.masked.description import ClassCondition, MaskedGeneration
+from compress.models.positions import positions_of
 
 NEVER = float("-inf")
 
@@ -122,15 +123,7 @@ class Denoiser:
     @property
     def positions(self) -> int | None:
         """The longest sequence that the model has positions for."""
-        limit = getattr(self._config, "max_position_embeddings", None)
-        if not limit or limit < 2:
-            return None
-        # These families number positions from behind the padding id.
-        if self._config.model_type.removeprefix("compress_") in (
-            "roberta", "xlm-roberta", "camembert", "esm",
-        ):  # fmt: skip
-            limit -= (self._config.pad_token_id or 0) + 1
-        return limit
+        return positions_of(self._config)
 
     @torch.no_grad()
     def logits(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

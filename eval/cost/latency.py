@@ -14,6 +14,7 @@ from torch import nn
 from compress.errors import CompressError
 from compress.eval.kind import kind_of
 from compress.eval.stats import median_interval
+from compress.models.positions import positions_of
 
 
 class PairedTimes(BaseModel):
@@ -123,7 +124,7 @@ def _evaluating(model: nn.Module):
 
 
 def _check_length(model: nn.Module, tokens: int) -> None:
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = positions_of(model.config)
     if positions and tokens > positions:
         raise CompressError(
             f"prefill and decode within the model's {positions} positions",

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-_SHORT, _LONG = 8, 16
+from compress.models.positions import positions_of
 
 
 class Macs(BaseModel):
@@ -39,20 +39,22 @@ class Macs(BaseModel):
 def macs_per_token(model: nn.Module, context: int = 1024) -> Macs:
     """Count the multiply-accumulates of one token that attends to ``context`` positions.
 
-    Every matrix product of two short forwards (8 and 16 tokens) is counted from the shapes that
-    really run, so narrowed, factorised and shared layers count as what they are. A forward of T
-    tokens costs ``a T + b T^2``: two lengths give both, and a token at a context of C costs
-    ``a + b C``. Zeros count as work, because no dense kernel skips them. Attention is counted as
-    full: a sliding window shorter than the context would do less.
+    Every matrix product of two short forwards (8 and 16 tokens, or what the model has positions
+    for) is counted from the shapes that really run, so narrowed, factorised and shared layers
+    count as what they are. A forward of T tokens costs ``a T + b T^2``: two lengths give both, and
+    a token at a context of C costs ``a + b C``. Zeros count as work, because no dense kernel skips
+    them. Attention is counted as full: a sliding window shorter than the context would do less.
 
     Args:
         model: any ``PreTrainedModel`` that takes ``input_ids``.
         context: tokens.
     """
-    short, long = _count(model, _SHORT), _count(model, _LONG)
+    more = min(16, positions_of(model.config) or 16)
+    few = more // 2
+    short, long = _count(model, few), _count(model, more)
     # Solve a T + b T^2 at two lengths; both sides are integers when the model is what it says.
-    quadratic = (long / _LONG - short / _SHORT) / (_LONG - _SHORT)
-    linear = short / _SHORT - quadratic * _SHORT
+    quadratic = (long / more - short / few) / (more - few)
+    linear = short / few - quadratic * few
     head = model.get_output_embeddings()
     weight = getattr(head, "weight", None)
     return Macs(

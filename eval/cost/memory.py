@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from compress.errors import CompressError
+from compress.models.positions import positions_of
 
 TIMEOUT = 1800  # seconds
 
@@ -90,9 +91,7 @@ def _main() -> None:
     libraries = peak_rss()
     model = auto.from_pretrained(arguments.folder, **remote).eval()
     load = peak_rss()
-    positions = getattr(config, "max_position_embeddings", None) or arguments.tokens
-    # RoBERTa's first position is padding_idx + 1, so two of its table are out of reach.
-    tokens = min(arguments.tokens, positions - 2)
+    tokens = min(arguments.tokens, positions_of(config) or arguments.tokens)
     ids = torch.full((1, tokens), 3)
     keep = {} if masked else {"logits_to_keep": 1}
     with torch.no_grad():

@@ -18,6 +18,7 @@ from compress.errors import CompressError
 from compress.eval.kind import require_causal
 from compress.eval.quality.split_forward import SplitForward
 from compress.eval.stats import clustered_mean
+from compress.models.positions import positions_of
 
 WHERE = "generative perplexity"
 LONGEST = 1024  # tokens of a sample that are scored
@@ -53,7 +54,7 @@ def generative_perplexity(scorer: Scorer, texts: Sequence[str]) -> tuple[float, 
         CompressError: a scorer that is not causal, or no sample with two tokens.
     """
     require_causal(scorer.model, WHERE)
-    positions = getattr(scorer.model.config, "max_position_embeddings", None) or LONGEST
+    positions = positions_of(scorer.model.config) or LONGEST
     begin = scorer.tokenizer.bos_token_id
     means = []
     with torch.no_grad(), SplitForward(scorer.model) as split:

@@ -17,6 +17,7 @@ from compress.eval.quality.masks import share_mask
 from compress.eval.quality.perplexity import check_ids, check_stream
 from compress.eval.quality.split_forward import SplitForward
 from compress.eval.stats import serial_mean
+from compress.models.positions import positions_of
 
 WHERE = "masked scores"
 
@@ -251,11 +252,7 @@ def _check(
             "Use the model's own tokenizer",
             where=WHERE,
         )
-    config = model.config
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions and config.model_type in ("roberta", "xlm-roberta", "camembert", "esm"):
-        # RoBERTa numbers positions from padding_idx + 1, so that many of the table are never used.
-        positions -= (config.pad_token_id or 0) + 1
+    positions = positions_of(model.config)
     if positions and length > positions:
         raise CompressError(
             f"a window that fits the model's {positions} positions with its special tokens",

@@ -13,6 +13,7 @@ from compress.errors import CompressError
 from compress.eval.kind import require_causal
 from compress.eval.quality.split_forward import SplitForward
 from compress.eval.stats import serial_mean
+from compress.models.positions import positions_of
 
 WHERE = "perplexity"
 
@@ -151,7 +152,7 @@ def _check_windows(
         )
     check_stream(tokens, window, WHERE)
     check_ids(model, tokens, WHERE)
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = positions_of(model.config)
     if positions and window - 1 + prefix > positions:
         raise CompressError(
             f"a window that fits the model's {positions} positions",

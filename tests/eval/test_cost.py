@@ -123,6 +123,12 @@ def test_macs_by_hand(attention: str) -> None:
     assert found.per_token == 2 * BLOCK + 200 * 32 + 100 * products
 
 
+def test_macs_of_a_model_with_few_positions() -> None:
+    shape = {"vocab_size": 200, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    few, many = (GPT2LMHeadModel(GPT2Config(**shape, n_positions=n)) for n in (6, 64))
+    assert macs_per_token(few, context=6) == macs_per_token(many, context=6)
+
+
 def test_macs_of_conv1d_and_of_shared_layers() -> None:
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=200, n_embd=32, n_layer=2, n_head=4))
     assert macs_per_token(gpt2, 0 + 1).per_token == 2 * 12 * 32 * 32 + 200 * 32 + 2 * 2 * 32

@@ -6,6 +6,7 @@ run covers both; how many tests name each precision is told beside the bars.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -34,14 +35,16 @@ def measure(work: Path, arguments: Namespace) -> list[Row]:
     """
     results, log = work / "junit.xml", work / "suite.log"
     results.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", f"--junitxml={results}"]
-    command += _SMOKE if arguments.smoke else ()
+    command = ["make", "test"]
+    if arguments.smoke:
+        command = [sys.executable, "-m", "pytest", *_SMOKE]
+    environment = os.environ | {"PYTEST_ADDOPTS": f"--junitxml={results}"}
     say(f"running the test suite; its output is in {log}")
     started = time.perf_counter()
     with log.open("wb") as output:
-        done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
     seconds = time.perf_counter() - started
-    if done.returncode not in (0, 1) or not results.exists():  # 1: some test failed
+    if not results.exists():
         tail = "\n".join(log.read_text(errors="replace").strip().splitlines()[-12:])
         raise CompressError(f"`{' '.join(command)}` to run", tail, f"The output is in {log}")
     return rows_of(results, seconds)
