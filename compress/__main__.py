@@ -1,5 +1,5 @@
 """``python -m compress``, also under ``accelerate launch -m``."""
 
-from compress.cli import main
+from compress.cli.app import main
 
 main()

@@ -10,12 +10,15 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import PreTrainedModel
 
-from compress.apply_masks import AppliedMask, apply_mask
-from compress.calibrate.inputs import calibration_inputs
+from compress.checkpoint.apply_mask import AppliedMask, apply_mask
 from compress.checkpoint.save import require_empty, save_model
+from compress.data.calibration_inputs import calibration_inputs
+from compress.engine.live import check_live, check_model_class
+from compress.engine.live_steps import run_live
+from compress.engine.runner import RunResult
+from compress.engine.runner import run as run_recipe
 from compress.errors import CompressError
-from compress.live import check_live, check_model_class
-from compress.live_steps import run_live
+from compress.linear.semi_structured import convert, refuse_converted
 from compress.methods.base import Method
 from compress.methods.catalog import METHODS
 from compress.models.diffusion import (
@@ -28,16 +31,13 @@ from compress.models.diffusion import (
     refusal,
     save_diffusion,
 )
-from compress.models.source import load_model, load_tokenizer, resolve
+from compress.models.sources.source import load_model, load_tokenizer, resolve
 from compress.models.stream import StreamedModel
-from compress.planner import Plan
-from compress.planner import plan as plan_recipe
-from compress.precision import Compute, calibration_dtype, device_of
-from compress.recipe import Recipe, parse_recipe, parse_steps, read_recipe
-from compress.runner import RunResult
-from compress.runner import run as run_recipe
-from compress.semi_structured import convert, refuse_converted
-from compress.step_check import check_steps
+from compress.planning.planner import Plan
+from compress.planning.planner import plan as plan_recipe
+from compress.planning.recipe import Recipe, parse_recipe, parse_steps, read_recipe
+from compress.planning.step_check import check_steps
+from compress.system.precision import Compute, calibration_dtype, device_of
 
 __all__ = [
     "AppliedMask", "apply", "apply_mask", "inspect", "list_methods", "load", "plan", "run", "save",
@@ -64,8 +64,8 @@ def load(
             warning; ``"require"`` makes that an error.
 
     Raises:
-        CompressError: see :func:`compress.models.source.resolve`; a required conversion that is
-            not possible.
+        CompressError: see :func:`compress.models.sources.source.resolve`; a required conversion
+            that is not possible.
     """
     if semi_structured not in (False, True, "require"):
         raise CompressError('semi_structured to be True, False or "require"', repr(semi_structured))
@@ -94,13 +94,13 @@ def list_methods() -> dict[str, str]:
 def plan(recipe: Recipe | str | Path | dict[str, Any], **options: Any) -> Plan:
     """Check a recipe (object, plain data, path or name) and predict what it will do.
 
-    Options are those of :func:`compress.planner.plan`.
+    Options are those of :func:`compress.planning.planner.plan`.
     """
     return plan_recipe(_recipe(recipe), **options)
 
 
 def run(recipe: Recipe | str | Path | dict[str, Any], out: str | Path, **options: Any) -> RunResult:
-    """Carry out a recipe in the folder ``out``; options as in :func:`compress.runner.run`."""
+    """Carry out a recipe in the folder ``out``; options: :func:`compress.engine.runner.run`."""
     return run_recipe(_recipe(recipe), out, **options)
 
 
@@ -199,9 +199,9 @@ def save(model: PreTrainedModel, folder: str | Path, tokenizer: Any = None) -> P
 def inspect(source: str | Path | PreTrainedModel, **options: Any) -> dict[str, Any]:
     """A model's anatomy as plain data: blocks, widths, parameters, what each method can do.
 
-    Reads no weights. ``options`` are those of :func:`compress.models.source.resolve`.
+    Reads no weights. ``options`` are those of :func:`compress.models.sources.source.resolve`.
     """
-    from compress.anatomy_report import inspect_model
+    from compress.planning.inspection import inspect_model
 
     if isinstance(source, (str, Path)):
         folder = resolve(source, **options).folder

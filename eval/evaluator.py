@@ -14,7 +14,6 @@ from torch import LongTensor, nn
 from compress.data.framing import Frame, Kind, frame_for
 from compress.errors import CompressError
 from compress.eval.cost import cost, paired_latency
-from compress.eval.kind import kind_of
 from compress.eval.quality.denoising import Sequences
 from compress.eval.quality.generation import Judges
 from compress.eval.quality.generator import evaluate_generator, text_sequences
@@ -22,7 +21,8 @@ from compress.eval.quality.masked import masked_scores
 from compress.eval.quality.perplexity import perplexity
 from compress.eval.quality.tasks import run_tasks
 from compress.eval.spec import EvaluationResult, EvaluationSpec
-from compress.masked.description import MaskedGeneration, is_masked_generator
+from compress.generators.description import MaskedGeneration, is_masked_generator
+from compress.models.kind import kind_of
 from compress.models.positions import positions_of
 
 Progress = Callable[[str, int, int], None]

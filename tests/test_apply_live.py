@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import compress
-from compress import live_steps, transaction
+from compress.engine import live_steps, transaction
 from compress.errors import CompressError
 
 STEPS = {

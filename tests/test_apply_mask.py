@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import compress
 from compress.checkpoint.config import read_records
-from compress.checkpoint.masks import (
+from compress.checkpoint.mask_file import (
     PackedPattern,
     base_digest,
     load_masks,
@@ -21,10 +21,10 @@ from compress.checkpoint.masks import (
     read_mask,
     save_masks,
 )
-from compress.cli import main
+from compress.cli.app import main
 from compress.errors import CompressError
+from compress.linear.matrix import matrix
 from compress.models.anatomy import anatomy_of
-from compress.models.linears import matrix
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +246,7 @@ def test_file_without_a_digest_and_the_command_line(checkpoint, tmp_path, capsys
 
 
 def test_a_full_disk_leaves_nothing(pruned, checkpoint, tmp_path, monkeypatch):
-    import compress.apply_masks as module
+    import compress.checkpoint.apply_mask as module
 
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")

@@ -16,9 +16,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import compress
-from compress.calibrate.activations import Activations
-from compress.checkpoint.shards import ShardWriter
-from compress.cli import main
+from compress.cli.app import main
+from compress.system.activations import Activations
+from compress.system.shards import ShardWriter
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -263,9 +263,9 @@ def test_disk_fills_up_and_is_cleared(
         if place == "activations":
             patch.setattr(os, "pwrite", full_after(12, os.pwrite))
         elif place == "block":
-            patch.setattr("compress.sink.save_file", full_after(1, save_file))
+            patch.setattr("compress.engine.sink.save_file", full_after(1, save_file))
         elif place == "journal":
-            patch.setattr("compress.files.os.fsync", full_after(5, os.fsync))
+            patch.setattr("compress.system.files.os.fsync", full_after(5, os.fsync))
         elif place == "report":
             patch.setattr("compress.eval.report.write_text", full_after(1, lambda *_: None))
         else:

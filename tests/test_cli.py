@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 
-from compress.cli import main
+from compress.cli.app import main
 from compress.methods.catalog import METHODS
 
 

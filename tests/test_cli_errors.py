@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-import compress.recipe
-from compress import cli_errors
-from compress.cli import main
+import compress.planning.recipe
+from compress.cli import errors
+from compress.cli.app import main
 from compress.errors import CompressError
 
 
@@ -17,11 +17,11 @@ def test_a_defect_is_called_one(monkeypatch, capsys):
     def broken(*_):
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr(compress.recipe, "find_recipe", broken)
+    monkeypatch.setattr(compress.planning.recipe, "find_recipe", broken)
     with pytest.raises(SystemExit) as leave:
         main(["plan", "x"])
     told = capsys.readouterr().err
-    assert leave.value.code == cli_errors.DEFECT
+    assert leave.value.code == errors.DEFECT
     assert told.count("\n") == 1 and "defect" in told and "--traceback" in told
     assert "ZeroDivisionError at recipe.py" in told
     with pytest.raises(ZeroDivisionError):
@@ -30,13 +30,13 @@ def test_a_defect_is_called_one(monkeypatch, capsys):
 
 def test_what_the_machine_refuses_is_no_defect(capsys):
     error = PermissionError(errno.EACCES, "Permission denied", "/some/where")
-    assert cli_errors.report(error) == cli_errors.USER
+    assert errors.report(error) == errors.USER
     told = capsys.readouterr().err
     assert "/some/where" in told and "Permission denied" in told and "defect" not in told
 
 
 def test_escape_codes_do_not_reach_the_terminal(capsys):
-    cli_errors.report(CompressError("a name", "\x1b]0;owned\x07x"))
+    errors.report(CompressError("a name", "\x1b]0;owned\x07x"))
     assert capsys.readouterr().err == "error: expected a name, got \\x1b]0;owned\\x07x.\n"
 
 

@@ -13,9 +13,9 @@ import torch
 import yaml
 
 import compress
-from compress import distributed
-from compress.checkpoint.masks import load_masks
+from compress.checkpoint.mask_file import load_masks
 from compress.errors import CompressError
+from compress.system import processes
 
 ROOT = Path(__file__).parents[1]
 FLAGS = "--multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no"
@@ -73,8 +73,8 @@ def test_sharded_runs_are_refused(mask_recipe, tmp_path, monkeypatch):
 
 
 def test_a_process_by_itself_is_a_world_of_one():
-    assert distributed.world() == distributed.launched() == distributed.World(0, 1)
-    with distributed.joined(3):
-        distributed.tell(None)
-        distributed.wait_for_all()
-    assert json.dumps(distributed.world().__dict__) == '{"rank": 0, "size": 1}'
+    assert processes.world() == processes.launched() == processes.World(0, 1)
+    with processes.joined(3):
+        processes.tell(None)
+        processes.wait_for_all()
+    assert json.dumps(processes.world().__dict__) == '{"rank": 0, "size": 1}'

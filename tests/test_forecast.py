@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig
 
 import compress
-from compress import forecast
+from compress.engine.steps import run_step
 from compress.eval.bench.llama import write_llama
 from compress.methods.catalog import METHODS
-from compress.steps import run_step
+from compress.planning import forecast
 
 _LEARNING = {"steps": 2, "batch": 1, "precision": "float32"}
 OPTIONS = {
@@ -93,7 +93,7 @@ def test_steps_hold_what_was_planned(name, compute, model, text, tmp_path, monke
         found.append(live.peak)
         raise KeyboardInterrupt  # the rest of the run is not this test's concern
 
-    monkeypatch.setattr("compress.job.run_step", watched)
+    monkeypatch.setattr("compress.engine.job.run_step", watched)
     (planned,) = compress.plan(recipe).steps
     with pytest.raises(KeyboardInterrupt):
         compress.run(recipe, tmp_path / "run")

@@ -8,9 +8,10 @@ import time
 
 import pytest
 
-from compress import recipe_yaml, regular
 from compress.errors import CompressError
-from compress.intake import printable, read_json, regular_file, special_files, user_path
+from compress.planning import recipe_yaml
+from compress.system import expressions
+from compress.system.intake import printable, read_json, regular_file, special_files, user_path
 
 
 def test_what_is_no_regular_file_is_named(tmp_path):
@@ -91,19 +92,19 @@ NAMES = [f"model.layers.{i}.mlp.{name}" for i in range(3) for name in ("up_proj"
 
 
 def test_an_expression_that_explodes_ends(monkeypatch):
-    monkeypatch.setattr(regular, "_SECONDS", 1.0)
+    monkeypatch.setattr(expressions, "_SECONDS", 1.0)
     start = time.monotonic()
     with pytest.raises(CompressError, match="explode"):
-        regular.search(r"^(([a-z0-9_.])+)+!$", NAMES)
+        expressions.search(r"^(([a-z0-9_.])+)+!$", NAMES)
     assert time.monotonic() - start < 20
 
 
 def test_expressions_find_what_re_finds():
     for pattern in (r"up_proj$", r"layers\.[01]\..*down", r"^(?!.*up).*(1|2)\.mlp", r"\.2\."):
-        regular.check_expression(pattern)
-        expected = regular._direct(pattern, NAMES)
+        expressions.check_expression(pattern)
+        expected = expressions._direct(pattern, NAMES)
         assert any(expected) and not all(expected)
-        assert regular.search(pattern, NAMES) == expected
+        assert expressions.search(pattern, NAMES) == expected
     for pattern in ("(", "[z-a]", "a" * 2000):
         with pytest.raises(ValueError, match="regular expression"):
-            regular.check_expression(pattern)
+            expressions.check_expression(pattern)

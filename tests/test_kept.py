@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 import compress
-from compress.cli import main
+from compress.cli.app import main
+from compress.engine.workspace import Workspace
 from compress.errors import CompressError
-from compress.files import new_folder, scratch_folder, whole_folder
-from compress.models.source_cache import cached_folder
-from compress.workspace import Workspace
+from compress.models.sources.cache import cached_folder
+from compress.system.files import new_folder, scratch_folder, whole_folder
 
 
 class Killed(BaseException):

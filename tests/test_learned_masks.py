@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from compress import soft_masks
-from compress.best_seen import BestSeen, choices, choose
-from compress.learned_masks import (
+from compress.linear.pattern import Pattern
+from compress.methods.sparsity.maskllm import soft
+from compress.methods.sparsity.maskllm.best_seen import BestSeen, choices, choose
+from compress.methods.sparsity.maskllm.masks import (
     Draw,
     MaskedLinear,
     hard_mask,
@@ -18,9 +19,8 @@ from compress.learned_masks import (
     linear_schedule,
     set_mode,
 )
-from compress.mask_search import local_search
-from compress.patterns import Pattern
-from compress.soft_masks import Noise, candidates, gumbel, masked_weight
+from compress.methods.sparsity.maskllm.search import local_search
+from compress.methods.sparsity.maskllm.soft import Noise, candidates, gumbel, masked_weight
 
 TWO_FOUR = Pattern(2, 4)
 PATTERNS = [Pattern(1, 2), TWO_FOUR, Pattern(1, 4), Pattern(3, 8), Pattern(4, 8)]
@@ -198,8 +198,8 @@ def test_local_search_never_loses_and_finds_the_best_of_small_rows():
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_a_weight_larger_than_the_pool_of_noise(pattern, monkeypatch):
-    monkeypatch.setattr(soft_masks, "_SPAN", {"cpu": 64 * pattern.candidates})
-    soft_masks._pool.cache_clear()
+    monkeypatch.setattr(soft, "_SPAN", {"cpu": 64 * pattern.candidates})
+    soft._pool.cache_clear()
     groups = 640
     logits = logits_of(pattern, groups).requires_grad_()
     weight = torch.randn(groups, pattern.m, generator=generator(1))
@@ -215,7 +215,7 @@ def test_a_weight_larger_than_the_pool_of_noise(pattern, monkeypatch):
     whole.sum().backward()
     torch.testing.assert_close(drawn, whole)
     torch.testing.assert_close(logits.grad, again.grad)
-    soft_masks._pool.cache_clear()
+    soft._pool.cache_clear()
 
 
 def test_masks_are_drawn_in_float32_where_products_are_in_16_bits():

@@ -6,7 +6,13 @@ import pytest
 import yaml
 
 from compress.errors import CompressError
-from compress.recipe import find_recipe, parse_recipe, parse_size, read_recipe, shipped_recipes
+from compress.planning.recipe import (
+    find_recipe,
+    parse_recipe,
+    parse_size,
+    read_recipe,
+    shipped_recipes,
+)
 
 TEXT = {"source": "words.txt"}
 FULL = {

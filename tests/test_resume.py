@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 import compress
+from compress.engine.sink import JournalSink
+from compress.engine.workspace import Workspace
 from compress.methods.catalog import METHODS
-from compress.sink import JournalSink
-from compress.workspace import Workspace
 
 TWO_STEPS = (
     {"method": "ffn_width", "share": 0.25, "allocation": "per_layer"},
@@ -202,7 +202,7 @@ import torch
 torch.set_num_threads(1)
 place = sys.argv.pop(1)
 if place == "event":
-    from compress.workspace import Workspace
+    from compress.engine.workspace import Workspace
     append, seen = Workspace.append, []
     def dying(self, event):
         append(self, event)
@@ -211,7 +211,7 @@ if place == "event":
             os.kill(os.getpid(), signal.SIGKILL)
     Workspace.append = dying
 else:
-    from compress.checkpoint.shards import ShardWriter
+    from compress.system.shards import ShardWriter
     write, seen = ShardWriter.write, []
     def dying(self, name, tensor):
         write(self, name, tensor)
@@ -219,7 +219,7 @@ else:
         if len(seen) == 9:
             os.kill(os.getpid(), signal.SIGKILL)
     ShardWriter.write = dying
-from compress.cli import main
+from compress.cli.app import main
 main(sys.argv[1:])
 """
 

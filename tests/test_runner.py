@@ -77,7 +77,9 @@ def test_resolved_recipe_gives_the_same_model(finished, helpers, tmp_path):
 def test_done_run_answers_at_once_and_touches_nothing(finished, monkeypatch):
     recipe, result, _ = finished
     before = stamps(result.folder)
-    monkeypatch.setattr("compress.runner.plan", lambda *_a, **_k: pytest.fail("planned again"))
+    monkeypatch.setattr(
+        "compress.engine.runner.plan", lambda *_a, **_k: pytest.fail("planned again")
+    )
     again = compress.run(recipe, result.folder)
     assert stamps(result.folder) == before
     assert (again.report, again.seconds) == (result.report, result.seconds)
@@ -103,7 +105,7 @@ def interrupt(recipe, out, monkeypatch) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("compress.progress.Progress.update", stop)
+        patch.setattr("compress.system.progress.Progress.update", stop)
         with pytest.raises(KeyboardInterrupt):
             compress.run(recipe, out)
 
@@ -176,7 +178,7 @@ def test_storage_dtype_and_shards(checkpoint, helpers, tmp_path):
 
 def test_memory_limit_stops_a_run_between_blocks(checkpoint, text, helpers, tmp_path, monkeypatch):
     recipe = helpers.recipe(checkpoint("llama"), ["wanda"], text)
-    monkeypatch.setattr("compress.memory.peak", lambda: 10**13)
+    monkeypatch.setattr("compress.system.memory.peak", lambda: 10**13)
     with pytest.raises(CompressError, match="max-memory"):
         compress.run(recipe, tmp_path / "run", max_memory=10**12)
     monkeypatch.undo()

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import compress
-from compress import semi_structured
 from compress.errors import CompressError
-from compress.semi_structured import (
+from compress.linear import semi_structured
+from compress.linear.semi_structured import (
     CUSPARSELT,
     CUTLASS,
     SemiStructured,

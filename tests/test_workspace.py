@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
+from compress.engine.workspace import Workspace
 from compress.errors import CompressError
-from compress.files import write_atomically
-from compress.workspace import Workspace
+from compress.system.files import write_atomically
 
 RECIPE = "seed: 1\n"
 
@@ -25,7 +25,7 @@ def test_second_holder_is_refused(tmp_path):
 HOLDER = """
 import sys
 from pathlib import Path
-from compress.workspace import Workspace
+from compress.engine.workspace import Workspace
 with Workspace(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -185,7 +185,7 @@ def test_write_is_all_or_nothing(tmp_path, monkeypatch):
     def full(*_args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("compress.files.os.fsync", full)
+    monkeypatch.setattr("compress.system.files.os.fsync", full)
     with pytest.raises(CompressError, match="No space left.*GB free"):
         write_atomically(path, "new")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file.txt"]

@@ -1,0 +1,1 @@
+"""The model between two steps, and checkpoints: written, loaded, proved."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, PreTrainedConfig
 
-from compress.checkpoint.records import BlockRecord, LowRank, ModuleSpec, Replaced
+from compress.checkpoint.records import BlockRecord
 from compress.checkpoint.targets import group_by_value, parse_pattern, target_patterns
 from compress.checkpoint.tensors_config import (
     quantization_section,
@@ -23,9 +23,10 @@ from compress.checkpoint.tensors_config import (
     unpacks_on_load,
 )
 from compress.errors import CompressError
+from compress.linear.specs import LowRank, ModuleSpec, Replaced
 from compress.models.anatomy import anatomy_of, stock_type
 from compress.models.families import FAMILIES, Family
-from compress.models.source_load import auto_class
+from compress.models.loading import auto_class
 
 PREFIX = "compress_"
 SECTION_VERSION = 1

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 
 from compress.errors import CompressError
-from compress.modules import QuantizedLinear
-from compress.quantization import QuantScheme
+from compress.linear.grid import QuantScheme
+from compress.linear.modules import QuantizedLinear
 
 PACKED, INT8 = "pack-quantized", "int-quantized"
 

@@ -11,10 +11,10 @@ from transformers import AutoModel, PreTrainedConfig
 from transformers.monkey_patching import get_patch_mapping, register_patch_mapping
 
 from compress.checkpoint.config import homogeneous, layer_widths, stock_config
-from compress.checkpoint.widths import resize_block
 from compress.errors import CompressError
 from compress.models.anatomy import block_anatomy, family_of, find_blocks, stock_type
 from compress.models.families import Family
+from compress.models.widths import resize_block
 
 _registered: set[str] = set()
 

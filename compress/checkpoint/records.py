@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from compress.checkpoint.packing import check_names, check_shape, pack, stored_shapes, unpack
-from compress.checkpoint.widths import resize_block
 from compress.errors import CompressError
+from compress.linear.grid import QuantScheme
+from compress.linear.matrix import features, is_linear
+from compress.linear.modules import LowRankLinear, QuantizedLinear
+from compress.linear.specs import LowRank, ModuleSpec, Replaced
 from compress.models.anatomy import BlockAnatomy
-from compress.models.linears import features, is_linear
-from compress.modules import LowRankLinear, QuantizedLinear
-from compress.quantization import QuantScheme
-
-
-class LowRank(BaseModel):
-    """A linear is a :class:`~compress.modules.LowRankLinear` of this rank."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["low_rank"] = "low_rank"
-    rank: int = Field(ge=1)
-
-
-class Replaced(BaseModel):
-    """A GPT-2 ``Conv1D`` is an ``nn.Linear``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["linear"] = "linear"
-
-
-ModuleSpec = Annotated[LowRank | Replaced, Field(discriminator="kind")]
+from compress.models.widths import resize_block
 
 
 class BlockRecord(BaseModel):

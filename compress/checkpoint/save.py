@@ -15,13 +15,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from compress.checkpoint.config import apply_records, layer_count, stock_config
 from compress.checkpoint.guards import guards, is_guard
 from compress.checkpoint.records import BlockRecord, dump_block, record_block
-from compress.checkpoint.shards import MAX_SHARD_BYTES, ShardWriter, TensorSpec, write_json
 from compress.errors import CompressError
 from compress.models.anatomy import Anatomy, anatomy_of
-from compress.models.source_load import auto_class as _auto_class
-from compress.models.source_load import load_config
+from compress.models.loading import auto_class as _auto_class
+from compress.models.loading import load_config
 from compress.models.supported import check_kind, check_not_packed
-from compress.models.tensors import check_finite
+from compress.system.shards import MAX_SHARD_BYTES, ShardWriter, TensorSpec, write_json
+from compress.system.tensors import check_finite
 
 
 def save_model(
@@ -178,7 +178,7 @@ def verify_shapes(folder: str | os.PathLike[str], trust_remote_code: bool = Fals
     from compress.checkpoint.config import read_records
     from compress.checkpoint.records import apply_record, stored_shapes_of
     from compress.models.stream import build_meta
-    from compress.models.tensors import TensorIndex
+    from compress.system.tensors import TensorIndex
 
     tensors = TensorIndex.open(folder)
     config = load_config(folder, trust_remote_code=trust_remote_code)

@@ -9,7 +9,7 @@ from compress.checkpoint.packing import PACKED, storage_format
 from compress.checkpoint.records import BlockRecord
 from compress.checkpoint.targets import group_by_value, parse_pattern, target_patterns
 from compress.errors import CompressError
-from compress.quantization import QuantScheme
+from compress.linear.grid import QuantScheme
 
 _MIXED = "mixed-precision"
 

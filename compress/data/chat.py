@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from compress.data.readers import Chat
-from compress.data.special_tokens import added_tokens
 from compress.errors import CompressError
+from compress.models.special_tokens import added_tokens
 
 
 def render_chats(

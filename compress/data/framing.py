@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from compress.data.special_tokens import added_tokens
 from compress.data.tokens import check_ids
-from compress.masked.description import MaskedGeneration, is_masked_generator
+from compress.generators.description import MaskedGeneration, is_masked_generator
+from compress.models.special_tokens import added_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

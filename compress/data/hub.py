@@ -7,11 +7,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from compress import hub_process
 from compress.data.catalog import LINES, whole_file
 from compress.data.readers import Chat, texts_of
 from compress.errors import CompressError
-from compress.hub_process import HubError
+from compress.system import hub_process
+from compress.system.hub_process import HubError
 
 TIMEOUT = 10.0  # seconds until a hub that does not answer is called unreachable
 MAX_BYTES = 64 * 2**20  # of text; some data sets have terabytes, and no run needs so much

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from compress.errors import CompressError
-from compress.intake import user_path
+from compress.system.intake import user_path
 
 DIGITS = "digits"
 _HELD_OUT = 5  # of the digits, every fifth image is test: all writers are in both splits

@@ -16,7 +16,7 @@ import psutil
 
 from compress.data.catalog import SUFFIXES, Local
 from compress.errors import CompressError, did_you_mean
-from compress.intake import parse_json, regular_file, user_path
+from compress.system.intake import parse_json, regular_file, user_path
 
 _COPIES = 3  # of a file's text at the same time: as read, as documents, joined
 _EXPECTED = "a file, a pattern of files or the id of a data set"

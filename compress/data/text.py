@@ -26,7 +26,7 @@ from compress.data.readers import (
     read_python_module,
 )
 from compress.errors import CompressError
-from compress.intake import user_path
+from compress.system.intake import user_path
 
 _PART = re.compile(r"all|(head|tail):(0?\.\d+|1(?:\.0*)?)")
 

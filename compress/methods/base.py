@@ -2,7 +2,7 @@
 
 A method touches no files, prints nothing and keeps no state. It declares what it reads and writes
 (that is how a plan knows which orders work) and what it wants to know about the inputs of each
-linear; the engine in :mod:`compress.steps` brings it the blocks, one at a time.
+linear; the engine in :mod:`compress.engine.steps` brings it the blocks, one at a time.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
-from compress import regular
-from compress.calibrate.statistics import NOTHING, InputStatistics
 from compress.errors import CompressError
+from compress.linear.matrix import is_linear, matrix
+from compress.linear.statistics import NOTHING, InputStatistics
 from compress.methods.learning import BlockWork, Learning, ModelWork
 from compress.models.anatomy import Anatomy, BlockAnatomy, Site
-from compress.models.linears import is_linear, matrix
-from compress.outline import Outline
+from compress.models.outline import Outline
+from compress.system import expressions
 
 VALUES, ZEROS, WIDTH, DEPTH, MODULES, PRECISION = (
     "values",
@@ -282,7 +282,7 @@ class LinearMethod(Method):
     def _expressions_parse(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
         for pattern in patterns:
             if pattern.startswith("re:"):
-                regular.check_expression(pattern[3:])
+                expressions.check_expression(pattern[3:])
         return patterns
 
     def targets(self, block: BlockAnatomy, site: Site) -> tuple[str, ...]:
@@ -297,7 +297,7 @@ class LinearMethod(Method):
         paths = [f"{b.path}.{name}" for b in anatomy.blocks for name in b.linears]
         for pattern in (*self.include, *self.exclude):
             if pattern.startswith("re:"):
-                regular.search(pattern[3:], paths)  # all at once; the answers are remembered
+                expressions.search(pattern[3:], paths)  # all at once; the answers are remembered
         hit = any(self.targets(b, s) for b in anatomy.blocks for s in b.sites)
         if not hit:
             example = anatomy.blocks[0]
@@ -320,6 +320,8 @@ class LinearMethod(Method):
 def matches(path: str, patterns: tuple[str, ...]) -> bool:
     """Whether a module path is meant by one of the patterns of include or exclude."""
     return any(
-        regular.search(p[3:], [path])[0] if p.startswith("re:") else fnmatch.fnmatchcase(path, p)
+        expressions.search(p[3:], [path])[0]
+        if p.startswith("re:")
+        else fnmatch.fnmatchcase(path, p)
         for p in patterns
     )

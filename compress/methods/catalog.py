@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compress.registry import Registry
+from compress.methods.registry import Registry
 
 METHODS: Registry = Registry("method")
 
@@ -10,7 +10,11 @@ for _name, _target, _summary in (
     ("magnitude", "sparsity.magnitude:Magnitude", "zero the smallest weights; no data needed"),
     ("wanda", "sparsity.wanda:Wanda", "zero weights with small weight x activation norm"),
     ("sparsegpt", "sparsity.sparsegpt:SparseGPT", "zero weights, update the others (OBS)"),
-    ("maskllm", "sparsity.maskllm:MaskLLM", "learn N:M masks by gradients, weights as they are"),
+    (
+        "maskllm",
+        "sparsity.maskllm.method:MaskLLM",
+        "learn N:M masks by gradients",
+    ),
     ("rtn", "quantize.rtn:RoundToNearest", "round weights to 2-8 bits; no data needed"),
     ("gptq", "quantize.gptq:GPTQ", "round weights to 2-8 bits with error feedback"),
     ("w8a8", "quantize.rtn:W8A8", "int8 weights, dynamic per-token int8 activations"),

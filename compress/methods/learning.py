@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compress.calibrate.activations import Activations
-from compress.calibrate.replay import BlockCall
 from compress.models.anatomy import Anatomy, BlockAnatomy
-from compress.progress import Progress
+from compress.models.replay import BlockCall
+from compress.system.activations import Activations
+from compress.system.progress import Progress
 from compress.train.options import Precision
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from torch import nn
 
 from compress.errors import CompressError
-from compress.models.tensors import TensorIndex
-from compress.modules import QuantizedLinear
+from compress.linear.modules import QuantizedLinear
+from compress.system.tensors import TensorIndex
 
 
 def check_shapes(index: TensorIndex, stored: Mapping[str, str], model: nn.Module) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from compress.errors import CompressError
+from compress.linear.matrix import features, is_linear
 from compress.models.families import (
     CONCATENATED,
     FAMILIES,
@@ -24,7 +25,6 @@ from compress.models.families import (
     Family,
     inferred_family,
 )
-from compress.models.linears import features, is_linear
 
 QKV, ATTENTION_OUT, UP, DOWN, OTHER = "qkv", "attention_out", "up", "down", "other"
 
@@ -174,7 +174,7 @@ def block_anatomy(
     block: nn.Module, path: str, index: int, config: PreTrainedConfig, family: Family
 ) -> BlockAnatomy:
     """Infer one block's sites and widths from its modules as they are now."""
-    from compress.modules import LowRankLinear
+    from compress.linear.modules import LowRankLinear
 
     names = [n for n, m in block.named_modules() if is_linear(m) or isinstance(m, LowRankLinear)]
     # The two factors of a low-rank pair act as the one linear that they replaced.

@@ -19,8 +19,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from compress.errors import CompressError
-from compress.models.tensors import check_finite
-from compress.modules import LowRankLinear, QuantizedLinear
+from compress.linear.modules import LowRankLinear, QuantizedLinear
+from compress.system.tensors import check_finite
 
 CLASS = "UVit2DModel"
 MODEL_TYPE = "uvit2d"

@@ -7,7 +7,7 @@ Adding a family means adding an entry, not code.
 
 A type without an entry gets one inferred from its config (:func:`inferred_family`). What rests on
 such a guess is rehearsed on a miniature before a plan accepts it
-(:mod:`compress.checkpoint.rehearsal`); the table is vouched for by the conformance suite.
+(:mod:`compress.planning.rehearsal`); the table is vouched for by the conformance suite.
 """
 
 from __future__ import annotations

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from compress import memory
-from compress.calibrate.activations import Activations
-from compress.calibrate.replay import BlockCall, as_output
 from compress.errors import CompressError
-from compress.intake import reason
 from compress.models.anatomy import Anatomy, anatomy_of
-from compress.models.source_load import auto_class
+from compress.models.loading import auto_class
+from compress.models.replay import BlockCall, as_output
+from compress.system import memory
+from compress.system.activations import Activations
+from compress.system.intake import reason
 
 
 def build_meta(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:

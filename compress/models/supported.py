@@ -10,9 +10,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from compress.errors import CompressError
+from compress.linear.modules import QuantizedLinear
 from compress.models.families import FAMILIES
-from compress.models.source_load import TASKS
-from compress.modules import QuantizedLinear
+from compress.models.loading import TASKS
 
 
 def check_kind(model: PreTrainedModel) -> None:

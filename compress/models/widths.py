@@ -1,89 +1,113 @@
-"""Narrowing linears that may be low-rank pairs, and which rows and columns a unit of a block owns.
-
-A *unit* is what a width step removes as a whole: a neuron of the FFN, or a key/value head together
-with the query heads that read it.
-"""
+"""Blocks of other widths than the config's: which sizes follow, and making a block have them."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from compress.models.anatomy import DOWN, QKV, UP, BlockAnatomy
-from compress.models.families import CONCATENATED, INTERLEAVED, SEPARATE
-from compress.models.linears import is_linear, matrix, slice_linear
-
-
-def reading(module: nn.Module) -> nn.Module:
-    """The linear that reads the input: the module itself, or the first factor of a pair."""
-    return module if is_linear(module) else module.first
-
-
-def writing(module: nn.Module) -> nn.Module:
-    """The linear that writes the output: the module itself, or the second factor of a pair."""
-    return module if is_linear(module) else module.second
+from compress.linear.modules import LowRankLinear
+from compress.models.anatomy import (
+    ATTENTION_OUT,
+    DOWN,
+    QKV,
+    UP,
+    BlockAnatomy,
+)
+from compress.models.families import CONCATENATED, SEPARATE, Family
 
 
-def product(module: nn.Module) -> torch.Tensor:
-    """The map as one matrix [out, in]; a view for a plain linear, a copy for a pair."""
-    return matrix(module) if is_linear(module) else matrix(module.second) @ matrix(module.first)
+def linear_sizes(anatomy: BlockAnatomy, widths: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """Return path -> (rows, columns) that the widths ask for; 0 stands for a size left alone."""
+    family = anatomy.family
+    heads = widths["heads"] * anatomy.head_dim
+    kv_heads = widths["kv_heads"] * anatomy.head_dim
+    sizes: dict[str, tuple[int, int]] = {}
+    for site in anatomy.sites:
+        for position, name in enumerate(site.linears):
+            if site.kind == QKV and family.qkv_layout == SEPARATE:
+                sizes[name] = (heads if position == 0 else kv_heads, 0)
+            elif site.kind == QKV:
+                sizes[name] = (heads + 2 * kv_heads, 0)
+            elif site.kind == ATTENTION_OUT:
+                sizes[name] = (0, heads)
+            elif site.kind == UP:
+                fused = 2 if family.up_layout == CONCATENATED else 1
+                sizes[name] = (fused * widths["ffn"], 0)
+            elif site.kind == DOWN:
+                sizes[name] = (0, widths["ffn"])
+    return sizes
 
 
-def unit_columns(anatomy: BlockAnatomy, kind: str) -> torch.Tensor:
-    """Columns of an output projection that each unit feeds.
+def resize_block(block: nn.Module, anatomy: BlockAnatomy, widths: Mapping[str, int]) -> None:
+    """Give a block whose values do not matter yet (meta, or before loading) the given widths.
 
     Args:
-        kind: ``attention_out`` or ``down``.
-
-    Returns:
-        Indices [units, columns a unit]; together they are all columns, in order.
+        anatomy: of the block as it is.
+        widths: {"heads", "kv_heads", "ffn"}; 0 where the block has no such part.
     """
-    if kind == DOWN:
-        return torch.arange(anatomy.ffn)[:, None]
-    return torch.arange(anatomy.heads * anatomy.head_dim).reshape(anatomy.kv_heads, -1)
+    for name, (rows, columns) in linear_sizes(anatomy, widths).items():
+        module = block.get_submodule(name)
+        if isinstance(module, LowRankLinear):
+            _resize_linear(module.second, rows, 0)
+            _resize_linear(module.first, 0, columns)
+        else:
+            _resize_linear(module, rows, columns)
+    set_width_attributes(block, anatomy.family, widths, anatomy.head_dim)
 
 
-def units_of_rows(anatomy: BlockAnatomy, kind: str) -> dict[str, torch.Tensor]:
-    """To which unit each output row of the producers (query, key, value; gate, up) belongs.
-
-    Args:
-        kind: site of the output projection that the units feed, ``attention_out`` or ``down``.
-
-    Returns:
-        Path in the block -> unit index of each row.
-    """
-    if kind == DOWN:
-        neurons = torch.arange(anatomy.ffn)
-        fused = anatomy.family.up_layout == CONCATENATED
-        rows = torch.cat([neurons, neurons]) if fused else neurons
-        return dict.fromkeys(anatomy.site(UP).linears, rows)
-    names, layout = anatomy.site(QKV).linears, anatomy.family.qkv_layout
-    groups = torch.arange(anatomy.kv_heads)
-    key = groups.repeat_interleave(anatomy.head_dim)
-    query = groups.repeat_interleave(anatomy.heads // anatomy.kv_heads * anatomy.head_dim)
-    if layout == SEPARATE:
-        return {name: query if i == 0 else key for i, name in enumerate(names)}
-    if layout == INTERLEAVED:
-        # [head, (q, k, v), head_dim]; such families have a key/value head for each query head.
-        return {names[0]: groups.repeat_interleave(3 * anatomy.head_dim)}
-    return {names[0]: torch.cat([query, key, key])}
+def _resize_linear(module: nn.Module, rows: int, columns: int) -> None:
+    """Replace the weight and bias by empty ones of rows x columns (0: as it is)."""
+    transposed = isinstance(module, Conv1D)
+    old_rows, old_columns = module.weight.shape[::-1] if transposed else module.weight.shape
+    rows, columns = rows or old_rows, columns or old_columns
+    if (rows, columns) == (old_rows, old_columns):
+        return
+    shape = (columns, rows) if transposed else (rows, columns)
+    module.weight = _empty(module.weight, shape)
+    if module.bias is not None:
+        module.bias = _empty(module.bias, (rows,))
+    if transposed:
+        module.nf, module.nx = rows, columns
+    else:
+        module.out_features, module.in_features = rows, columns
 
 
-def narrow_rows(module: nn.Module, rows: torch.Tensor) -> None:
-    """Keep only some outputs of a linear or a pair."""
-    slice_linear(writing(module), rows=rows.to(writing(module).weight.device))
+def _empty(like: nn.Parameter, shape: tuple[int, ...]) -> nn.Parameter:
+    # Filled with zeros rather than left empty: what from_pretrained initialises afterwards, and
+    # what it never fills, should be the same in every run.
+    return nn.Parameter(torch.zeros(shape, dtype=like.dtype, device=like.device))
 
 
-def narrow_columns(
-    module: nn.Module, columns: torch.Tensor, weight: torch.Tensor | None = None
+def set_width_attributes(
+    block: nn.Module, family: Family, widths: Mapping[str, int], head_dim: int
 ) -> None:
-    """Keep only some inputs of a linear or a pair.
+    """Make the sizes that a block's ``forward`` reads follow its widths.
 
-    Args:
-        columns: indices of the inputs that stay, ascending.
-        weight: the matrix [out, len(columns)] that the reading linear gets; default: its own.
+    An attribute is set only where the module has it. Call it after a live block was sliced. A name
+    ``config.X`` in the family's table gives the module a config of its own in which X is set (for
+    classes whose forward reads the config).
     """
-    target = reading(module)
-    slice_linear(target, columns=columns.to(target.weight.device))
-    if weight is not None:
-        matrix(target).copy_(weight)
+    values = {
+        "heads": widths["heads"],
+        "kv_heads": widths["kv_heads"],
+        "attention_width": widths["heads"] * head_dim,
+        "ffn": widths["ffn"],
+    }
+    for path, attributes in family.attributes.items():
+        try:
+            module = block.get_submodule(path)
+        except AttributeError:
+            continue
+        for name, expression in attributes.items():
+            if name.startswith("config."):
+                module.config = copy.copy(module.config)
+                module.config.per_layer_config = None
+                setattr(module.config, name.removeprefix("config."), values[expression])
+            elif hasattr(module, name):
+                setattr(module, name, values[expression])
+        if hasattr(module, "num_key_value_groups") and values["kv_heads"]:
+            module.num_key_value_groups = values["heads"] // values["kv_heads"]

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from compress.masked import MaskedGeneration, corrupt, legal_logits, mask_ratios, masked_loss
-from compress.masked.ratios import TRAINING_PRIORS
+from compress.generators import MaskedGeneration, corrupt, legal_logits, mask_ratios, masked_loss
+from compress.generators.ratios import TRAINING_PRIORS
 from compress.train.language import IGNORED, DistillationOptions
 from compress.train.moment import Moment
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress import distributed
 from compress.errors import CompressError
-from compress.progress import Progress
-from compress.train.checkpoint import CheckpointFolder
+from compress.system import processes
+from compress.system.progress import Progress
+from compress.train.folder import CheckpointFolder
 from compress.train.moment import Moment, derive_seed
 from compress.train.options import Precision, TrainingOptions, compute_dtype, learning_rate
 from compress.train.parameters import Group, Trained, named_groups
@@ -63,8 +63,9 @@ def fit(
     The result is a function of module, source, options and seed: the order of examples and all
     random numbers are derived from the seed and the step, so an interrupted training that is called
     again with its folder ends in the same bytes as an undisturbed one. Several processes (see
-    :mod:`compress.distributed`) share the micro-batches of a step, process r taking r, r + W, ...,
-    and average gradients; the result then differs from one process's by the order of sums only.
+    :mod:`compress.system.processes`) share the micro-batches of a step, process r taking r, r + W,
+    ..., and average gradients; the result then differs from one process's by the order of sums
+    only.
 
     The module keeps its training or evaluation mode: dropout acts where the caller has said
     ``module.train()``. Torch's global generators are left as they were.
@@ -127,7 +128,7 @@ class _Run:
         device: torch.device,
     ) -> None:
         self.module, self.loss, self.source, self.options = module, loss, source, options
-        self.seed, self.device, self.world = seed, device, distributed.world()
+        self.seed, self.device, self.world = seed, device, processes.world()
         if options.micro_batches % self.world.size:
             raise CompressError(
                 f"micro-batches that divide among {self.world.size} processes",
@@ -159,10 +160,10 @@ class _Run:
             "shapes": {n: list(p.shape) for n, p in self.trained.parameters.items()},
         }
         if self.world.rank > 0:
-            distributed.wait_for_all()
+            processes.wait_for_all()
         self.folder = CheckpointFolder(folder, facts, writes=self.world.rank == 0)
         if self.world.rank == 0:
-            distributed.wait_for_all()
+            processes.wait_for_all()
         self.start, tensors = self.folder.load()
         self.history = self.folder.history(self.start)
         if self.history:
@@ -229,12 +230,12 @@ class _Run:
             return {n: float(v) for n, v in total.items()}, tokens
         gradients = self.trained.gradients()
         if not self.sharded:
-            distributed.sum_over_processes(gradients)
+            processes.sum_over_processes(gradients)
         names = sorted(total)
         values = torch.tensor(
             [*(float(total[n]) for n in names), tokens], dtype=torch.float64, device=self.device
         )
-        distributed.sum_over_processes([values])
+        processes.sum_over_processes([values])
         *sums, tokens = values.tolist()
         return dict(zip(names, sums, strict=True)), int(tokens)
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.errors import CompressError
-from compress.precision import fast_bfloat16
+from compress.system.precision import fast_bfloat16
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Decay = Annotated[float, Field(ge=0, lt=1)]

@@ -18,7 +18,7 @@ BENCHMARKS = (
 
 
 def main() -> None:
-    from compress.tables import print_table
+    from compress.system.tables import print_table
 
     print_table(
         "Benchmarks; each writes rows into a file of eval/results",

@@ -22,10 +22,10 @@ from compress.eval.bench.options import entry, parser, publish, say, work_folder
 from compress.eval.bench.peer_material import FULL, SMOKE, prepare
 from compress.eval.bench.rows import Row
 from compress.eval.quality.perplexity import perplexity
-from compress.models.source import load_model, load_tokenizer
+from compress.models.sources.source import load_model, load_tokenizer
 
 COMMAND = "python -m compress.eval.bench.evaluation"
-CODE = ("eval/quality/perplexity.py", "eval/quality/split_forward.py", "eval/stats.py")
+CODE = ("eval/quality", "compress/models/split_forward.py")
 AGREEMENT = 5e-5  # relative difference of perplexities that are equal to four digits
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from compress.checkpoint.shards import ShardWriter, TensorSpec
+from compress.system.shards import ShardWriter, TensorSpec
 
 STANDARD_DEVIATION = 0.02  # LlamaConfig.initializer_range
 

@@ -15,8 +15,14 @@ from torch import nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from compress.learned_masks import Draw, MaskedLinear, initial_logits, masked_linears, set_mode
-from compress.patterns import Pattern
+from compress.linear.pattern import Pattern
+from compress.methods.sparsity.maskllm.masks import (
+    Draw,
+    MaskedLinear,
+    initial_logits,
+    masked_linears,
+    set_mode,
+)
 from compress.train.language import relative_error
 
 _PATTERN = Pattern(2, 4)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compress.eval.bench.runs import run_once
 from compress.eval.report import load_report
-from compress.recipe import read_recipe
+from compress.planning.recipe import read_recipe
 
 FIRST, SEEDS = "smollm2-block", (0, 1, 2)
 _SMALL = (

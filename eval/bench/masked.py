@@ -32,7 +32,7 @@ from compress.eval.bench.masked_models import (
 from compress.eval.bench.options import entry, parser, publish, work_folder
 from compress.eval.bench.provenance import DEFAULT
 from compress.eval.bench.rows import Row
-from compress.recipe import Recipe, read_recipe, split_evaluation
+from compress.planning.recipe import Recipe, read_recipe, split_evaluation
 
 _COMMAND = "python -m compress.eval.bench.masked --only {}"
 CODE = (*DEFAULT, "recipes/masked")

@@ -25,9 +25,9 @@ from compress.eval.bench.runs import run_once
 from compress.eval.quality.denoising import Sequences, sequences
 from compress.eval.quality.generator import text_sequences
 from compress.eval.quality.likelihood import Estimator, likelihood_bound
-from compress.masked import Denoiser, MaskedGeneration
-from compress.models.source import load_model, load_tokenizer
-from compress.recipe import read_recipe, split_evaluation
+from compress.generators import Denoiser, MaskedGeneration
+from compress.models.sources.source import load_model, load_tokenizer
+from compress.planning.recipe import read_recipe, split_evaluation
 
 COMMAND = "python -m compress.eval.bench.masked_estimators --only {}"
 BAR = 8.0  # times fewer evaluations

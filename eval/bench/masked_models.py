@@ -10,7 +10,7 @@ from compress.eval.bench.provenance import code_key
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import run_once
 from compress.eval.report import Report, load_report
-from compress.recipe import Recipe, parse_recipe, read_recipe
+from compress.planning.recipe import Recipe, parse_recipe, read_recipe
 
 STEPS = 8  # of the sampler, where one number of steps stands for the curve
 

@@ -28,15 +28,15 @@ from compress.eval.bench.options import entry, parser, publish, say, work_folder
 from compress.eval.bench.provenance import DEFAULT
 from compress.eval.bench.rows import Row, over_seeds
 from compress.eval.bench.runs import journal, run_once, step_peak, step_seconds, write_recipe
-from compress.precision import fast_bfloat16
-from compress.recipe import read_recipe
+from compress.planning.recipe import read_recipe
+from compress.system.precision import fast_bfloat16
 
 _COMMAND = "python -m compress.eval.bench.maskllm --only {}"
 CODE = (
     *DEFAULT,
     "recipes/maskllm",
     "recipes/baselines/sparsegpt-2of4.yaml",
-    ":!compress/masked",
+    ":!compress/generators",
     ":!compress/methods/quantize",
 )
 _PARTS = ("smollm2", "tiny", "prior", "curves", "together", "draws")

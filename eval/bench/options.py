@@ -35,7 +35,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def work_folder(arguments: argparse.Namespace, name: str) -> Path:
     """The folder of one benchmark, made if needed; a smoke run has one of its own."""
-    from compress.models.source_cache import default_cache
+    from compress.models.sources.cache import default_cache
 
     base = arguments.work or default_cache() / "bench"
     folder = base.expanduser().resolve() / (f"{name}-smoke" if arguments.smoke else name)

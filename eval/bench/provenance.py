@@ -25,16 +25,16 @@ ROOT = Path(__file__).resolve().parents[2]
 # What `compress run` executes, as git pathspecs: all but what only reads arguments and shows text.
 # A benchmark with a constant CODE names other ones; its own module always counts.
 DEFAULT = (
-    "compress", ":!compress/cli.py", ":!compress/commands.py", ":!compress/anatomy_report.py",
-    ":!compress/errors.py", ":!compress/progress.py", ":!compress/tables.py",
-    "eval/quality", "eval/cost", "eval/tasks", "eval/evaluator.py", "eval/stats.py", "eval/kind.py",
+    "compress", ":!compress/cli", ":!compress/planning/inspection.py", ":!compress/errors.py",
+    ":!compress/system/progress.py", ":!compress/system/tables.py",
+    "eval/quality", "eval/cost", "eval/tasks", "eval/evaluator.py",
 )  # fmt: skip
 
 # For benchmarks of models that exist and of steps that use no gradients.
 NO_TRAINING = (
-    ":!compress/train", ":!compress/create", ":!compress/masked", ":!compress/learned_masks.py",
-    ":!compress/mask_learning.py", ":!compress/methods/sparsity/maskllm.py",
-    ":!compress/distributed.py", ":!compress/follower.py", ":!compress/apply_masks.py",
+    ":!compress/train", ":!compress/generators", ":!compress/methods/sparsity/maskllm",
+    ":!compress/system/processes.py", ":!compress/engine/follower.py",
+    ":!compress/checkpoint/apply_mask.py",
 )  # fmt: skip
 
 _FLAGS = re.compile(r"^(avx2|avx512f|\w*_bf16|\w*_vnni|amx_\w+|asimd|sve|bf16|i8mm)$")

@@ -13,7 +13,7 @@ from compress.eval.bench.provenance import DEFAULT, NO_TRAINING
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import run_measured
 from compress.eval.report import Report, load_report
-from compress.recipe import read_recipe
+from compress.planning.recipe import read_recipe
 
 COMMAND = "make quickstart"
 CODE = (*DEFAULT, *NO_TRAINING, "recipes/quickstart.yaml")

@@ -163,7 +163,7 @@ def shown(row: Row) -> str:
 
 def print_rows(rows: Iterable[Row]) -> None:
     """Print rows as a table on the terminal."""
-    from compress.tables import print_table
+    from compress.system.tables import print_table
 
     print_table(
         "measured",

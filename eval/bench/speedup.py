@@ -21,7 +21,7 @@ from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import run_measured, write_recipe
 from compress.eval.cost.latency import paired_latency
 from compress.eval.cost.macs import macs_per_token
-from compress.models.source import load_model, resolve
+from compress.models.sources.source import load_model, resolve
 
 CODE = (*DEFAULT, *NO_TRAINING)
 COMMAND = "python -m compress.eval.bench.speedup"

@@ -11,7 +11,7 @@ from compress.eval.cost.latency import PairedLatency, paired_latency
 from compress.eval.cost.macs import Macs, macs_per_token
 from compress.eval.cost.memory import PeakMemory, peak_memory
 from compress.eval.cost.size import Size, size
-from compress.semi_structured import describe_execution
+from compress.linear.semi_structured import describe_execution
 
 __all__ = [
     "CostResult",

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from compress.errors import CompressError
-from compress.eval.kind import kind_of
-from compress.eval.stats import median_interval
+from compress.eval.quality.stats import median_interval
+from compress.models.kind import kind_of
 from compress.models.positions import positions_of
 
 

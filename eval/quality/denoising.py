@@ -1,7 +1,7 @@
 """What a denoiser says of hidden tokens: the one forward that every masked score is made of.
 
 A denoiser is a function from token ids [rows, length] to logits [rows, length, vocabulary] in which
-ids that may not be produced are at minus infinity (:class:`compress.masked.Denoiser` is one).
+ids that may not be produced are at minus infinity (:class:`compress.generators.Denoiser` is one).
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ import torch
 from torch import LongTensor, nn
 
 from compress.errors import CompressError
-from compress.eval.kind import require_causal
-from compress.eval.quality.split_forward import SplitForward
-from compress.eval.stats import clustered_mean
+from compress.eval.quality.stats import clustered_mean
+from compress.models.kind import require_causal
 from compress.models.positions import positions_of
+from compress.models.split_forward import SplitForward
 
 WHERE = "generative perplexity"
 LONGEST = 1024  # tokens of a sample that are scored

@@ -18,7 +18,7 @@ from compress.eval.quality.classifier import STEPS, ImageClassifier
 from compress.eval.quality.frechet import frechet_distance, frechet_error
 from compress.eval.quality.generated_text import Scorer, generative_perplexity, unigram_entropy
 from compress.eval.quality.pictures import picture_grid, png_base64
-from compress.eval.stats import clustered_mean
+from compress.eval.quality.stats import clustered_mean
 
 WHERE = "generation"
 _SHOWN_ROWS, _SHOWN_UNCONDITIONAL = 4, 32  # pictures in the grid of a report

@@ -43,7 +43,7 @@ class GeneratorSpec(BaseModel):
         description="numbers of sampler steps; those above the length are left out",
     )
     sampler: dict[str, Any] = Field(
-        default_factory=dict, description="fields of compress.masked.SamplerOptions but steps"
+        default_factory=dict, description="fields of compress.generators.SamplerOptions but steps"
     )
     scorer: str | None = Field(
         default=None, description="causal model (hub id, folder, pypi:...) that judges texts"
@@ -69,8 +69,8 @@ def text_sequences(
 
     Args:
         tokens: ids [n] without special tokens; what is left after the last window is not used.
-        description: the model's :class:`compress.masked.MaskedGeneration`; what it puts around a
-            text is put around each window, and never hidden.
+        description: the model's :class:`compress.generators.MaskedGeneration`; what it puts around
+            a text is put around each window, and never hidden.
         window: tokens of text in each.
         bytes_count: UTF-8 bytes of the text.
 
@@ -101,7 +101,7 @@ def sampler_options(spec: GeneratorSpec, length: int) -> list[Any]:
     Raises:
         CompressError: an option that the sampler does not have, or more steps than tokens.
     """
-    from compress.masked import SamplerOptions
+    from compress.generators import SamplerOptions
 
     steps = [n for n in sorted(set(spec.steps)) if n <= length]
     if not steps:
@@ -142,7 +142,7 @@ def evaluate_generator(
 
     Args:
         model: the denoiser.
-        description: its :class:`compress.masked.MaskedGeneration`.
+        description: its :class:`compress.generators.MaskedGeneration`.
         spec: what to measure.
         data: held-out sequences; without them there is no likelihood and no recall.
         length: tokens generated in a sample where the description does not say.
@@ -153,7 +153,7 @@ def evaluate_generator(
     Raises:
         CompressError: from the parts.
     """
-    from compress.masked import Denoiser
+    from compress.generators import Denoiser
 
     denoiser = Denoiser(model, description)
     first = Denoiser(original, description).logits if original is not None else None
@@ -201,7 +201,7 @@ def _samples(
     progress: Callable[[int, int], None] | None,
 ) -> GenerationResult:
     """Draw and judge samples; classes take turns, and every number of steps has the same seeds."""
-    from compress.masked import ClassCondition, sample
+    from compress.generators import ClassCondition, sample
 
     condition, classes = denoiser.spec.condition, None
     if isinstance(condition, ClassCondition):

@@ -31,7 +31,7 @@ from torch import Tensor
 from compress.errors import CompressError
 from compress.eval.quality.denoising import WHERE, Denoise, Sequences, hidden_nll
 from compress.eval.quality.masks import stratified_counts, uniform_mask
-from compress.eval.stats import serial_mean
+from compress.eval.quality.stats import serial_mean
 
 Estimator = Literal["k-uniform", "integral", "integral-spread"]
 

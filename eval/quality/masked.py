@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import LongTensor, Tensor, nn
 
 from compress.errors import CompressError
-from compress.eval.kind import require_masked
 from compress.eval.quality.masks import share_mask
 from compress.eval.quality.perplexity import check_ids, check_stream
-from compress.eval.quality.split_forward import SplitForward
-from compress.eval.stats import serial_mean
+from compress.eval.quality.stats import serial_mean
+from compress.models.kind import require_masked
 from compress.models.positions import positions_of
+from compress.models.split_forward import SplitForward
 
 WHERE = "masked scores"
 

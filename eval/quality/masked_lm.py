@@ -22,7 +22,7 @@ from compress.errors import CompressError
 from compress.eval.quality.denoising import Sequences, hidden_nll, sequences
 from compress.eval.quality.likelihood import likelihood_bound
 from compress.eval.quality.ordered import position_scores
-from compress.masked import Denoiser, MaskedGeneration, SamplerOptions, sample
+from compress.generators import Denoiser, MaskedGeneration, SamplerOptions, sample
 
 WHERE = "compress_masked"
 SCORES = ("bound", "pll")
@@ -214,7 +214,7 @@ def _until(text: str, stops: str | list[str] | None) -> str:
 
 
 def _load(source: str, tokenizer: Any, device: str | None) -> tuple[nn.Module, Any]:
-    from compress.models.source import load_model, load_tokenizer, resolve
+    from compress.models.sources.source import load_model, load_tokenizer, resolve
 
     found = resolve(source)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

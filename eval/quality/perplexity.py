@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import LongTensor, nn
 
 from compress.errors import CompressError
-from compress.eval.kind import require_causal
-from compress.eval.quality.split_forward import SplitForward
-from compress.eval.stats import serial_mean
+from compress.eval.quality.stats import serial_mean
+from compress.models.kind import require_causal
 from compress.models.positions import positions_of
+from compress.models.split_forward import SplitForward
 
 WHERE = "perplexity"
 

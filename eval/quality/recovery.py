@@ -11,7 +11,7 @@ from torch import Tensor
 from compress.errors import CompressError
 from compress.eval.quality.denoising import WHERE, Denoise, Sequences, hidden_nll
 from compress.eval.quality.masks import share_mask
-from compress.eval.stats import clustered_mean
+from compress.eval.quality.stats import clustered_mean
 
 
 class RecoveryResult(BaseModel):

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from compress.errors import CompressError, did_you_mean
-from compress.eval.kind import kind_of, require_causal
 from compress.eval.quality.local_tasks import local_tasks, resolve
+from compress.models.kind import kind_of, require_causal
 
 WHERE = "lm-eval tasks"
 HUB_TIMEOUT = 5.0  # seconds; the hub's client itself would retry for half a minute

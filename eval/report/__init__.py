@@ -22,8 +22,8 @@ from compress.eval.report.schema import (
     StepEntry,
 )
 from compress.eval.report.terminal import print_report
-from compress.files import sync
-from compress.intake import read_limited, regular_file
+from compress.system.files import sync
+from compress.system.intake import read_limited, regular_file
 
 _LARGEST = 256 * 2**20  # bytes; generated samples make reports of a few MB
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 
 from compress.eval.cost.size import human_bytes
-from compress.eval.figures import figure_of
 from compress.eval.quality.generation import StepPoint
 from compress.eval.report.cells import number
+from compress.eval.report.figures import figure_of
 from compress.eval.report.rows import quality_ratio, times
 from compress.eval.report.schema import Finding, Report
 from compress.eval.report.verdicts import (

@@ -10,7 +10,7 @@ from compress.eval.report.html import shipped_as
 from compress.eval.report.rows import Row, cost_rows, quality_rows, seconds
 from compress.eval.report.samples import samples_table
 from compress.eval.report.schema import Report
-from compress.intake import printable
+from compress.system.intake import printable
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|<>#])")
 

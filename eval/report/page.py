@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 
 from compress.eval.report.cells import Row
-from compress.intake import printable
+from compress.system.intake import printable
 
 STYLE = """
 :root { color-scheme: light dark;

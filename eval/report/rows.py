@@ -9,6 +9,7 @@ from compress.eval.cost.size import human_bytes
 from compress.eval.quality.likelihood import LikelihoodResult
 from compress.eval.quality.masked import MaskedResult
 from compress.eval.quality.perplexity import PerplexityResult
+from compress.eval.quality.stats import serial_mean
 from compress.eval.quality.tasks import Metric
 from compress.eval.report.cells import (
     Interval,
@@ -34,7 +35,6 @@ from compress.eval.report.verdicts import (
     window_weights,
 )
 from compress.eval.spec import EvaluationResult, ToleranceSpec
-from compress.eval.stats import serial_mean
 
 
 def quality_ratio(

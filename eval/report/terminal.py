@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from compress.eval.report.rows import Row, cost_rows, quality_rows
 from compress.eval.report.schema import Report
-from compress.intake import printable
+from compress.system.intake import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -17,10 +17,10 @@ from typing import Literal, NamedTuple
 
 from compress.eval.quality.masked import MaskedResult
 from compress.eval.quality.perplexity import PerplexityResult
+from compress.eval.quality.stats import serial_mean
 from compress.eval.quality.tasks import Metric
 from compress.eval.report.cells import Interval
 from compress.eval.spec import EvaluationResult, ToleranceSpec
-from compress.eval.stats import serial_mean
 
 Verdict = Literal["better", "within", "uncertain", "outside"]
 Speed = Literal["faster", "slower", "alike", "unmeasurable"]

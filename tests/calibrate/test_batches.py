@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compress.calibrate.batches import calibration_batches
+from compress.data.calibration import calibration_batches
+from compress.data.calibration_spec import CalibrationSpec
 from compress.data.codebook import fit_codebook
 from compress.data.images import load_images
 from compress.errors import CompressError
-from compress.masked import ClassCondition, MaskedGeneration
-from compress.recipe import CalibrationSpec
+from compress.generators import ClassCondition, MaskedGeneration
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 
 import compress
 from compress.errors import CompressError
-from compress.precision import fast_bfloat16
+from compress.system.precision import fast_bfloat16
 
 _TRAINING = {"steps": 4, "batch": 1, "precision": "float32"}
 STEPS = (
@@ -49,21 +49,23 @@ def test_weights_keep_all_their_bits(tiny, tokens):
 def test_runs_keep_what_they_began_with(checkpoint, text, helpers, tmp_path, monkeypatch):
     steps = [{"method": "wanda", "pattern": "2:4"}]
     recipe = helpers.recipe(checkpoint("llama"), steps, text, evaluation=helpers.evaluation(text))
-    monkeypatch.setattr("compress.precision.fast_bfloat16", lambda _device: True)
+    monkeypatch.setattr("compress.system.precision.fast_bfloat16", lambda _device: True)
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("compress.job.run_step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "compress.engine.job.run_step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             compress.run(recipe, out)
-    monkeypatch.setattr("compress.precision.fast_bfloat16", lambda _device: False)
+    monkeypatch.setattr("compress.system.precision.fast_bfloat16", lambda _device: False)
     seen = []
-    from compress.steps import run_step
+    from compress.engine.steps import run_step
 
     def watch(method, context):
         seen.append(context.compute)
         return run_step(method, context)
 
-    monkeypatch.setattr("compress.job.run_step", watch)
+    monkeypatch.setattr("compress.engine.job.run_step", watch)
     result = compress.run(recipe, out)
     assert seen == [torch.bfloat16]
     assert json.loads((out / "lock.json").read_text())["kept"]["compute"] == "bfloat16"

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers.tokenization_utils_base import BatchEncoding
 
 import compress
-from compress.calibrate.inputs import calibration_inputs
+from compress.data.calibration_inputs import calibration_inputs
 from compress.errors import CompressError
 
 TEXTS = ["the river under light", "slow and quick"]

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.calibrate.activations import Activations
+from compress.engine.context import MemorySink, StepContext
+from compress.engine.steps import run_step
 from compress.methods.catalog import METHODS
 from compress.models.stream import StreamedModel
-from compress.recipe import parse_step
-from compress.step_context import MemorySink, StepContext
-from compress.steps import run_step
+from compress.planning.recipe import parse_step
+from compress.system.activations import Activations
 
 FAMILIES = (
     "llama",

@@ -12,10 +12,10 @@ import transformers
 from transformers import PreTrainedModel
 
 from compress.checkpoint.hooks import install_hooks
-from compress.checkpoint.widths import linear_sizes, set_width_attributes
+from compress.linear.matrix import features, slice_linear
+from compress.linear.modules import LowRankLinear, QuantizedLinear, QuantScheme, as_linear
 from compress.models.anatomy import anatomy_of
-from compress.models.linears import features, slice_linear
-from compress.modules import LowRankLinear, QuantizedLinear, QuantScheme, as_linear
+from compress.models.widths import linear_sizes, set_width_attributes
 
 install_hooks()
 torch.set_num_threads(1)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from compress.checkpoint.masks import (
+from compress.checkpoint.mask_file import (
     PackedPattern,
     load_masks,
     nonzero_mask,

@@ -9,14 +9,14 @@ from torch import nn
 
 from compress.checkpoint.packing import pack, storage_format, unpack
 from compress.errors import CompressError
-from compress.modules import QuantizedLinear, QuantScheme, linear_from_conv1d
-from compress.quantization import (
+from compress.linear.grid import (
     dequantize,
     fake_quantize,
     fake_quantize_tokens,
     find_group_qparams,
     quantize,
 )
+from compress.linear.modules import QuantizedLinear, QuantScheme, linear_from_conv1d
 
 SCHEMES = [
     QuantScheme(bits=bits, group_size=group, symmetric=symmetric)

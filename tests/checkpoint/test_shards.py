@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compress.checkpoint import shards
 from compress.checkpoint.save import save_model, verify
-from compress.checkpoint.shards import ShardWriter, TensorSpec, assemble
 from compress.errors import CompressError
+from compress.system import shards
+from compress.system.shards import ShardWriter, TensorSpec, assemble
 
 TENSORS = {
     "a": torch.arange(7, dtype=torch.int8),

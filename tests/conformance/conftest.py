@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import compress
-from compress.calibrate.batches import calibration_batches
-from compress.recipe import CalibrationSpec
+from compress.data.calibration import calibration_batches
+from compress.data.calibration_spec import CalibrationSpec
 
 # A variant is a family with other config fields: "<family>-<name>".
 VARIANTS: dict[str, dict[str, Any]] = {"llama-bidirectional": {"is_causal": False}}

@@ -53,8 +53,8 @@ def test_two_steps(
 
 def assert_pattern(model) -> None:
     """At most two nonzero weights in every four, in all linears of blocks."""
+    from compress.linear.matrix import matrix
     from compress.models.anatomy import anatomy_of
-    from compress.models.linears import matrix
 
     for block in anatomy_of(model).blocks:
         for name in block.linears:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 import compress
+from compress.linear.matrix import matrix
 from compress.methods.catalog import METHODS
 from compress.models.anatomy import anatomy_of
-from compress.models.linears import matrix
 
 
 def test_every_method_is_in_the_suite(methods):

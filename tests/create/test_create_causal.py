@@ -10,15 +10,15 @@ import pytest
 import torch
 
 import compress
-from compress.create.create import create, draft
-from compress.create.spec import TokenizerSpec, TrainSpec
-from compress.create.tokenizer import make_tokenizer
 from compress.data.text import load_text
+from compress.engine.runner import run
 from compress.errors import CompressError
-from compress.models.source import load_config, load_model, load_tokenizer
-from compress.planner import plan
-from compress.recipe import parse_recipe, read_recipe
-from compress.runner import run
+from compress.models.sources.source import load_config, load_model, load_tokenizer
+from compress.planning.planner import plan
+from compress.planning.recipe import parse_recipe, read_recipe
+from compress.train.create.create import create, draft
+from compress.train.create.spec import TokenizerSpec, TrainSpec
+from compress.train.create.tokenizer import make_tokenizer
 
 
 def recipe(section, **more):

@@ -8,19 +8,19 @@ import json
 import pytest
 import torch
 
-from compress.cli import main
-from compress.create.create import create, draft
-from compress.create.masked import MaskedObjective
-from compress.create.spec import Objective, TrainSpec
+from compress.cli.app import main
 from compress.data.codebook import load_codebook
 from compress.data.images import ImageSpec, load_images
+from compress.engine.runner import run
 from compress.errors import CompressError
-from compress.masked import Denoiser, MaskedGeneration, SamplerOptions, sample
-from compress.models.source import load_config, load_model, load_tokenizer
-from compress.planner import plan
-from compress.recipe import parse_recipe
-from compress.runner import run
+from compress.generators import Denoiser, MaskedGeneration, SamplerOptions, sample
+from compress.models.sources.source import load_config, load_model, load_tokenizer
+from compress.planning.planner import plan
+from compress.planning.recipe import parse_recipe
 from compress.train import Moment
+from compress.train.create.create import create, draft
+from compress.train.create.masked import MaskedObjective
+from compress.train.create.spec import Objective, TrainSpec
 
 
 def make(section, tmp_path, name="model", **more):

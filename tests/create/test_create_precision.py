@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from compress.models.source import load_model
-from compress.recipe import parse_recipe
-from compress.runner import run
+from compress.engine.runner import run
+from compress.models.sources.source import load_model
+from compress.planning.recipe import parse_recipe
 from compress.train import loop, options
 
 PRECISIONS = ("float32", "bfloat16")
@@ -76,7 +76,7 @@ def test_a_run_goes_on_in_the_precision_that_it_began_in(sections, text, tmp_pat
     recipe, out = wanted(sections, text, "causal"), tmp_path / "run"
     with monkeypatch.context() as began, pytest.raises(KeyboardInterrupt):
         began.setattr(options, "fast_bfloat16", lambda _device: True)
-        began.setattr("compress.job.Job.compress", _interrupted)
+        began.setattr("compress.engine.job.Job.compress", _interrupted)
         run(recipe, out)
     assert used == ["bfloat16"]
     assert json.loads((out / "lock.json").read_text())["kept"]["precision"] == "bfloat16"

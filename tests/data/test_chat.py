@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from compress.calibrate.batches import calibration_batches
+from compress.data.calibration import calibration_batches
+from compress.data.calibration_spec import CalibrationSpec
 from compress.data.text import TextSpec, load_text
 from compress.errors import CompressError
-from compress.recipe import CalibrationSpec
 
 TEMPLATE = (
     "[BOS]{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"

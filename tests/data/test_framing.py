@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compress.calibrate.batches import calibration_batches
-from compress.create.material import frame_of, prepare, read_data
-from compress.create.spec import TrainSpec
+from compress.data.calibration import calibration_batches
+from compress.data.calibration_spec import CalibrationSpec
 from compress.data.framing import Frame, frame_for, pad_rows
 from compress.data.text import load_text
 from compress.data.tokens import token_digest, token_stream, token_windows
 from compress.errors import CompressError
-from compress.masked import MaskedGeneration
-from compress.recipe import CalibrationSpec
+from compress.generators import MaskedGeneration
+from compress.train.create.material import frame_of, prepare, read_data
+from compress.train.create.spec import TrainSpec
 
 BOS, EOS, CLS, SEP, MASK = 1, 2, 4, 5, 6
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compress.data.masking import IGNORE, mask_tokens
 from compress.errors import CompressError
+from compress.generators.masking import IGNORE, mask_tokens
 
 PAD, CLS, SEP, MASK = 0, 1, 2, 3
 SPECIAL = [PAD, CLS, SEP, MASK]

@@ -7,9 +7,7 @@ import torch
 
 from compress.errors import CompressError
 from compress.eval import EvaluationResult, EvaluationSpec, evaluate
-from compress.eval.compare import compare
 from compress.eval.evaluator import describe
-from compress.eval.kind import kind_of
 from compress.eval.quality.denoising import sequences
 from compress.eval.quality.generation import Judges, RealImages
 from compress.eval.report import (
@@ -20,7 +18,9 @@ from compress.eval.report import (
     render_html,
     render_markdown,
 )
-from compress.masked import ClassCondition, MaskedGeneration
+from compress.eval.report.compare import compare
+from compress.generators import ClassCondition, MaskedGeneration
+from compress.models.kind import kind_of
 
 QUICK = {
     "sequences": 4, "draws": 2, "ordered_sequences": 2, "samples": 8, "steps": (2, 4, 32),

@@ -18,7 +18,7 @@ from lm_eval.api.registry import get_model  # noqa: E402
 
 from compress.eval.quality.masked_lm import MaskedLM  # noqa: E402
 from compress.eval.quality.tasks import TaskSpec, run_tasks  # noqa: E402
-from compress.masked import Denoiser, SamplerOptions, sample  # noqa: E402
+from compress.generators import Denoiser, SamplerOptions, sample  # noqa: E402
 
 
 @pytest.fixture(scope="module")

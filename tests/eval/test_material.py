@@ -12,12 +12,12 @@ from compress.data.images import ImageSpec, load_images
 from compress.data.text import Text
 from compress.errors import CompressError
 from compress.eval import EvaluationSpec
-from compress.evaluation_material import (
+from compress.generators import ClassCondition, MaskedGeneration
+from compress.planning.evaluation_material import (
     check_objective,
     document_sequences,
     generator_material,
 )
-from compress.masked import ClassCondition, MaskedGeneration
 
 DOCUMENTS = ("the river", "a stone", "", "quiet light over water")
 

@@ -26,7 +26,7 @@ from transformers import (
     OPTForCausalLM,
 )
 
-import compress.eval.quality.split_forward as split_forward
+import compress.models.split_forward as split_forward
 from compress.errors import CompressError
 from compress.eval.quality.perplexity import PerplexityResult, perplexity
 

@@ -11,7 +11,6 @@ from html.parser import HTMLParser
 import pytest
 
 from compress.errors import CompressError
-from compress.eval.compare import Entry, compare
 from compress.eval.cost import CostResult, Macs, PairedLatency, PeakMemory, Size
 from compress.eval.cost.latency import PairedTimes
 from compress.eval.quality.masked import MaskedResult
@@ -31,6 +30,7 @@ from compress.eval.report import (
     with_findings,
     write_report,
 )
+from compress.eval.report.compare import Entry, compare
 from compress.eval.report.plot import Point, scatter
 from compress.eval.report.rows import cost_rows, number, quality_ratio, quality_rows, ratio
 from compress.eval.spec import EvaluationResult, EvaluationSpec

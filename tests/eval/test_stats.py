@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compress.eval.stats import clustered_mean, median_interval, serial_mean, t_quantile
+from compress.eval.quality.stats import clustered_mean, median_interval, serial_mean, t_quantile
 
 
 @pytest.mark.parametrize(

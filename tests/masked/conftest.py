@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from compress.masked import ClassCondition, Denoiser, MaskedGeneration
+from compress.generators import ClassCondition, Denoiser, MaskedGeneration
 
 CODES, CLASSES, TOKENS = 16, 10, 16
 NULL, MASK = CODES + CLASSES, CODES + CLASSES + 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compress.errors import CompressError
-from compress.masked import MaskedGeneration, corrupt, mask_ratios, nested_masks
+from compress.generators import MaskedGeneration, corrupt, mask_ratios, nested_masks
 
 SPEC = MaskedGeneration(mask_id=99, vocabulary=90)
 DRAWS = 4000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compress.masked import Denoiser, MaskedGeneration, legal_logits, subs_log_probs
+from compress.generators import Denoiser, MaskedGeneration, legal_logits, subs_log_probs
 
 NEVER = float("-inf")
 

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from compress.errors import CompressError
-from compress.masked import ClassCondition, MaskedGeneration
+from compress.generators import ClassCondition, MaskedGeneration
 
 
 def test_checkpoints_carry_it(images, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from compress.errors import CompressError
-from compress.masked import masked_loss
+from compress.generators import masked_loss
 
 NEVER = float("-inf")
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from compress.masked.ordering import gumbel, halton_ranks, highest, preference, propose
+from compress.generators.ordering import gumbel, halton_ranks, highest, preference, propose
 
 DRAWS = 20_000
 ONE = torch.ones(1, dtype=torch.float64)

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from compress.errors import CompressError
-from compress.masked import SamplerOptions, reveal_plan, sample
+from compress.generators import SamplerOptions, reveal_plan, sample
 
 ORDERS = ("confidence", "low_confidence", "margin", "entropy", "random", "halton",
           "left_to_right", "ancestral")  # fmt: skip
@@ -158,7 +158,7 @@ def test_a_threshold_saves_steps_and_never_adds_any(images):
 
 
 def test_halton_order_is_that_of_the_grid(images):
-    from compress.masked.ordering import halton_ranks
+    from compress.generators.ordering import halton_ranks
 
     denoiser = images()
     sample(denoiser, SamplerOptions(order="halton", steps=16), classes=[0])

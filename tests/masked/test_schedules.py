@@ -7,7 +7,7 @@ import math
 import pytest
 
 from compress.errors import CompressError
-from compress.masked import reveal_plan, schedule_value
+from compress.generators import reveal_plan, schedule_value
 
 SCHEDULES = ("cosine", "linear", "log", "exp", "pow:2.5", "pow:0.5")
 

@@ -7,16 +7,16 @@ import copy
 import pytest
 import torch
 
+from compress.engine.context import StepContext
+from compress.engine.steps import run_step
 from compress.errors import CompressError
+from compress.linear.matrix import matrix
 from compress.methods.depth import loss
 from compress.methods.depth.shortgpt import ShortGPT
 from compress.methods.depth.sleb import SLEB
 from compress.models.anatomy import ATTENTION_OUT, DOWN, anatomy_of, find_blocks
-from compress.models.linears import matrix
+from compress.models.outline import outline_of
 from compress.models.stream import StreamedModel
-from compress.outline import outline_of
-from compress.step_context import StepContext
-from compress.steps import run_step
 
 IDLE = 1  # the block that does nothing
 

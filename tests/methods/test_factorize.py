@@ -7,21 +7,21 @@ import copy
 import pytest
 import torch
 
-from compress.calibrate.statistics import GRAM, InputStatistics
+from compress.engine.context import StepContext
+from compress.engine.steps import run_step
 from compress.errors import CompressError
-from compress.linalg import principal_outputs
+from compress.linear.algebra import principal_outputs
+from compress.linear.modules import LowRankLinear
+from compress.linear.statistics import GRAM, InputStatistics
 from compress.methods.factorize.asvd import ASVD
-from compress.methods.factorize.options import low_rank
+from compress.methods.factorize.base import low_rank
 from compress.methods.factorize.svd import SVD
 from compress.methods.factorize.svd_llm import SVDLLM
 from compress.methods.quantize.rtn import RoundToNearest
 from compress.methods.sparsity.magnitude import Magnitude
 from compress.models.anatomy import anatomy_of
+from compress.models.outline import outline_of
 from compress.models.stream import StreamedModel
-from compress.modules import LowRankLinear
-from compress.outline import outline_of
-from compress.step_context import StepContext
-from compress.steps import run_step
 
 METHODS = (SVD, ASVD, SVDLLM)
 sizes = pytest.mark.parametrize("shape", ((12, 20), (20, 12), (16, 16)))

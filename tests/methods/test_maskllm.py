@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import compress
-from compress.checkpoint.masks import load_masks
+from compress.checkpoint.mask_file import load_masks
 from compress.errors import CompressError
 
 BLOCK = {"steps": 40, "batch": 2, "learning_rate": 5e-3, "clip": None}
@@ -33,8 +33,8 @@ def apply(tiny, tokens):
 
 def linears(model):
     """Path -> weight [out, in] of the linears inside blocks."""
+    from compress.linear.matrix import matrix
     from compress.models.anatomy import anatomy_of
-    from compress.models.linears import matrix
 
     return {
         f"{b.path}.{n}": matrix(model.get_submodule(f"{b.path}.{n}"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import compress
-from compress.calibrate.statistics import GRAM, InputStatistics
+from compress.linear.statistics import GRAM, InputStatistics
 from compress.methods.base import SiteWork
 from compress.methods.quantize.gptq import GPTQ
 from compress.methods.quantize.rtn import W8A8, RoundToNearest

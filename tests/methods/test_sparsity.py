@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import compress
-from compress.calibrate.statistics import GRAM, MOMENTS, InputStatistics
+from compress.linear.statistics import GRAM, MOMENTS, InputStatistics
 from compress.methods.base import SiteWork
 from compress.methods.sparsity.magnitude import Magnitude
 from compress.methods.sparsity.sparsegpt import SparseGPT

@@ -8,7 +8,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from compress.engine.context import StepContext
+from compress.engine.steps import run_step
 from compress.errors import CompressError
+from compress.linear.matrix import matrix
 from compress.methods.factorize.svd import SVD
 from compress.methods.sparsity.magnitude import Magnitude
 from compress.methods.sparsity.wanda import Wanda
@@ -16,12 +19,9 @@ from compress.methods.width.allocation import allocate
 from compress.methods.width.ffn import FFNWidth
 from compress.methods.width.heads import HeadWidth
 from compress.models.anatomy import ATTENTION_OUT, DOWN, anatomy_of
-from compress.models.linears import matrix
+from compress.models.outline import outline_of
 from compress.models.stream import StreamedModel
-from compress.models.widths import unit_columns
-from compress.outline import outline_of
-from compress.step_context import StepContext
-from compress.steps import run_step
+from compress.models.units import unit_columns
 
 FAMILIES = (
     "llama",

@@ -12,8 +12,8 @@ import pytest
 
 import compress
 from compress.errors import CompressError
-from compress.models.source import load_config, resolve
-from compress.models.tensors_header import INDEX, SINGLE, read_header, read_weight_map
+from compress.models.sources.source import load_config, resolve
+from compress.system.tensors_header import INDEX, SINGLE, read_header, read_weight_map
 
 EMPTY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 
@@ -113,8 +113,8 @@ def test_weights_of_integers(own_checkpoint):
 
 
 def test_models_that_cannot_be_trained_here():
-    from compress.create import architecture
-    from compress.create.spec import TrainSpec
+    from compress.train.create import architecture
+    from compress.train.create.spec import TrainSpec
 
     for fields, word in (
         ({"num_hidden_layers": 10**9}, "num_hidden_layers"),

@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from compress.errors import CompressError
-from compress.models.source import load_config, load_model, load_tokenizer, resolve
-from compress.models.source_cache import cached_folder, default_cache
+from compress.models.sources.cache import cached_folder, default_cache
+from compress.models.sources.source import load_config, load_model, load_tokenizer, resolve
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 BERT = BertConfig(**SMALL, num_attention_heads=4, vocab_size=60)
@@ -247,7 +247,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from compress.errors import CompressError
-from compress.models.source_cache import cached_folder
+from compress.models.sources.cache import cached_folder
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))

@@ -10,8 +10,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from compress.errors import CompressError
-from compress.models.source import load_model, load_tokenizer, resolve
-from compress.models.tensors import TensorIndex
+from compress.models.sources.source import load_model, load_tokenizer, resolve
+from compress.system.tensors import TensorIndex
 
 gguf = pytest.importorskip("gguf")
 

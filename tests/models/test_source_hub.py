@@ -21,11 +21,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from compress import hub_process
 from compress.errors import CompressError
-from compress.models import hub
-from compress.models.source import Source, load_model, resolve
-from compress.models.tensors_header import INDEX
+from compress.models.sources import hub
+from compress.models.sources.source import Source, load_model, resolve
+from compress.system import hub_process
+from compress.system.tensors_header import INDEX
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 API = re.compile(r"/api/models/([\w.-]+(?:/[\w.-]+)?)(?:/(revision|tree)/([^/?]+))?$")
@@ -278,7 +278,7 @@ def test_resolve_through_HF_ENDPOINT(server, model, tmp_path):
     server.repos["owner/tiny"] = files_of(model, tmp_path / "src", max_shard_size="20KB")
     code = (
         "import sys, dataclasses, json\n"
-        "from compress.models.source import resolve, load_model\n"
+        "from compress.models.sources.source import resolve, load_model\n"
         "source = resolve('owner/tiny', cache_dir=sys.argv[1])\n"
         "load_model(source)\n"
         "print(json.dumps(dataclasses.asdict(source), default=str))\n"

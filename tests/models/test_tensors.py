@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from compress.errors import CompressError
-from compress.models.tensors import TensorIndex, check_finite, file_sha256
-from compress.models.tensors_header import INDEX, SINGLE
+from compress.system.tensors import TensorIndex, check_finite, file_sha256
+from compress.system.tensors_header import INDEX, SINGLE
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import transformers
 
 import compress
 from compress.errors import CompressError
+from compress.linear.matrix import matrix
 from compress.models.anatomy import ATTENTION_OUT, DOWN, QKV, UP, anatomy_of
-from compress.models.linears import matrix
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,

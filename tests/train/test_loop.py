@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from compress.errors import CompressError
-from compress.progress import Progress
+from compress.system.progress import Progress
 from compress.train import TokenSource, TrainingOptions, fit
 
 

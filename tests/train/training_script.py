@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compress import distributed
+from compress.system import processes
 from compress.train import TrainingOptions, fit
 
 OPTIONS = TrainingOptions(
@@ -70,12 +70,12 @@ def main(out: str, folder: str | None = None, kill_at: str | None = None) -> Non
         module, noisy_loss, Points(), OPTIONS, seed=3, guard=guard,
         folder=None if folder is None else Path(folder),
     )  # fmt: skip
-    many = distributed.world().size > 1
+    many = processes.world().size > 1
     sharded = train_sharded(Path(f"{folder}-sharded")) if many else {}
-    if distributed.world().rank == 0:
+    if processes.world().rank == 0:
         state = dict(module.state_dict()) | {
             "losses": torch.tensor([line["loss"] for line in result.history], dtype=torch.float64),
-            "processes": torch.tensor(distributed.world().size),
+            "processes": torch.tensor(processes.world().size),
         }
         torch.save(state | {f"sharded.{n}": t for n, t in sharded.items()}, out)
 
@@ -91,7 +91,7 @@ def train_sharded(folder: Path) -> dict[str, torch.Tensor]:
         if next(calls, None) is None:
             raise Stopped
 
-    mesh = init_device_mesh("cpu", (distributed.world().size,))
+    mesh = init_device_mesh("cpu", (processes.world().size,))
     for guard in (stop, lambda: None):
         module = make_module()
         fully_shard(module[3], mesh=mesh)

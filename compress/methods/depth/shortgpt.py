@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from compress.methods.base import BlockSurvey
-from compress.methods.depth.options import DepthMethod
+from compress.methods.depth.base import DepthMethod
 from compress.models.anatomy import Anatomy
 
 

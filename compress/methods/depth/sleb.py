@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from compress.calibrate.replay import BlockCall
 from compress.errors import CompressError
+from compress.methods.depth.base import DepthMethod
 from compress.methods.depth.loss import LossBatch, loss_batch, tail_loss
-from compress.methods.depth.options import DepthMethod
 from compress.models.anatomy import Anatomy
+from compress.models.outline import Outline
+from compress.models.replay import BlockCall
 from compress.models.stream import capture_inputs
-from compress.outline import Outline
 
 
 class SLEB(DepthMethod):

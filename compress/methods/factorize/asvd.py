@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from compress.calibrate.statistics import MOMENTS, InputStatistics
-from compress.linalg import principal_outputs
-from compress.methods.factorize.options import FactorizeMethod
+from compress.linear.algebra import principal_outputs
+from compress.linear.statistics import MOMENTS, InputStatistics
+from compress.methods.factorize.base import FactorizeMethod
 from compress.models.anatomy import Site
 
 

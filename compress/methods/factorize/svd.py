@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from compress.methods.factorize.options import FactorizeMethod
+from compress.methods.factorize.base import FactorizeMethod
 
 
 class SVD(FactorizeMethod):

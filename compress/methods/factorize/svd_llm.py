@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import torch
 
-from compress.calibrate.statistics import GRAM, InputStatistics
-from compress.linalg import principal_outputs
-from compress.methods.factorize.options import FactorizeMethod
+from compress.linear.algebra import principal_outputs
+from compress.linear.statistics import GRAM, InputStatistics
+from compress.methods.factorize.base import FactorizeMethod
 from compress.models.anatomy import Site
 
 

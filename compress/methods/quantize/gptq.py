@@ -7,14 +7,14 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from compress.calibrate.statistics import GRAM
-from compress.linalg import inverse_cholesky
+from compress.linear.algebra import inverse_cholesky
+from compress.linear.grid import QuantScheme
+from compress.linear.matrix import is_sparse
+from compress.linear.statistics import GRAM
+from compress.linear.sweep import sweep, sweep_bytes, sweep_work
 from compress.methods.base import SiteWork
-from compress.methods.quantize.options import QuantizeMethod
+from compress.methods.quantize.base import QuantizeMethod
 from compress.models.anatomy import Site
-from compress.models.linears import is_sparse
-from compress.quantization import QuantScheme
-from compress.solvers import sweep, sweep_bytes, sweep_work
 
 
 class GPTQ(QuantizeMethod):
@@ -96,7 +96,7 @@ class GPTQ(QuantizeMethod):
 
 
 class _Grid:
-    """Rounds columns to the grid; see :class:`compress.solvers.Rounding`."""
+    """Rounds columns to the grid; see :class:`compress.linear.sweep.Rounding`."""
 
     def __init__(
         self,

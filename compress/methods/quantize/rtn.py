@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from compress.linear.grid import QuantScheme
 from compress.methods.base import SiteWork
-from compress.methods.quantize.options import QuantizeMethod
-from compress.quantization import QuantScheme
+from compress.methods.quantize.base import QuantizeMethod
 
 
 class RoundToNearest(QuantizeMethod):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from compress.methods.base import SiteWork
-from compress.methods.sparsity.pattern import SparsityMethod
+from compress.methods.sparsity.base import SparsityMethod
 
 
 class Magnitude(SparsityMethod):

@@ -7,13 +7,13 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from compress.calibrate.statistics import GRAM
-from compress.linalg import inverse_cholesky
+from compress.linear.algebra import inverse_cholesky
+from compress.linear.matrix import is_sparse
+from compress.linear.statistics import GRAM
+from compress.linear.sweep import Pruning, sweep, sweep_bytes, sweep_work
 from compress.methods.base import SiteWork
-from compress.methods.sparsity.pattern import SparsityMethod
+from compress.methods.sparsity.base import SparsityMethod
 from compress.models.anatomy import Site
-from compress.models.linears import is_sparse
-from compress.solvers import Pruning, sweep, sweep_bytes, sweep_work
 
 
 class SparseGPT(SparsityMethod):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from compress.calibrate.statistics import MOMENTS
+from compress.linear.statistics import MOMENTS
 from compress.methods.base import SiteWork
-from compress.methods.sparsity.pattern import SparsityMethod
+from compress.methods.sparsity.base import SparsityMethod
 from compress.models.anatomy import Site
 
 

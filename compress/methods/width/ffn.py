@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from compress.methods.width.options import WidthMethod
+from compress.methods.width.base import WidthMethod
 from compress.models.anatomy import DOWN
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from compress.errors import CompressError
-from compress.methods.width.options import WidthMethod
+from compress.methods.width.base import WidthMethod
 from compress.models.anatomy import ATTENTION_OUT, Anatomy
-from compress.outline import Outline
+from compress.models.outline import Outline
 
 
 class HeadWidth(WidthMethod):

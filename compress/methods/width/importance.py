@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from compress.calibrate.statistics import InputStatistics
-from compress.linalg import cholesky, damped
+from compress.linear.algebra import cholesky, damped
+from compress.linear.statistics import InputStatistics
 
 ACTIVATION, RESIDUAL = "activation", "residual"
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import torch
 
-from compress.checkpoint.widths import linear_sizes
 from compress.errors import CompressError
+from compress.linear.modules import QuantizedLinear
 from compress.methods.base import SiteWork
-from compress.models.widths import reading, units_of_rows, writing
-from compress.modules import QuantizedLinear
-from compress.outline import BlockOutline
+from compress.models.outline import BlockOutline
+from compress.models.units import reading, units_of_rows, writing
+from compress.models.widths import linear_sizes
 
 
 def pattern_chunk(work: SiteWork, name: str, kept: int, columns: torch.Tensor) -> int:

@@ -21,7 +21,7 @@ from compress.eval.bench.peer_environment import peer_python
 from compress.eval.bench.peer_material import FULL, SMOKE, Material, prepare
 from compress.eval.bench.peers import PEER, SETTINGS, run_one
 from compress.eval.bench.rows import Row
-from compress.precision import fast_bfloat16, product_speed
+from compress.system.precision import fast_bfloat16, product_speed
 
 COMMAND = "python -m compress.eval.bench.robust --only compute"
 TYPES = ("float32", "bfloat16")

@@ -188,8 +188,8 @@ def _live_logits(
     folder: Path, steps: list[Any], calibration: dict[str, Any], ids: torch.Tensor
 ) -> torch.Tensor:
     """Logits of the same steps on a live model, calibrated on the same tokens."""
-    from compress.calibrate.batches import calibration_batches
-    from compress.recipe import CalibrationSpec
+    from compress.data.calibration import calibration_batches
+    from compress.data.calibration_spec import CalibrationSpec
 
     model, tokenizer = compress.load(folder)
     made = calibration_batches(CalibrationSpec(**calibration), tokenizer, model.config)

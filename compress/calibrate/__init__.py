@@ -1,1 +1,0 @@
-"""Blocks over calibration batches: activations on disk, staged replays, input statistics."""

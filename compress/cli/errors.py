@@ -1,0 +1,68 @@
+"""How the command line says that something went wrong: one paragraph, and an exit status.
+
+Two kinds are kept apart. What the user can mend has a message of its own wherever it is found, and
+ends with status 2. Everything else is a defect of the toolkit, is called one, and ends with 70.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from pathlib import Path
+
+from compress.errors import CompressError
+from compress.system.intake import printable
+
+USER, DEFECT = 2, 70  # 70 is EX_SOFTWARE of sysexits.h
+
+# What a file system refuses is a fact about the machine, whatever code met it.
+_MACHINE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE,
+    errno.EIO, errno.ENXIO, errno.EFBIG,
+}  # fmt: skip
+
+
+def report(error: Exception) -> int:
+    """Print one paragraph about ``error`` on stderr and return the exit status."""
+    told = error if isinstance(error, CompressError) else _of_the_machine(error)
+    if told is not None:
+        print(f"error: {printable(str(told))}", file=sys.stderr)
+        return USER
+    print(f"error: {printable(_defect(error))}", file=sys.stderr)
+    return DEFECT
+
+
+def _of_the_machine(error: Exception) -> CompressError | None:
+    if isinstance(error, MemoryError):
+        return CompressError(
+            "enough memory for this step", str(error) or "none left",
+            "Lower calibration.length or calibration.batch, or state a limit (--max-memory), so "
+            "that the plan can refuse in time",
+        )  # fmt: skip
+    if isinstance(error, OSError) and error.errno in _MACHINE:
+        named = f" {str(error.filename)!r}" if error.filename is not None else ""
+        return CompressError(
+            f"to use the file or folder{named}", error.strerror or str(error),
+            "Check the path, its permissions and the room on its disk; a run that is given again "
+            "goes on from its last finished block",
+        )  # fmt: skip
+    return None
+
+
+def _defect(error: Exception) -> str:
+    """Name the innermost place of the toolkit that the error passed through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    package = Path(__file__).parents[1]
+    places = (str(package), str(package.parent / "eval"))  # in a checkout, eval lies beside
+    own = [frame for frame in frames if frame.filename.startswith(places)]
+    place = (own or frames)[-1] if frames else None
+    where = f" at {Path(place.filename).name}:{place.lineno} in {place.name}" if place else ""
+    what = " ".join(str(error).split())[:300]
+    return (
+        f"this is a defect of compress, not of what you gave it: {type(error).__name__}{where}"
+        + (f" ({what})" if what else "")
+        + ". Nothing that was finished is lost. Run `compress --traceback` with the same command "
+        "for the details, and report them"
+    ) + "."

@@ -1,0 +1,1 @@
+"""Runs and live models: steps executed, journalled, resumed and taken back."""

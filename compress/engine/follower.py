@@ -1,0 +1,57 @@
+"""The processes of a run that only train: they wait for a training and take part in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compress.engine.context import SURVEY
+from compress.engine.job import Job
+from compress.engine.learning import learn_model
+from compress.engine.runner import planned
+from compress.engine.sink import JournalSink, ReadingSink
+from compress.engine.workspace import Workspace
+from compress.planning.recipe import Recipe
+from compress.system import processes
+from compress.system.progress import Progress
+
+
+def follow(
+    recipe: Recipe,
+    workspace: Workspace,
+    data_root: str | Path | None,
+    max_memory: int | None,
+    cache_dir: str | Path | None,
+) -> None:
+    """Take part in each training that the first process calls to, until it needs no more.
+
+    All that such a training starts from is in the run's folder, which all processes see: this one
+    builds the same model from the same journal and files, and writes nothing.
+
+    Raises:
+        CompressError: the first process has ended before its time, or what a training raises.
+    """
+    job = None
+    while (number := processes.next_task()) is not None:
+        workspace.read()
+        with processes.alone():
+            if job is None:
+                quiet = Progress(quiet=True)
+                made = planned(recipe, workspace, data_root, None, cache_dir, quiet)
+                job = Job(made, workspace, data_root, max_memory, quiet, None)
+                job.calibrate()
+        take_part(job, number)
+
+
+def take_part(job: Job, number: int) -> None:
+    """Train with the process that carries out step ``number`` of the recipe."""
+    entered = job.state
+    for earlier in range(number):
+        sink = job.sink(earlier, job.state.streamed(job.device), JournalSink)
+        event = job.workspace.find(event="step", step=earlier)[0]
+        job.state = sink.result(event["kept"])
+    method = job.recipe.steps[number]
+    source = job.state.streamed(job.device)
+    context = job.context(source, job.sink(number, source, ReadingSink))
+    notes = context.sink.notes(SURVEY)
+    learn_model(method, context, method.decide(notes, source.anatomy) if notes else None)
+    job.state = entered

@@ -1,0 +1,328 @@
+"""Carry out one step of a recipe on a model: survey, decide, then solve block after block.
+
+The same code serves a checkpoint on disk (one block in memory at a time, each finished block handed
+to a sink that makes it durable) and a live model (blocks changed in place).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress.engine.context import (
+    LEARN,
+    SOLVE,
+    SURVEY,
+    StepContext,
+    fill_whole,
+    hidden_file,
+    release_whole,
+)
+from compress.engine.learning import Reference, frozen, learn_model, reference_of
+from compress.errors import CompressError
+from compress.linear.casting import computing
+from compress.linear.matrix import is_linear
+from compress.linear.statistics import GRAM, MOMENTS, NOTHING, InputStatistics
+from compress.methods.base import BlockSurvey, Method, SiteWork
+from compress.methods.learning import BlockWork
+from compress.models.anatomy import Site, block_anatomy
+from compress.models.replay import BlockCall, BlockReplay
+from compress.models.stream import capture_inputs
+from compress.system.activations import Activations, LostActivations
+
+
+def run_step(method: Method, context: StepContext) -> Any:
+    """Apply a method to every block; returns its decision (None where it makes none).
+
+    Raises:
+        CompressError: naming the block at which it happened.
+    """
+    source = context.source
+    decision = None
+    if method.works_on == "model":
+        decision = _decide_on_whole_model(method, context)
+    elif method.surveys:
+        notes = _stream(SURVEY, method, context, None)
+        decision = method.decide(notes, source.anatomy)
+    if method.learns is not None and method.learns.model:
+        _stream(LEARN, method, context, decision)
+        learn_model(method, context, decision)
+    if method.kept_blocks(decision, source.anatomy) is None:
+        _stream(SOLVE, method, context, decision)
+    return decision
+
+
+def _decide_on_whole_model(method: Method, context: StepContext) -> Any:
+    done = context.sink.notes(SURVEY)
+    if done:
+        return done[0]
+    batches = fill_whole(context)
+    source = context.source
+    # A streamed model is released afterwards: it need not be in memory in both types.
+    with computing(source.model, context.compute, keep=source.live):
+        decision = method.decide_on_model(source.model, source.anatomy, batches)
+    context.sink.record(SURVEY, 0, decision, None)
+    release_whole(context)
+    return decision
+
+
+def _stream(stage: str, method: Method, context: StepContext, decision: Any) -> list[Any]:
+    """Pass over all blocks behind the last finished one; returns the notes of all."""
+    source, sink = context.source, context.sink
+    count = len(source.anatomy.blocks)
+    start = sink.finished(stage)
+    if start == count:
+        return sink.notes(stage)
+    needs_inputs = _needs_inputs(stage, method)
+    calls: list[list[BlockCall]] = [[] for _ in range(count)]
+    hidden, reference = None, None
+    if needs_inputs:
+        try:
+            hidden, calls = _first_inputs(stage, method, context, start)
+            if stage != SURVEY and method.learns is not None:
+                reference = reference_of(stage, method.learns, context, start, hidden)
+        except LostActivations as lost:
+            sink.again(stage, f"{lost.got}, so {method.name} starts its {stage} pass anew")
+            return _stream(stage, method, context, decision)
+    learned: dict[str, Any] = {}
+    for index in range(start, count):
+        context.guard()
+        block = source.block(index)
+        sink.load(index, block)
+        block.to(source.device)
+        anatomy = source.anatomy.blocks[index]
+        try:
+            replay = None
+            if needs_inputs:
+                replay = BlockReplay(
+                    block, anatomy, hidden, calls[index], context.scratch, source.device, learned,
+                    context.compute,
+                )  # fmt: skip
+            if stage == SURVEY:
+                note, hidden = _survey_block(method, context, index, block, replay)
+            else:
+                if reference is not None:
+                    reference.advance(index, block, hidden, calls[index])
+                # What learns adds parameters of its own; all other steps touch no gradients.
+                with frozen(block) if method.learns is not None else nullcontext():
+                    note = _solve_block(stage, method, context, index, replay, decision, reference)
+                    hidden = _advance(context, stage, index, replay)
+                    if stage == LEARN:
+                        sink.keep(stage, index, method.settle(block, dense=True))
+        except CompressError as error:
+            raise error.within(f"step {method.name}, block {index}") from error
+        finally:
+            source.release_block(index)
+        carried = None
+        if hidden is not None:
+            carried = hidden.state()
+            if reference is not None:
+                carried |= {"reference": reference.state()}
+        sink.record(stage, index, note, carried)
+        # Only now is the previous block's input of no use to anybody.
+        if needs_inputs:
+            hidden_file(context, stage, index).unlink(missing_ok=True)
+            if reference is not None:
+                reference.forget(index)
+        context.report(stage, index, count, note)
+    for stored in (hidden, reference):
+        if stored is not None:
+            stored.remove()
+    return sink.notes(stage)
+
+
+def _needs_inputs(stage: str, method: Method) -> bool:
+    """Whether hidden states must be carried from block to block."""
+    learning = method.learns
+    if stage == LEARN:
+        return learning.blocks or learning.observes > 0
+    if stage == SOLVE and learning is not None and learning.model:
+        return learning.updates or learning.tunes
+    return method.needs == "calibration"
+
+
+def _first_inputs(
+    stage: str, method: Method, context: StepContext, start: int
+) -> tuple[Activations, list[list[BlockCall]]]:
+    """Inputs of block ``start`` and how each block is called."""
+    source = context.source
+    if source.anatomy.family.shared_blocks:
+        raise CompressError(
+            "a model whose layers have weights of their own",
+            f"{source.anatomy.model_type}, whose layers share one set",
+            "Use a method that needs no calibration (magnitude, rtn)",
+        )
+    hidden = Activations(hidden_file(context, stage, 0))
+    source.fill_outer()
+    chosen = context.batches
+    if stage == LEARN and not method.learns.blocks:
+        chosen = chosen[: method.learns.observes]  # the others are for the model as a whole
+    batches = [{k: v.to(source.device) for k, v in batch.items()} for batch in chosen]
+    calls = capture_inputs(source.model, source.anatomy, batches, hidden)
+    source.release_outer()
+    if start == 0:
+        return hidden, calls
+    hidden.remove()
+    carried = context.sink.activations(stage)
+    return Activations.resume(hidden_file(context, stage, start), carried), calls
+
+
+def _advance(
+    context: StepContext, stage: str, index: int, replay: BlockReplay | None
+) -> Activations | None:
+    """Run the block as it is now; its outputs are the next block's inputs."""
+    if replay is None:
+        return None
+    outputs = Activations(hidden_file(context, stage, index + 1), checked=True)
+    replay.finish(outputs.write)
+    return outputs
+
+
+def _solve_block(
+    stage: str,
+    method: Method,
+    context: StepContext,
+    index: int,
+    replay: BlockReplay | None,
+    decision: Any,
+    reference: Reference | None,
+) -> dict[str, float]:
+    """Solve every site, learn where the method learns, and store the block."""
+    source, learning = context.source, method.learns
+    block, anatomy = source.block(index), source.anatomy.blocks[index]
+    learned = context.sink.learned(index) if stage == SOLVE and learning is not None else {}
+    first = replay
+    if learning is not None and replay is not None and learning.observes < len(replay.inputs):
+        first = replay.head(max(1, learning.observes))
+    with torch.no_grad():
+        metrics = _visit(
+            method.solve, method.statistic, method, context, index, first, decision, learned
+        )
+    if first is not replay:
+        first.close()
+    if learning is not None and learning.blocks and not learned:
+        metrics |= _learn(method.learn_block, context, index, replay, reference)
+    if stage == LEARN:
+        return metrics
+    if learning is not None and learning.updates:
+        replay.close()
+        with torch.no_grad():
+            metrics |= _visit(
+                method.update, method.update_statistic, method, context, index, replay, decision, {}
+            )
+    if learning is not None and learning.tunes:
+        metrics |= _learn(method.tune_block, context, index, replay, reference)
+    method.settle(block)
+    final = block_anatomy(block, anatomy.path, index, source.model.config, anatomy.family)
+    context.sink.store(index, block, final)
+    return metrics
+
+
+def _learn(
+    learn: Callable[[BlockWork], None],
+    context: StepContext,
+    index: int,
+    replay: BlockReplay,
+    reference: Reference,
+) -> dict[str, float]:
+    """Let a method learn on a block from its inputs and targets."""
+    # What the replay has stored was computed before anything was learned.
+    replay.close()
+    source = context.source
+    work = BlockWork(
+        source.block(index), source.anatomy.blocks[index], replay.inputs, reference.targets,
+        replay.calls, source.device, context.seed + index, context.guard, context.precision,
+    )  # fmt: skip
+    learn(work)
+    return work.metrics
+
+
+def _visit(
+    change: Callable[[SiteWork], None],
+    statistic: Callable[[Site], str],
+    method: Method,
+    context: StepContext,
+    index: int,
+    replay: BlockReplay | None,
+    decision: Any,
+    learned: dict[str, torch.Tensor],
+) -> dict[str, float]:
+    """Bring a method the sites of a block one after the other."""
+    source, metrics = context.source, {}
+    block, anatomy = source.block(index), source.anatomy.blocks[index]
+    for site in anatomy.sites:
+        names = method.targets(anatomy, site)
+        if not names:
+            continue
+        kind = statistic(site) if not learned else NOTHING
+        statistics = _collect(kind, block, site, names, replay, source.device)
+        work = SiteWork(
+            block,
+            anatomy,
+            site,
+            names,
+            statistics,
+            decision,
+            context.storage_dtype,
+            learned=learned,
+        )
+        change(work)
+        if work.kept_columns is not None and replay is not None:
+            replay.keep_columns(site, work.kept_columns)
+        metrics.update({f"{site.kind}.{k}": v for k, v in work.metrics.items()})
+    return metrics
+
+
+def _collect(
+    kind: str,
+    block: nn.Module,
+    site: Site,
+    names: tuple[str, ...],
+    replay: BlockReplay | None,
+    device: torch.device,
+) -> dict[str, InputStatistics]:
+    """Statistics of a site's inputs; linears of a site with one input share one object."""
+    if kind == NOTHING or replay is None:
+        return {}
+    if any(not is_linear(block.get_submodule(n)) for n in names):
+        kind = GRAM  # a low-rank pair's second factor needs it to derive its own statistics
+    found: dict[str, InputStatistics] = {}
+
+    def observe(name: str, x: torch.Tensor) -> None:
+        if name not in found:
+            found[name] = InputStatistics(x.shape[-1], kind, device)
+        found[name].update(x)
+
+    replay.visit(site, observe)
+    shared = found.get(site.linears[0])
+    return {name: found.get(name, shared) for name in names}
+
+
+def _survey_block(
+    method: Method, context: StepContext, index: int, block: nn.Module, replay: BlockReplay
+) -> tuple[Any, Activations]:
+    anatomy = context.source.anatomy.blocks[index]
+    statistics: dict[str, InputStatistics] = {}
+    for site in anatomy.sites:
+        kind = method.survey_statistic(site)
+        if kind in (MOMENTS, GRAM):
+            statistics |= _collect(kind, block, site, site.linears, replay, context.source.device)
+    outputs = Activations(hidden_file(context, SURVEY, index + 1), checked=True)
+    similarity, rows = 0.0, 0
+
+    def consume(batch: int, output: torch.Tensor) -> None:
+        nonlocal similarity, rows
+        outputs.write(batch, output)
+        before = replay.inputs.read(batch).to(output.device)
+        cosine = nn.functional.cosine_similarity(before, output, dim=-1)
+        cosine = replay.calls[batch].tokens(cosine)
+        similarity += float(cosine.double().sum())
+        rows += cosine.numel()
+
+    replay.finish(consume)
+    survey = BlockSurvey(anatomy, block, statistics, 1 - similarity / rows)
+    return method.observe(survey), outputs

@@ -1,0 +1,279 @@
+"""A live model while steps change it: float32 for the solvers, and the way back if they fail.
+
+Blocks come up one at a time, before anything is done to them (the sink of a step is told), so a
+copy of each is made just before it changes. A block of a 16-bit model is in float32 from there
+until it is finished: solvers and statistics never see 16 bits, and memory holds one such block.
+"""
+
+from __future__ import annotations
+
+import random
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import nn
+
+from compress.engine.context import SOLVE, SURVEY, MemorySink
+from compress.errors import CompressError
+
+_HALF = (torch.bfloat16, torch.float16)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+@contextmanager
+def global_state(seed: int) -> Iterator[None]:
+    """Seed torch's generators, and put back every global that steps or their libraries touch.
+
+    Steps run with gradients enabled (those that learn) and float32 as the default dtype.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    default = torch.get_default_dtype()
+    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with (
+            torch.random.fork_rng(devices=cuda),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
+            torch.set_default_dtype(torch.float32)
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_default_dtype(default)
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+class Transaction:
+    """What a live model was, kept block by block as blocks come up to be changed.
+
+    Args:
+        model: live, checked.
+        blocks: its blocks.
+        atomic: keep a copy of every block that is touched, so that a failure can be undone; None
+            where the copies fit into half of the free memory.
+
+    Attributes:
+        atomic: whether a failure can be undone.
+        began: whether anything of the model may have changed.
+        dtype: what the model's floats are stored in.
+    """
+
+    def __init__(self, model: nn.Module, blocks: Iterable[nn.Module], atomic: bool | None) -> None:
+        blocks = list(blocks)
+        if atomic is None:
+            size = sum(_bytes(block) for block in blocks)
+            atomic = size <= psutil.virtual_memory().available / 2
+        self.atomic, self.began = atomic, False
+        half = [p.dtype for p in model.parameters() if p.dtype in _HALF]
+        self.dtype = half[0] if half else torch.float32
+        self._model, self._training = model, model.training
+        # Without a way back nothing may keep a parameter in memory that a step replaces.
+        self._modules = [_ModuleState(module, whole=atomic) for module in model.modules()]
+        self._flags = [(p, p.requires_grad) for p in model.parameters()] if atomic else []
+        self._originals = {id(tensor) for tensor in _tensors(model)} if atomic else set()
+        self._config = dict(model.config.__dict__)
+        self._saved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # tensor, its values then
+        self._members: dict[int, set[int]] = {}  # saved tensors by block
+        self._open: dict[int, tuple[nn.Module, dict[str, torch.dtype]]] = {}
+        self._outer = self._widened_outer(blocks)
+
+    def before(self, block: nn.Module) -> None:
+        """Called before a block is run or changed: keep it, and bring it into float32."""
+        if id(block) in self._open:
+            return
+        named = [*block.named_parameters(), *block.named_buffers()]
+        self._open[id(block)] = block, {n: t.dtype for n, t in named if t.is_floating_point()}
+        for tensor in _tensors(block):
+            half = tensor.dtype in _HALF
+            if id(tensor) in self._originals and id(tensor) not in self._saved:
+                # Widening gives a 16-bit tensor other memory: its own stays the copy.
+                self._saved[id(tensor)] = tensor, tensor.data if half else tensor.data.clone()
+                self._members.setdefault(id(block), set()).add(id(tensor))
+            if half:
+                tensor.data = tensor.data.float()
+
+    def finished(self, solved: bool = False) -> None:
+        """Called when blocks are done: back to the dtypes that their tensors had.
+
+        Args:
+            solved: what these blocks no longer hold is gone for good.
+        """
+        for block, dtypes in self._open.values():
+            for name, tensor in block.named_parameters():
+                if tensor.is_floating_point():
+                    tensor.data = tensor.data.to(_nearest(name, dtypes))
+            for name, tensor in block.named_buffers():
+                if name in dtypes:  # scales of a new quantised linear stay as they are
+                    tensor.data = tensor.data.to(dtypes[name])
+            if solved:
+                self._release(block)
+        self._open = {}
+
+    def _release(self, block: nn.Module) -> None:
+        """Of what a step has replaced in a block, one copy will do."""
+        present = {id(tensor) for tensor in _tensors(block)}
+        for key in self._members.get(id(block), set()) - present:
+            tensor, data = self._saved[key]
+            tensor.data = data
+
+    def close(self, failed: bool) -> None:
+        """End it: modes as they were, and after a failure all that can be put back."""
+        undo = failed and self.atomic
+        if undo:
+            for tensor, data in self._saved.values():
+                tensor.data = data
+            for state in self._modules:
+                state.restore()
+            for parameter, flag in self._flags:
+                parameter.requires_grad_(flag)
+            self._model.config.__dict__.clear()
+            self._model.config.__dict__.update(self._config)
+        else:
+            self.finished()
+        for tensor, data in self._outer:
+            tensor.data = data
+        modes = {}
+        for state in self._modules:
+            state.remove_stubs()
+            modes[id(state.module)] = state.training
+        for module in self._model.modules():
+            module.training = modes.get(id(module), self._training)
+
+    def _widened_outer(self, blocks: list[nn.Module]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Bring what lies outside the blocks into float32; returns what it was. No step changes it,
+        so what it was is simply put back."""
+        inside = {id(t) for block in blocks for t in _tensors(block)}
+        kept = []
+        for tensor in _tensors(self._model):
+            if id(tensor) not in inside and tensor.dtype in _HALF:
+                kept.append((tensor, tensor.data))
+                tensor.data = tensor.data.float()
+        return kept
+
+
+class LiveSink(MemorySink):
+    """The sink of a live model that tells a transaction which block comes up."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        super().__init__()
+        self.transaction, self.stage = transaction, ""
+
+    def finished(self, stage: str) -> int:
+        self.stage = stage  # asked once, at the start of each
+        return super().finished(stage)
+
+    def load(self, index: int, block: nn.Module) -> None:
+        self.transaction.before(block)
+        if self.stage not in ("", SURVEY):
+            self.transaction.began = True
+
+    def record(self, stage: str, index: int, note: Any, activations: dict[str, Any] | None) -> None:
+        super().record(stage, index, note, activations)
+        self.transaction.finished(solved=stage == SOLVE)
+
+
+@contextmanager
+def keeping_gradients(model: nn.Module) -> Iterator[None]:
+    """Whatever a step replaces requires gradients where that which it replaces did."""
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    # Weakly: a parameter that is replaced must not stay in memory. Removed blocks shift the names.
+    known = {id(p): (weakref.ref(p), p.requires_grad) for p in model.parameters()}
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            reference, flag = known.get(id(parameter), (lambda: None, None))
+            if reference() is not parameter:
+                flag = _nearest(name, flags)
+            if flag is not None and parameter.is_floating_point():
+                parameter.requires_grad_(flag)
+
+
+def explained(error: BaseException, began: bool, atomic: bool, where: str) -> BaseException:
+    """The error of a failed step, saying what it has left.
+
+    An interruption stays one; everything else becomes a :class:`CompressError` where the model is
+    not what it was.
+    """
+    if not began:
+        return error
+    if atomic:
+        error.add_note("compress.apply: the model is as it was before.")
+        return error
+    left = (
+        f"The model is partly compressed ({where}): there was no room for a copy of its weights. "
+        "Load it again"
+    )
+    if isinstance(error, CompressError):
+        fix = f"{error.fix}. {left}" if error.fix else left
+        return CompressError(error.expected, error.got, fix, where=error.where)
+    if not isinstance(error, Exception):
+        error.add_note(f"compress.apply: {left}.")
+        return error
+    return CompressError("all steps to end", f"{type(error).__name__}: {error}", left)
+
+
+class _ModuleState:
+    """Attributes and members of a module; the values of tensors are not copied.
+
+    Args:
+        whole: keep all that :meth:`restore` needs, not only what :meth:`remove_stubs` does.
+    """
+
+    _MEMBERS = ("_parameters", "_buffers", "_modules")
+
+    def __init__(self, module: nn.Module, whole: bool) -> None:
+        self.module, self.training = module, module.training
+        self._forward = vars(module).get("forward")
+        self._hooks = {name: set(vars(module)[name]) for name in _HOOKS}
+        self._attributes = dict(vars(module)) if whole else {}
+        self._members = {name: dict(vars(module)[name]) for name in self._MEMBERS if whole}
+
+    def restore(self) -> None:
+        """Only for a state that is ``whole``."""
+        attributes = vars(self.module)
+        attributes.clear()
+        attributes.update(self._attributes)
+        for name, entries in self._members.items():
+            attributes[name].clear()
+            attributes[name].update(entries)
+
+    def remove_stubs(self) -> None:
+        """Take away what an interrupted step has left in front of or behind the forward."""
+        attributes = vars(self.module)
+        if self._forward is None:
+            attributes.pop("forward", None)
+        else:
+            attributes["forward"] = self._forward
+        for name in _HOOKS:
+            for key in set(attributes[name]) - self._hooks[name]:
+                del attributes[name][key]
+
+
+def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in _tensors(module))
+
+
+def _nearest(name: str, values: dict[str, Any]) -> Any:
+    """The value under a name, or the most frequent one in the nearest module around it."""
+    if name in values:
+        return values[name]
+    path = name
+    while path:
+        path = path.rpartition(".")[0]
+        start = f"{path}." if path else ""
+        found = [value for other, value in values.items() if other.startswith(start)]
+        if found:
+            return max(found, key=found.count)
+    return None

@@ -1,0 +1,301 @@
+"""A run's folder: one process at a time, a journal that survives any crash, one recipe for life."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from compress.engine.journal import Journal
+from compress.engine.mended import begun, changed_parts, resolved
+from compress.errors import CompressError
+from compress.system.files import write_atomically
+
+_RECIPE, _LOCKED, _EVENTS, _HELD = "recipe.yaml", "lock.json", "journal.jsonl", ".lock"
+
+
+class Workspace:
+    """The folder of one run.
+
+    ``recipe.yaml`` (resolved), ``lock.json`` (what the run depends on), ``journal.jsonl`` (what is
+    done), ``work/`` (blocks and activations, gone at the end), ``model/`` and the report.
+
+    Use as a context manager: it holds a lock on the folder meanwhile.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._journal = Journal(folder / _EVENTS)
+        self._lock: int | None = None
+        self._chosen: dict[str, Any] = {}  # kept values of a run that has not claimed its folder
+
+    @property
+    def work(self) -> Path:
+        return self.folder / "work"
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def journal(self) -> Path:
+        return self._journal.path
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What is done, oldest first."""
+        return self._journal.events
+
+    @property
+    def notes(self) -> list[str]:
+        """Why something was done again, as sentences."""
+        return self._journal.notes
+
+    @property
+    def claimed(self) -> bool:
+        """True where a recipe has been started here."""
+        return (self.folder / _RECIPE).exists()
+
+    @property
+    def resumed(self) -> bool:
+        return bool(self.events)
+
+    def __enter__(self) -> Workspace:
+        try:
+            self._refuse_foreign()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.folder / _HELD, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise CompressError(
+                f"an output folder that can be written ({self.folder})",
+                error.strerror or str(error),
+                "Choose another folder with --out",
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            self._lock = None
+            raise CompressError(
+                f"{self.folder} to itself",
+                "another run that is working in it",
+                "Wait for it, stop it, or choose another folder with --out",
+            ) from None
+        self._journal.open(mend=True)
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._lock is not None:
+            os.close(self._lock)  # releases the lock
+            self._lock = None
+
+    def _refuse_foreign(self) -> None:
+        """Refuse a folder with files that are not a run's.
+
+        A run's folder is known by two of its recipe, its lock and its journal: one of them may have
+        been lost. A file called .lock is anybody's.
+        """
+        if not self.folder.exists():
+            return
+        if not self.folder.is_dir():
+            raise CompressError("a folder for the output", f"the file {self.folder}")
+        if sum((self.folder / name).is_file() for name in (_RECIPE, _LOCKED, _EVENTS)) >= 2:
+            return
+        for path in self.folder.rglob("*"):
+            fresh = path == self.journal and not path.stat().st_size  # claimed a moment ago
+            partial = path.name in (_RECIPE + ".partial", _LOCKED + ".partial")
+            if not (path.name == _HELD or fresh or partial or path.is_dir()) or path.is_symlink():
+                raise CompressError(
+                    "an output folder that is new, empty or from an earlier run",
+                    f"{self.folder} with other files in it ({path.relative_to(self.folder)})",
+                    "Choose another folder with --out",
+                )
+
+    def claim(self, recipe_text: str) -> list[str]:
+        """Write the resolved recipe, or check that it is the one that the folder was started with.
+
+        Parts that decide nothing of what has been done may have changed since.
+
+        Returns:
+            Names of the parts that have changed.
+
+        Raises:
+            CompressError: the folder belongs to another recipe; the message shows the difference.
+        """
+        path = self.folder / _RECIPE
+        if not path.exists():
+            self._check_known(recipe_text)
+            self.journal.touch()  # a folder is a run's by both
+            write_atomically(path, recipe_text)
+            if self._chosen:
+                self._settle()
+            return []
+        earlier = resolved(path)
+        try:
+            changed = changed_parts(earlier, recipe_text, self.events)
+        except CompressError as error:
+            raise error.within(str(self.folder)) from None
+        if not changed or self._lock is None:
+            return changed
+        if begun(self.events) or self.find(event="written"):
+            self._forget_evaluation()
+            write_atomically(path, recipe_text)
+            self.append({"event": "mended", "parts": changed, "recipe": _sha(recipe_text)})
+        else:
+            if self.events:
+                self._journal.rewind(0, "the recipe was changed before any block was done")
+            (self.folder / _LOCKED).unlink(missing_ok=True)
+            write_atomically(path, recipe_text)
+        return changed
+
+    def start(self, at: str) -> None:
+        """Note the run's first start, with what lock.json holds."""
+        if not self.find(event="started"):
+            locked = self._locked()
+            must = {k: v for k, v in locked["must"].items() if not k.startswith("evaluation")}
+            recipe = _sha((self.folder / _RECIPE).read_text(encoding="utf-8"))
+            self.append({"event": "started", "at": at, "recipe": recipe,
+                         "lock": {**locked, "must": must}})  # fmt: skip
+
+    def keep(self, name: str, choose: Callable[[], Any], *, begun: Any = None) -> Any:
+        """A value that is chosen at a run's first start and taken over by all later ones.
+
+        For what ``auto`` resolves to: a run that goes on on another kind of machine must not
+        change its mind half way. Recorded in lock.json (``kept``) as soon as the folder belongs to
+        the recipe; a recipe that is refused before leaves nothing behind.
+
+        Args:
+            name: of the value, unique in a run.
+            choose: called where none is recorded; returns something JSON-able.
+            begun: the value of runs that an earlier version began, which recorded none; None where
+                there is no such value.
+
+        Returns:
+            The recorded value, as JSON gives it back.
+        """
+        locked = self._locked()
+        kept = {**locked.get("kept", {}), **self._chosen}
+        if name not in kept:
+            old = begun is not None and bool(self.find(event="block"))
+            value = begun if old else choose()
+            self._chosen[name] = kept[name] = json.loads(json.dumps(value))
+            if self.claimed:
+                self._settle()
+        return kept[name]
+
+    def kept(self, name: str) -> Any:
+        """What :meth:`keep` has recorded under a name; None where it has recorded nothing."""
+        return self._locked().get("kept", {}).get(name)
+
+    def pin(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Write what the run depends on to lock.json, or check it on resuming.
+
+        Args:
+            facts: ``must`` (digests: a difference is an error) and ``may`` (versions: noted only).
+                Names that lock.json does not know are added to it.
+
+        Returns:
+            Differences in ``may``, {name: [then, now]}.
+
+        Raises:
+            CompressError: something has changed, or lock.json is damaged.
+        """
+        earlier = self._locked()
+        must = earlier.get("must", {})
+        for name, value in facts["must"].items():
+            if name in must and must[name] != value:
+                raise CompressError(
+                    f"the same {name} as when {self.folder} was started",
+                    f"{value!r} instead of {must[name]!r}",
+                    "The model or a text has changed since; start in a new folder",
+                )
+        if not must.keys() >= facts["must"].keys() or not (self.folder / _LOCKED).exists():
+            may = earlier.get("may", facts["may"])
+            self._settle({**facts, "must": {**must, **facts["must"]}, "may": may})
+        old, new = earlier.get("may", facts["may"]), facts["may"]
+        return {k: [old.get(k), v] for k, v in new.items() if old.get(k) != v}
+
+    def locked(self, name: str) -> Any:
+        """A fact that is pinned; None where there is none of that name."""
+        return self._locked().get("must", {}).get(name)
+
+    def read(self) -> None:
+        """Take over what the process that holds the lock has put into the journal."""
+        self._journal.open(mend=False)
+
+    def append(self, event: dict[str, Any]) -> None:
+        """Add an event to the journal and make it durable."""
+        self._journal.append(event)
+
+    def rewind(self, event: dict[str, Any], why: str) -> None:
+        """Take back an event and all behind it: it is to be done again.
+
+        Args:
+            event: one of :attr:`events`.
+            why: what was lost, as a sentence.
+        """
+        self._journal.rewind(self.events.index(event), why)
+
+    def find(self, **fields: Any) -> list[dict[str, Any]]:
+        """Events whose fields have these values, oldest first."""
+        return [e for e in self.events if all(e.get(k) == v for k, v in fields.items())]
+
+    def clean(self) -> None:
+        """Remove the working files of a run that is complete."""
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def _locked(self) -> dict[str, Any]:
+        """What lock.json says; nothing where the folder is no recipe's yet."""
+        path = self.folder / _LOCKED
+        started = self.find(event="started")
+        if not self.claimed and not started:
+            return {}
+        if not path.exists():
+            return dict(started[0].get("lock", {})) if started else {}
+        try:
+            locked = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(locked, dict) or not isinstance(locked.get("must", {}), dict):
+                raise ValueError(f"{locked!r:.100}")
+        except (ValueError, OSError) as error:
+            raise CompressError(
+                f"what the run depends on in {path}",
+                f"a damaged file ({error})",
+                "Remove it: the journal holds a copy of it"
+                if started and "lock" in started[0] else "Start in a new folder",
+            ) from error  # fmt: skip
+        return locked
+
+    def _settle(self, facts: dict[str, Any] | None = None) -> None:
+        """Write lock.json anew with the facts and the values chosen so far."""
+        if self._lock is None:
+            return  # a process that only follows reads what the one that holds the folder writes
+        locked = {**self._locked(), **(facts or {})}
+        if kept := {**locked.get("kept", {}), **self._chosen}:
+            locked["kept"] = kept
+        write_atomically(self.folder / _LOCKED, json.dumps(locked, indent=2, sort_keys=True))
+        self._chosen = {}
+
+    def _forget_evaluation(self) -> None:
+        """Unpin what only decides how the model is measured."""
+        locked = self._locked()
+        must = {k: v for k, v in locked.get("must", {}).items() if not k.startswith("evaluation")}
+        self._settle({"must": must})
+
+    def _check_known(self, recipe_text: str) -> None:
+        """Where recipe.yaml is gone but a run has begun: it must have been this recipe."""
+        known = [e["recipe"] for e in self.events if "recipe" in e]
+        if self.find(event="block") and known and known[-1] != _sha(recipe_text):
+            raise CompressError(
+                f"the recipe that {self.folder} was started with",
+                "another one, and no recipe.yaml in the folder to compare it with",
+                "Choose another folder with --out, or undo the change",
+            )
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

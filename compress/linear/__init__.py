@@ -1,0 +1,1 @@
+"""Linear layers: what may stand in their place, and the mathematics of one weight matrix."""

@@ -1,0 +1,142 @@
+"""The optimal-brain-surgeon sweep that SparseGPT and GPTQ share.
+
+Columns of a weight are rounded (to zero, to a grid) one after the other, and the error of each is
+spread over the columns not yet visited so that the layer's output on the calibration inputs changes
+least: Frantar & Alistarh 2023 (SparseGPT, Algorithm 1), Frantar et al. 2023 (GPTQ, Algorithm 1).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from compress.linear.pattern import Pattern
+
+
+class Rounding(Protocol):
+    """How the sweep rounds; all matrices are transposed, [columns, rows]."""
+
+    def enter(self, start: int, stop: int, block: torch.Tensor, diagonal: torch.Tensor) -> None:
+        """Called before columns start..stop, with their current values and diag(U) there."""
+
+    def column(self, index: int, value: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+        """Return the rounded column ``index`` [rows]; ``block`` holds the current values from
+        ``start`` on, for rules that look ahead (N:M groups)."""
+
+
+def sweep(
+    weight: torch.Tensor, upper: torch.Tensor, rounding: Rounding, block_size: int = 128
+) -> torch.Tensor:
+    """Round a weight column by column with error feedback.
+
+    Args:
+        weight: [rows, columns]; not changed.
+        upper: U [columns, columns], the upper Cholesky factor of the inverse damped Gram matrix.
+        rounding: the rule.
+        block_size: columns between two updates of everything to the right (lazy batching).
+
+    Returns:
+        The rounded weight [rows, columns].
+    """
+    # Transposed, a column is contiguous, and the rank-one updates run at memory speed.
+    current = weight.t().contiguous()
+    columns = current.shape[0]
+    for start in range(0, columns, block_size):
+        stop = min(start + block_size, columns)
+        block = current[start:stop]
+        factor = upper[start:stop, start:stop]
+        diagonal = factor.diagonal()
+        rounding.enter(start, stop, block, diagonal)
+        errors = torch.empty_like(block)
+        scales = diagonal.tolist()
+        for i in range(stop - start):
+            value = block[i]
+            rounded = rounding.column(start + i, value, block)
+            error = torch.sub(value, rounded, out=errors[i]).div_(scales[i])
+            if i + 1 < stop - start:
+                block[i + 1 :].addr_(factor[i, i + 1 :], error, alpha=-1)
+            block[i] = rounded
+        if stop < columns:
+            current[stop:].addmm_(upper[start:stop, stop:].t(), errors, alpha=-1)
+    return current.t().contiguous()
+
+
+def sweep_bytes(shapes: list[tuple[int, int]], copies: int) -> int:
+    """Memory that a sweep over matrices (out, in) of one input takes beyond them and their Gram
+    matrix: its copies and factors while it is inverted, then ``copies`` of the matrices."""
+    width, rows = shapes[0][1], sum(out for out, _ in shapes)
+    return 4 * max(4 * width**2, 2 * width**2 + copies * rows * width)
+
+
+def sweep_work(shapes: list[tuple[int, int]]) -> float:
+    """Time of factor and sweep, as multiply-accumulates of a matrix product."""
+    width, rows = shapes[0][1], sum(out for out, _ in shapes)
+    # Factors run at half the speed of products; updates inside a block at that of memory.
+    return 1.5 * width**3 + rows * width * (width / 2 + 1500)
+
+
+class Pruning:
+    """SparseGPT's rounding: zeroes columns of several stacked matrices.
+
+    Weights on features that were never active (``dead``) cost nothing: they go first, but no more
+    of them than the sparsity asks for, since other texts may need them.
+
+    Args:
+        pattern: N:M, or None for unstructured zeros, ``share`` of them a block of columns.
+        sizes: rows of each of the stacked matrices. dead: bool [columns].
+        zeros: bool [rows, columns], weights that are zero and stay it; None for none. They count
+            among the zeros that the sparsity asks for.
+    """
+
+    def __init__(
+        self,
+        pattern: Pattern | None,
+        share: float,
+        sizes: list[int],
+        dead: torch.Tensor,
+        zeros: torch.Tensor | None = None,
+    ) -> None:
+        self.pattern, self.share, self.sizes, self.dead = pattern, share, sizes, dead
+        self.zeros = None if zeros is None else zeros.t().contiguous()
+
+    def enter(self, start: int, stop: int, block: torch.Tensor, diagonal: torch.Tensor) -> None:
+        self.start, self.diagonal = start, diagonal
+        if self.pattern is not None:
+            return
+        # One threshold over all rows and columns of the block, for each matrix by itself.
+        score = self._score(start, block, diagonal)
+        masks = []
+        for part in score.split(self.sizes, dim=1):
+            drop = int(self.share * part.numel())
+            if drop == 0:
+                masks.append(torch.ones_like(part, dtype=torch.bool))
+                continue
+            flat = part.reshape(-1)
+            lowest = flat.topk(drop, largest=False, sorted=False).indices
+            keep = torch.ones_like(flat, dtype=torch.bool).index_fill_(0, lowest, False)
+            masks.append(keep.reshape(part.shape))
+        self.mask = torch.cat(masks, dim=1)
+        if self.zeros is not None:
+            self.mask &= ~self.zeros[start:stop]
+
+    def column(self, index: int, value: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+        i = index - self.start
+        if self.pattern is None:
+            return value * self.mask[i]
+        group = self.pattern.m
+        if i % group == 0:
+            # N:M masks are chosen when their group is reached, on the weights as updated so far.
+            score = self._score(index, block[i : i + group], self.diagonal[i : i + group])
+            self.mask = self.pattern.mask(score.t()).t()
+            if self.zeros is not None:
+                self.mask = self.mask & ~self.zeros[index : index + group]
+        return value * self.mask[i % group]
+
+    def _score(self, start: int, block: torch.Tensor, diagonal: torch.Tensor) -> torch.Tensor:
+        """What it costs to zero each weight of the columns from ``start`` on."""
+        score = (block / diagonal[:, None]).square()
+        score[self.dead[start : start + len(block)]] = 0
+        if self.zeros is not None:
+            score.masked_fill_(self.zeros[start : start + len(block)], -1)
+        return score

@@ -1,0 +1,170 @@
+"""Low-rank factorisation: options, checks and the replacement of a linear by two."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from compress.errors import CompressError
+from compress.linear.algebra import principal_outputs
+from compress.linear.matrix import is_linear
+from compress.linear.modules import LowRankLinear, QuantizedLinear, as_linear
+from compress.linear.statistics import InputStatistics
+from compress.methods.base import MODULES, VALUES, LinearMethod, SiteWork
+from compress.models.anatomy import Anatomy
+from compress.models.outline import LinearOutline, Outline
+
+
+class FactorizeMethod(LinearMethod):
+    """Replaces W [out, in] by U (U^T W), U the ``rank`` leading directions of the outputs.
+
+    For whatever metric a method measures inputs in, the best approximation of W of a given rank is
+    its projection on the leading left singular vectors U of W S, with S a square root of the
+    metric: U_r S_r V_r^T S^-1 = U_r U_r^T W. So nothing is ever inverted, and a singular metric
+    does no harm. The first factor is U^T W, the second U, whose columns are orthonormal.
+
+    Matrices that two factors would not make smaller are left as they are.
+    """
+
+    writes: ClassVar[frozenset[str]] = frozenset({VALUES, MODULES})
+    example: ClassVar[dict[str, Any]] = {"ratio": 0.5}
+
+    ratio: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of parameters that stay in a matrix [m, n]: rank = "
+        "floor(ratio * m * n / (m + n)). Give this or `rank`.",
+    )
+    rank: int | None = Field(None, ge=1, description="One rank for all matrices.")
+    round_to: int = Field(
+        1, ge=1, description="Ranks are rounded down to a multiple of this (at least one of it)."
+    )
+
+    @model_validator(mode="after")
+    def _one_target(self):
+        if (self.ratio is None) == (self.rank is None):
+            raise ValueError("give either ratio (of parameters that stay) or rank")
+        return self
+
+    def rank_of(self, out_features: int, in_features: int) -> int:
+        """Rank for a matrix of this size; 0 where it is left alone."""
+        rank = self.rank
+        if rank is None:
+            rank = int(self.ratio * out_features * in_features / (out_features + in_features))
+        rank = max(rank // self.round_to, 1) * self.round_to
+        smaller = rank * (out_features + in_features) < out_features * in_features
+        return rank if smaller else 0
+
+    def check(self, anatomy: Anatomy, outline: Outline) -> None:
+        super().check(anatomy, outline)
+        ranks = []
+        for block in outline.blocks:
+            for site in block.anatomy.sites:
+                for name in self.targets(block.anatomy, site):
+                    linear = block.linears[name]
+                    _check_linear(linear, f"{block.anatomy.path}.{name}", self.name)
+                    ranks.append(self.rank_of(linear.out_features, linear.in_features))
+        if not any(ranks):
+            raise CompressError(
+                "a rank below m n / (m + n) for at least one matrix [m, n]",
+                f"ratio={self.ratio} rank={self.rank} round_to={self.round_to}, at which two "
+                "factors are no smaller than any of the matrices",
+                "Lower the rank, or round_to",
+            )
+
+    def predict(self, outline: Outline) -> Outline:
+        def change(linear: LinearOutline) -> LinearOutline:
+            return replace(linear, rank=self.rank_of(linear.out_features, linear.in_features))
+
+        return self.predict_linears(outline, change)
+
+    def solving_bytes(self, shapes: list[tuple[int, int]], gram: bool) -> int:
+        """Eigenvectors in float64 of the smaller side, six matrices of it, beside the weight."""
+        found = 0
+        for out, width in shapes:
+            side = width if gram and out > width else min(out, width)
+            metric = 12 * width**2 if gram else 0
+            found = max(found, 48 * side**2 + 16 * out * width + metric)
+        return found
+
+    def solving_work(self, shapes: list[tuple[int, int]]) -> float:
+        # An eigendecomposition and three products in float64.
+        return sum(10 * min(shape) ** 3 + 3 * max(shape) * min(shape) ** 2 for shape in shapes)
+
+    def solve(self, work: SiteWork) -> None:
+        for name in work.names:
+            linear = work.linear(name)
+            _refuse(linear, work.label(name), self.name)
+            weight = work.weight(name)
+            rank = self.rank_of(*weight.shape)
+            if rank == 0:
+                work.metrics[f"{name}.left_alone"] = 1
+                continue
+            statistics = work.statistics.get(name)
+            basis, lost = self.directions(weight, rank, statistics, work.label(name))
+            work.replace(name, low_rank(linear, basis))
+            work.metrics[f"{name}.rank"] = rank
+            work.metrics[f"{name}.error"] = lost
+
+    def directions(
+        self, weight: torch.Tensor, rank: int, statistics: InputStatistics | None, label: str
+    ) -> tuple[torch.Tensor, float]:
+        """Leading output directions [out, rank] in the method's metric, and the share of the energy
+        of W S outside of them."""
+        return principal_outputs(weight, rank)
+
+
+def low_rank(linear: nn.Module, basis: torch.Tensor) -> LowRankLinear:
+    """The pair that projects a linear's output on the columns of ``basis`` [out, rank]."""
+    plain = as_linear(linear)
+    out_features, in_features = plain.weight.shape
+    pair = LowRankLinear(
+        in_features, out_features, basis.shape[1], bias=plain.bias is not None, device="meta"
+    )
+    learn = plain.weight.requires_grad
+    first = (basis.t() @ plain.weight.data.double()).to(plain.weight.dtype)
+    pair.first.weight = nn.Parameter(first.contiguous(), requires_grad=learn)
+    second = basis.to(plain.weight.dtype).contiguous()
+    pair.second.weight = nn.Parameter(second, requires_grad=learn)
+    pair.second.bias = plain.bias
+    return pair.train(linear.training)
+
+
+def _check_linear(linear: LinearOutline, label: str, method: str) -> None:
+    if linear.quantized:
+        raise CompressError(
+            "layers in floating point",
+            f"{label}, which an earlier step has quantised",
+            f"Put {method} before the quantisation, which then rounds both factors",
+        )
+    if linear.rank:
+        raise CompressError(
+            "plain linear layers",
+            f"{label}, which an earlier step has factorised",
+            "Factorise a layer once: exclude it from one of the two steps",
+        )
+    if linear.density < 1:
+        raise CompressError(
+            "layers without zeros to keep",
+            f"{label}, which an earlier step has pruned",
+            f"Put {method} before the sparsity step, which then prunes both factors",
+        )
+
+
+def _refuse(linear: nn.Module, label: str, method: str) -> None:
+    """The same for a live model, which no plan has looked at."""
+    found = LinearOutline(
+        1,
+        1,
+        False,
+        32,
+        density=0.0 if getattr(linear, "zeros", None) else 1.0,
+        rank=0 if is_linear(linear) else 1,
+        quantized=isinstance(linear, QuantizedLinear),
+    )
+    _check_linear(found, label, method)

@@ -1,0 +1,121 @@
+"""What all quantisers of weights share: their options, checks, predictions, and fitting a grid."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from compress.errors import CompressError
+from compress.linear.grid import QuantScheme, fake_quantize, find_group_qparams
+from compress.linear.modules import QuantizedLinear, as_linear
+from compress.methods.base import PRECISION, VALUES, LinearMethod, SiteWork
+from compress.models.anatomy import Anatomy
+from compress.models.outline import LinearOutline, Outline
+
+# The search for a tighter grid (GPTQ's code, Quantizer with mse=True): shrink the range in steps of
+# one hundredth down to a fifth, and weigh errors by a power that punishes outliers a little more.
+_SHRINK_STEPS, _SMALLEST, _POWER = 100, 0.2, 2.4
+
+
+class QuantizeMethod(LinearMethod):
+    """Options of weight quantisers. Groups run along the input dimension."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({VALUES})
+    writes: ClassVar[frozenset[str]] = frozenset({VALUES, PRECISION})
+
+    bits: int = Field(4, ge=2, le=8, description="Bits a weight.")
+    group_size: int | None = Field(
+        128,
+        ge=1,
+        description="Consecutive inputs that share a scale; null: one scale an output channel.",
+    )
+    symmetric: bool = Field(
+        True, description="No zero points. vLLM's fast 4-bit kernels need symmetric grids."
+    )
+    observer: Literal["minmax", "mse"] = Field(
+        "minmax",
+        description="How the range of a group is fitted: to its extremes, or shrunk to the least "
+        "error (slower, usually better at 4 bits and below).",
+    )
+
+    @property
+    def scheme(self) -> QuantScheme:
+        return QuantScheme(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
+
+    def check(self, anatomy: Anatomy, outline: Outline) -> None:
+        super().check(anatomy, outline)
+        for block in outline.blocks:
+            for site in block.anatomy.sites:
+                for name in self.targets(block.anatomy, site):
+                    self._check_linear(block.linears[name], f"{block.anatomy.path}.{name}")
+
+    def _check_linear(self, linear: LinearOutline, label: str) -> None:
+        if linear.quantized:
+            raise CompressError(
+                "layers in floating point",
+                f"{label}, which an earlier step has quantised",
+                "Quantise a layer once: exclude it from one of the two steps",
+            )
+        for width in (linear.in_features, linear.rank):
+            if self.group_size and width % self.group_size:
+                fitting = [g for g in (128, 96, 64, 48, 32, 16, 8) if width % g == 0]
+                raise CompressError(
+                    f"input widths divisible by group_size {self.group_size}",
+                    f"{width} at {label}",
+                    f"Choose group_size from {fitting} or null (one scale a channel), or exclude "
+                    "the layer",
+                )
+
+    def predict(self, outline: Outline) -> Outline:
+        def change(linear: LinearOutline) -> LinearOutline:
+            # Rows are packed into whole int32 words; zero points are packed as well.
+            width = linear.rank or linear.in_features
+            packed = -(-width * self.bits // 32) * 32 / width if self._packs else 8
+            groups = -(-width // self.group_size) if self.group_size else 1
+            scales = groups / width * (outline.value_bits + (0 if self.symmetric else self.bits))
+            return replace(linear, bits=packed + scales, quantized=True)
+
+        return self.predict_linears(outline, change)
+
+    @property
+    def _packs(self) -> bool:
+        """Weight-only schemes pack into int32; W8A8 stores int8."""
+        return self.scheme.activation_bits is None
+
+    def fit(self, weight: torch.Tensor, work: SiteWork) -> tuple[torch.Tensor, torch.Tensor]:
+        """Fit the grid of a weight [out, in]: scale and zero point [out, groups]."""
+        scale, zero_point = find_group_qparams(weight, self.scheme, work.storage_dtype)
+        if self.observer == "minmax":
+            return scale, zero_point
+        rows, groups = scale.shape
+        flat = weight.float().reshape(rows * groups, -1)
+        scheme = self.scheme.model_copy(update={"group_size": None})
+        best_scale, best_zero = scale.reshape(-1, 1), zero_point.reshape(-1, 1)
+        best_error = _error(flat, best_scale, best_zero, scheme)
+        for step in range(1, int(_SHRINK_STEPS * (1 - _SMALLEST))):
+            factor = 1 - step / _SHRINK_STEPS
+            trial, zero = find_group_qparams(flat * factor, scheme, work.storage_dtype)
+            error = _error(flat, trial, zero, scheme)
+            better = error < best_error
+            best_error = torch.where(better, error, best_error)
+            best_scale = torch.where(better, trial, best_scale)
+            best_zero = torch.where(better, zero, best_zero)
+        return best_scale.view(rows, groups), best_zero.view(rows, groups)
+
+    def install(
+        self, work: SiteWork, path: str, scale: torch.Tensor, zero_point: torch.Tensor
+    ) -> None:
+        """Put a QuantizedLinear on the grid in the place of the linear at ``path``."""
+        linear = as_linear(work.linear(path))
+        work.replace(path, QuantizedLinear.from_linear(linear, self.scheme, scale, zero_point))
+
+
+def _error(
+    weight: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, scheme: QuantScheme
+) -> torch.Tensor:
+    """Error of rounding each row, [rows, 1]."""
+    rounded = fake_quantize(weight, scale, zero_point, scheme)
+    return (rounded - weight).abs_().pow_(_POWER).sum(1, keepdim=True)

@@ -1,0 +1,1 @@
+"""MaskLLM: N:M masks learned by gradients."""

@@ -1,0 +1,1 @@
+"""From a recipe to a plan: everything that is decided without touching a weight."""

@@ -1,0 +1,221 @@
+"""What a plan checks beyond its steps: data, tasks and lengths, all without weights.
+
+A run plans first, so what is refused here is refused before any work. What only the network or the
+content of a file can tell becomes a warning, or is told when the run reads its texts.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from compress.data.calibration import check_kind, check_length
+from compress.data.calibration_spec import CalibrationSpec
+from compress.data.catalog import canonical, find
+from compress.data.codebook import load_codebook
+from compress.data.images import ImageSpec, check_images
+from compress.data.readers import expand, is_file_source, read_python_module
+from compress.data.text import TextSpec
+from compress.data.tokens import check_tokenizer
+from compress.errors import CompressError
+from compress.models.positions import positions_of
+from compress.models.sources.source import load_tokenizer
+from compress.planning.evaluation_material import check_objective
+from compress.planning.recipe import Recipe, split_evaluation
+from compress.system.intake import user_path
+
+_PLAIN = (".txt", ".md", ".rst", ".raw", ".jsonl", ".json", ".csv", ".tsv")  # bytes bound tokens
+_HUB_SECONDS = 3.0
+
+
+def check_inputs(
+    recipe: Recipe, folder: Path, model: nn.Module, data_root: str | Path | None
+) -> tuple[str, ...]:
+    """Check the data, tasks and lengths that a recipe names against a model's headers.
+
+    Args:
+        folder: of the checkpoint, with its tokenizer or codebook.
+        model: on the meta device.
+        data_root: folder with local copies of data sets.
+
+    Returns:
+        Warnings, as sentences.
+
+    Raises:
+        CompressError: naming the part of the recipe.
+    """
+    if data_root is not None and not user_path(data_root, "a data root").is_dir():
+        raise CompressError("an existing folder as data root", repr(str(data_root)))
+    found: list[str] = []
+    reader = None
+    trained = recipe.model.train
+    if trained is not None:  # its tokenizer is made when it is trained
+        found += _source(trained.text, trained.images, data_root, "model.train")
+    elif recipe.calibration is not None or recipe.evaluation is not None:
+        reader = reader_of(folder, recipe.model.trust_remote_code)
+    if recipe.calibration is not None:
+        found += _calibration(recipe.calibration, reader, model.config, data_root)
+    if recipe.evaluation is not None:
+        found += _evaluation(recipe, reader, model, data_root)
+    return tuple(dict.fromkeys(found))
+
+
+def reader_of(folder: Path, trust_remote_code: bool) -> Any:
+    """The tokenizer or the codebook beside a model.
+
+    Raises:
+        CompressError: there is neither.
+    """
+    tokenizer, reason = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    reader = load_codebook(folder) if tokenizer is None else tokenizer
+    if reader is None:
+        raise CompressError(
+            "a tokenizer beside the weights, to read texts with", reason,
+            "Put the model's tokenizer files into its folder",
+        )  # fmt: skip
+    return reader
+
+
+def _calibration(
+    spec: CalibrationSpec, reader: Any, config: PreTrainedConfig, data_root: Any
+) -> list[str]:
+    check_length(spec, config)
+    if reader is not None:
+        check_kind(spec, reader)
+        if spec.text is not None:
+            check_tokenizer(reader, config)
+    found = _source(spec.text, spec.images, data_root, "calibration")
+    if spec.text is not None and spec.packing == "stream":
+        shown = f"{spec.samples} x {spec.length} = {spec.samples * spec.length}"
+        _check_size(spec.text, spec.samples * spec.length, shown, data_root, "calibration",
+                    "Lower calibration.samples or length")  # fmt: skip
+    return found
+
+
+def _evaluation(recipe: Recipe, reader: Any, model: nn.Module, data_root: Any) -> list[str]:
+    from compress.eval.quality.task_names import check_task_names
+    from compress.models.kind import kind_of
+
+    text, spec = split_evaluation(recipe.evaluation)
+    positions = positions_of(model.config)
+    kind = kind_of(model)
+    if kind == "other":
+        raise CompressError(
+            "a causal or a masked language model to evaluate", type(model).__name__,
+            "Leave the evaluation section out", where="evaluation",
+        )  # fmt: skip
+    if reader is not None:
+        check_objective(model.config, spec, reader)
+    images = spec.images and ImageSpec.model_validate({"split": "test", **spec.images})
+    found = _source(text, images, data_root, "evaluation")
+    if text is not None:
+        _check_window(spec, kind, positions)
+        window = spec.window or 2
+        _check_size(text, window, str(window), data_root, "evaluation", "Lower evaluation.window")
+    try:
+        check_task_names(spec.tasks)
+        latency = spec.latency_spec()
+        if latency is not None and recipe.steps:
+            fits = latency.within(positions, kind == "causal")
+            if fits != latency:
+                found.append(
+                    f"latency is timed with a prefill of {fits.prefill_tokens} tokens"
+                    + (f" and {fits.decode_tokens} decoded ones" if kind == "causal" else "")
+                    + f": the model has {positions} positions"
+                )
+    except CompressError as error:
+        raise error.within("evaluation") from None
+    return found
+
+
+def _check_window(spec: Any, kind: str, positions: int | None) -> None:
+    if spec.window and positions and spec.window > positions:
+        raise CompressError(
+            f"evaluation.window of at most {positions}, the model's positions", str(spec.window),
+            "Lower it",
+        )  # fmt: skip
+    window = spec.window or min(1024, positions or 1024)
+    if kind == "causal" and spec.stride is not None and spec.stride > window:
+        raise CompressError(
+            f"evaluation.stride of at most the window ({window} tokens)", str(spec.stride),
+            "Lower it: the tokens between windows would not be scored",
+        )  # fmt: skip
+
+
+def _source(text: TextSpec | None, images: Any, data_root: Any, where: str) -> list[str]:
+    """Refuse sources that are not there; returns what could not be found out."""
+    try:
+        if images is not None:
+            check_images(images, data_root)
+        return [] if text is None else _text(text, data_root)
+    except CompressError as error:
+        raise error.within(where) from None
+
+
+def _text(spec: TextSpec, data_root: Any) -> list[str]:
+    if spec.source.startswith("python:"):
+        read_python_module(spec.source.removeprefix("python:"))
+        return []
+    if is_file_source(spec.source):
+        for path in expand(spec.source):
+            if not os.access(path, os.R_OK):
+                raise CompressError(
+                    "a text file that may be read", str(path), "Change its permissions"
+                )
+        return []
+    if data_root is not None and find(_root(data_root), spec.source, spec.subset, spec.split):
+        return []
+    return _ask_hub(canonical(spec.source, spec.subset)[0])
+
+
+def _ask_hub(dataset: str) -> list[str]:
+    """One short question; without an answer the run will see."""
+    import huggingface_hub
+    from huggingface_hub import errors
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(dataset)
+        huggingface_hub.HfApi().dataset_info(dataset, timeout=_HUB_SECONDS)
+    except errors.HFValidationError:
+        raise CompressError(
+            "a file that exists, or a data set id of the form owner/name", repr(dataset)[:200],
+            "Check the path",
+        ) from None  # fmt: skip
+    except errors.GatedRepoError:
+        return []  # it exists; a login is asked for when it is read
+    except errors.RepositoryNotFoundError:
+        raise CompressError(
+            "a file, or the id of a data set on the hub", f"{dataset!r}, which is neither",
+            "Check the spelling; a private or gated one needs a login (hf auth login)",
+        ) from None  # fmt: skip
+    except Exception:  # no network, a hub that is down: every client has errors of its own
+        return [f"the data set {dataset} is not in the data root, and the hub did not answer"]
+    return []
+
+
+def _check_size(
+    spec: TextSpec, tokens: int, shown: str, data_root: Any, where: str, fix: str
+) -> None:
+    """Refuse a text that cannot have so many tokens: few are less than a byte, none half of one."""
+    if is_file_source(spec.source):
+        paths = expand(spec.source)
+    else:
+        found = data_root and find(_root(data_root), spec.source, spec.subset, spec.split)
+        paths = [found[0]] if found else []
+    if not paths or any(path.suffix.lower() not in _PLAIN for path in paths):
+        return
+    size = sum(path.stat().st_size for path in paths)
+    if 2 * size < tokens:
+        raise CompressError(
+            f"a text of at least {shown} tokens" if size else "a text with something in it",
+            f"one of {size} bytes ({spec.source})", fix, where=where,
+        )  # fmt: skip
+
+
+def _root(data_root: str | Path) -> Path:
+    return user_path(data_root, "a data root")

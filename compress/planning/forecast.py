@@ -1,0 +1,177 @@
+"""What a step takes: multiply-accumulates, peak memory, disk, seconds on this machine.
+
+Predictions from an outline alone. Work is counted, memory is what the engine holds at once, and
+seconds follow from a measurement of this machine in the types that are computed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from compress.linear.statistics import GRAM
+from compress.methods.base import DEPTH, Method
+from compress.models.anatomy import Site
+from compress.models.outline import BlockOutline, Outline
+from compress.system.precision import product_speed
+
+if TYPE_CHECKING:
+    from compress.data.calibration_spec import CalibrationSpec
+
+# Code and buffers of libraries that are loaded when they are first called.
+_LIBRARIES = 64 * 2**20
+_LOGITS = 64 * 2**20  # see compress.methods.depth.loss
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step computes, in multiply-accumulates.
+
+    Attributes:
+        passes: of forward passes and statistics in the type of calibration passes.
+        learning: of all training steps.
+        solving: of float32 matrix products that take as long as the solvers.
+    """
+
+    passes: float = 0.0
+    learning: float = 0.0
+    solving: float = 0.0
+
+    @property
+    def macs(self) -> float:
+        """Of all forward passes, statistics and training steps."""
+        return self.passes + self.learning
+
+    def seconds(self, outline: Outline, compute: torch.dtype, learning: torch.dtype) -> float:
+        """Time on this machine: the products, half as much again for what lies between, files."""
+        products = (
+            self.passes / product_speed(compute)
+            + self.learning / product_speed(learning)
+            + self.solving / product_speed()
+        )
+        return 1.5 * products + outline.bytes / 2e8
+
+
+def work(method: Method, outline: Outline, calibration: CalibrationSpec | None) -> Work:
+    """What a step computes."""
+    solving = sum(method.solving_work(shapes) for _, shapes in _targeted_sites(method, outline))
+    if method.needs == "nothing" or calibration is None:
+        return Work(solving=solving)
+    tokens = calibration.samples * calibration.length
+    forward = sum(x.weights for b in outline.blocks for x in b.linears.values())
+    attention = sum(
+        b.anatomy.heads * b.anatomy.head_dim * calibration.length for b in outline.blocks
+    )
+    passes = method.survey_work(outline)
+    grams = 0.0
+    if DEPTH not in method.writes:
+        passes += 1
+        for site, shapes in _targeted_sites(method, outline):
+            if method.statistic(site) == GRAM:
+                # Only the upper triangle is computed, in panels.
+                grams += 0.6 * max(width for _, width in shapes) ** 2
+    in_batch = calibration.batch * calibration.length
+    by_block, by_model = method.learning_tokens(in_batch, calibration.length)
+    # A backward pass costs two forward passes; the dense targets of a block cost one more.
+    learning = 3.0 * (by_block + by_model) * (forward + attention)
+    learning += 3.0 * by_model * outline.head_weights
+    if by_block:
+        passes += 1
+    head = method.head_work(outline) * outline.head_weights
+    return Work(tokens * (passes * (forward + attention) + grams + head), learning, solving)
+
+
+def peak_bytes(
+    method: Method,
+    outline: Outline,
+    calibration: CalibrationSpec | None,
+    compute: torch.dtype = torch.float32,
+) -> int:
+    """Bytes held at once by a step beyond what the process holds before it."""
+    widths = [
+        max(width for _, width in shapes)
+        for site, shapes in _targeted_sites(method, outline)
+        if method.statistic(site) == GRAM
+    ]
+    # LAPACK works on copies in column order.
+    workspace = 8 * max(widths, default=0) ** 2
+    return _LIBRARIES + workspace + tensor_bytes(method, outline, calibration, compute)
+
+
+def tensor_bytes(
+    method: Method,
+    outline: Outline,
+    calibration: CalibrationSpec | None,
+    compute: torch.dtype = torch.float32,
+) -> int:
+    """The part of :func:`peak_bytes` that is tensors."""
+    whole, outer = 4 * outline.parameters, 4 * outline.outer_parameters
+    batch = _batch_bytes(outline, calibration)
+    learning = method.learns
+    if learning is not None and learning.model:
+        weights = sum(x.weights for b in outline.blocks for x in b.linears.values())
+        # Stored for the backward pass: a dozen states a block, the widest layer twice.
+        kept = 8 * len(outline.blocks) * batch
+        return round(1.2 * (whole + method.learning_bytes(weights) + kept))
+    if method.works_on != "block":
+        tokens = calibration.samples * calibration.length
+        # Hidden states of all batches, and logits of a piece in three versions.
+        logits = 12 * calibration.batch * calibration.length * outline.vocab_size
+        return whole + 4 * tokens * outline.hidden_size + batch + min(logits, _LOGITS)
+    block = 4 * max(_block_parameters(b) for b in outline.blocks)
+    narrow = block * outline.value_bits // 32 if outline.value_bits < 32 else 0
+    site_bytes = gram = 0
+    for site, shapes in _targeted_sites(method, outline):
+        width = max(width for _, width in shapes)
+        own = 4 * width**2 if method.statistic(site) == GRAM else 0
+        gram = max(gram, own)
+        site_bytes = max(site_bytes, own + method.solving_bytes(shapes, own > 0))
+    largest = 4 * max(x.weights for b in outline.blocks for x in b.linears.values())
+    # Filled from a file of another type, and written to one, with one tensor under way.
+    moved = block + narrow + largest
+    if method.needs == "nothing":
+        # The outer tensors come in when the result is verified, without any block.
+        return max(moved, block + site_bytes, outer)
+    cast = block * compute.itemsize // 4 if compute.itemsize < 4 else 0
+    if learning is not None:
+        weights = max(sum(x.weights for x in b.linears.values()) for b in outline.blocks)
+        site_bytes = max(site_bytes, method.learning_bytes(weights) + 8 * batch)
+    return max(moved, outer + batch, block + cast + gram + batch, block + site_bytes)
+
+
+def _targeted_sites(
+    method: Method, outline: Outline
+) -> Iterator[tuple[Site, list[tuple[int, int]]]]:
+    """Sites that a step changes, with (out, in) of its linears there."""
+    if method.works_on != "block":
+        return
+    for block in outline.blocks:
+        for site in block.anatomy.sites:
+            linears = [block.linears[name] for name in method.targets(block.anatomy, site)]
+            if linears:
+                yield site, [(x.out_features, x.in_features) for x in linears]
+
+
+def _block_parameters(block: BlockOutline) -> int:
+    return block.other_parameters + sum(x.weights for x in block.linears.values())
+
+
+def _batch_bytes(outline: Outline, calibration: CalibrationSpec | None) -> int:
+    """Activations of one batch inside a block."""
+    if calibration is None:
+        return 0
+    tokens = min(calibration.batch, calibration.samples) * calibration.length
+    widths = [max(b.anatomy.ffn, outline.hidden_size) for b in outline.blocks]
+    return 4 * tokens * (6 * outline.hidden_size + 4 * max(widths))
+
+
+def activation_bytes(outline: Outline, calibration: CalibrationSpec | None) -> int:
+    """Stored activations at their largest: a block's inputs and outputs, and both of its cuts."""
+    if calibration is None:
+        return 0
+    tokens = calibration.samples * calibration.length
+    widest = max(b.anatomy.heads * b.anatomy.head_dim + b.anatomy.ffn for b in outline.blocks)
+    return 4 * tokens * (3 * outline.hidden_size + widest)

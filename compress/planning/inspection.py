@@ -1,0 +1,93 @@
+"""`compress inspect`: what a model is made of and what each method could do with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from compress.checkpoint.state import ModelState
+from compress.errors import CompressError
+from compress.methods.catalog import METHODS
+from compress.models.families import FAMILIES
+from compress.models.outline import Outline, outline_of
+from compress.models.sources.source import load_config, resolve
+from compress.models.stream import StreamedModel
+from compress.models.supported import check_kind
+from compress.planning.step_check import check_step, left_alone
+from compress.system.tensors import TensorIndex
+
+
+def inspect_model(
+    source: str | Path | PreTrainedModel,
+    *,
+    cache_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Describe a model without reading its weights.
+
+    Returns:
+        Plain data: origin, family, blocks (widths, sites with shapes), parameters, bytes, methods
+        (name -> "yes" or why not).
+
+    Raises:
+        CompressError: no transformer blocks, or a source that cannot be used.
+    """
+    if isinstance(source, PreTrainedModel):
+        streamed, origin = StreamedModel(source), type(source).__name__
+        bits = 8 * source.dtype.itemsize
+    else:
+        found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+        config = load_config(found.folder, trust_remote_code=trust_remote_code)
+        state = ModelState.of_checkpoint(TensorIndex.open(found.folder), config, trust_remote_code)
+        streamed, origin = state.streamed(), found.origin
+        bits = 8 * state.source.storage_dtype.itemsize
+    outline = outline_of(streamed.model, streamed.anatomy, bits)
+    anatomy = streamed.anatomy
+    return {
+        "origin": origin,
+        "class": type(streamed.model).__name__,
+        "model_type": anatomy.model_type,
+        "family": "table" if anatomy.model_type in FAMILIES else "inferred",
+        "blocks_path": anatomy.blocks_path,
+        "blocks": [_block(b) for b in outline.blocks],
+        "hidden_size": outline.hidden_size,
+        "vocabulary": outline.vocab_size,
+        "parameters": outline.parameters,
+        "outer_parameters": outline.outer_parameters,
+        "bytes": outline.bytes,
+        "macs_per_token": outline.macs_per_token,
+        "methods": {name: _verdict(name, streamed, outline) for name in METHODS},
+    }
+
+
+def _block(block: Any) -> dict[str, Any]:
+    return {
+        "path": block.anatomy.path,
+        **block.anatomy.widths,
+        "head_dim": block.anatomy.head_dim,
+        "sites": {
+            site.kind: {
+                n: [block.linears[n].out_features, block.linears[n].in_features]
+                for n in site.linears
+            }
+            for site in block.anatomy.sites
+        },
+        "other_parameters": block.other_parameters,
+    }
+
+
+def _verdict(name: str, streamed: StreamedModel, outline: Outline) -> str:
+    """Whether a method takes this model: with its default options, or those of its example."""
+    cls = METHODS.get(name)
+    method = cls(**cls.example)
+    options = ", ".join(f"{key}: {value}" for key, value in cls.example.items())
+    try:
+        check_kind(streamed.model)
+        check_step(method, streamed, outline)
+    except CompressError as error:
+        return f"not with {options or 'default options'}: {error}"
+    found = f"yes, given {options} for example" if options else "yes"
+    note = left_alone(method, outline)
+    return f"{found}; {note.partition(': ')[2]}" if note else found

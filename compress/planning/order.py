@@ -1,0 +1,64 @@
+"""Which steps may follow which: a step must not undo what an earlier one made."""
+
+from __future__ import annotations
+
+from compress.errors import CompressError
+from compress.methods.base import MODULES, PRECISION, VALUES, WIDTH, ZEROS, Method
+from compress.models.outline import Outline
+
+# What an earlier step made, a later one would destroy: (earlier writes, later writes, why).
+_CONFLICTS = (
+    (PRECISION, VALUES, "would change weights that are rounded already"),
+    (PRECISION, WIDTH, "would cut the groups of weights that are rounded already"),
+    (PRECISION, MODULES, "would replace weights that are rounded already"),
+    (ZEROS, MODULES, "would fill the zeros again"),
+)
+
+
+def check_needs(steps: tuple[Method, ...], has_calibration: bool) -> None:
+    for number, method in enumerate(steps):
+        if method.needs == "calibration" and not has_calibration:
+            raise CompressError(
+                "calibration inputs",
+                f"none, and steps.{number} ({method.name}) observes the model's inputs",
+                "In a recipe, add `calibration: {text: {source: FILE or data set}, samples: 128, "
+                "length: 512}`; in Python, give compress.apply token ids as `calibration`; "
+                "or use a method that needs no data (magnitude, rtn)",
+            )
+
+
+def check_order(steps: tuple[Method, ...]) -> None:
+    """Refuse orders in which a step destroys what an earlier one made."""
+    for late, method in enumerate(steps):
+        for early in range(late):
+            earlier = steps[early]
+            for made, touched, why in _CONFLICTS:
+                if made not in earlier.writes or touched not in method.writes:
+                    continue
+                if PRECISION in method.writes and made == PRECISION:
+                    continue  # two quantisers may share out the layers; each layer is checked
+                raise CompressError(
+                    "steps in an order in which none undoes another",
+                    f"steps.{early} ({earlier.name}) before steps.{late} ({method.name}), which "
+                    f"{why}",
+                    f"Put {method.name} before {earlier.name}; the order that works is depth, "
+                    "width, low rank, zeros, precision",
+                )
+
+
+def check_rounded(method: Method, outline: Outline) -> None:
+    """Refuse to change weights that were rounded before the first step."""
+    reasons = [why for made, touched, why in _CONFLICTS
+               if made == PRECISION and touched in method.writes]  # fmt: skip
+    if not reasons or PRECISION in method.writes:
+        return  # a quantiser looks at each layer itself
+    for block in outline.blocks:
+        for site in block.anatomy.sites:
+            for name in method.targets(block.anatomy, site):
+                if block.linears[name].quantized:
+                    raise CompressError(
+                        "layers in floating point",
+                        f"{block.anatomy.path}.{name}, which is quantised: {method.name} "
+                        f"{reasons[0]}",
+                        "Start from the model before it was quantised",
+                    )

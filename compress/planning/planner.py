@@ -1,0 +1,234 @@
+"""Recipe + headers of a checkpoint -> plan: what will happen, what it costs, or why it cannot work.
+
+No weight is read. Sizes follow from shapes; :mod:`compress.planning.forecast` says what steps take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from compress.checkpoint.state import ModelState
+from compress.errors import CompressError
+from compress.methods.base import Method
+from compress.models.anatomy import Anatomy
+from compress.models.outline import Outline, outline_of
+from compress.models.sources.source import Source, load_config, resolve
+from compress.models.supported import check_kind
+from compress.planning import forecast
+from compress.planning.checks import check_inputs
+from compress.planning.order import check_needs, check_order
+from compress.planning.recipe import Recipe, split_evaluation
+from compress.planning.step_check import passed
+from compress.system.memory import resident
+from compress.system.precision import calibration_dtype, device_of
+from compress.system.tensors import TensorIndex
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One step: the model before and after it, and what it takes.
+
+    Attributes:
+        macs: multiply-accumulates of all forward passes and statistics.
+        peak_bytes: highest resident memory, this process's base included.
+        seconds: predicted on this machine.
+    """
+
+    method: Method
+    before: Outline
+    after: Outline
+    macs: float
+    peak_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. ``steps`` are in order; ``warnings`` are sentences."""
+
+    recipe: Recipe
+    source: Source
+    state: ModelState
+    anatomy: Anatomy
+    steps: tuple[PlannedStep, ...]
+    original: Outline
+    evaluation_bytes: int
+    warnings: tuple[str, ...]
+
+    @property
+    def disk_bytes(self) -> int:
+        """Room that the run's folder needs: finished blocks, activations, the checkpoint."""
+        if not self.steps:
+            return 0
+        blocks = sum(s.after.bytes for s in self.steps) if self.steps else 0
+        observed = any(s.method.needs != "nothing" for s in self.steps)
+        calibration = self.recipe.calibration if observed else None
+        activations = forecast.activation_bytes(self.original, calibration)
+        return blocks + self.result.bytes + activations
+
+    @property
+    def result(self) -> Outline:
+        return self.steps[-1].after if self.steps else self.original
+
+    @property
+    def peak_bytes(self) -> int:
+        return max([self.evaluation_bytes, *(s.peak_bytes for s in self.steps)])
+
+    @property
+    def seconds(self) -> float:
+        return sum(s.seconds for s in self.steps)
+
+
+def plan(
+    recipe: Recipe,
+    *,
+    max_memory: int | None = None,
+    cache_dir: str | Path | None = None,
+    trained: Source | None = None,
+    data_root: str | Path | None = None,
+) -> Plan:
+    """Check a recipe against a model's headers and predict what it will do.
+
+    Args:
+        recipe: parsed.
+        max_memory: bytes of resident memory that the run may use; what is free if None.
+        cache_dir: where fetched models are kept.
+        trained: the model that the recipe trains, once it is; a model of its shape if None.
+        data_root: folder with local copies of data sets.
+
+    Raises:
+        CompressError: wrong order, a step that this family or these widths do not support, patterns
+            that match nothing, data or tasks that do not exist, lengths beyond the model's
+            positions, or more memory than allowed.
+    """
+    source = trained or _source(recipe, cache_dir)
+    config = load_config(source.folder, trust_remote_code=recipe.model.trust_remote_code)
+    state = ModelState.of_checkpoint(
+        TensorIndex.open(source.folder), config, recipe.model.trust_remote_code
+    )
+    streamed = state.streamed()
+    check_kind(streamed.model)
+    bits = 8 * (getattr(torch, recipe.output.dtype) if recipe.output.dtype else
+                state.source.storage_dtype).itemsize  # fmt: skip
+    outline = _mark_quantized(outline_of(streamed.model, streamed.anatomy, bits), state)
+    original = outline
+    check_needs(recipe.steps, recipe.calibration is not None)
+    check_order(recipe.steps)
+    notes = check_inputs(recipe, source.folder, streamed.model, data_root)
+    device = device_of(recipe.device)
+    compute = calibration_dtype(recipe.compute, device)
+    steps, base = [], resident()
+    for number, method in enumerate(recipe.steps):
+        after = passed(number, method, streamed, outline)
+        work = forecast.work(method, outline, recipe.calibration)
+        peak = base + forecast.peak_bytes(method, outline, recipe.calibration, compute)
+        seconds = work.seconds(outline, compute, method.learning_dtype(device))
+        steps.append(PlannedStep(method, outline, after, work.macs, peak, seconds))
+        outline = after
+    made = Plan(
+        recipe, source, state, streamed.anatomy, tuple(steps), original,
+        _evaluation_bytes(recipe, original, outline),
+        (*_warnings(recipe, original, outline, state.source.unused), *notes),
+    )  # fmt: skip
+    limit = psutil.virtual_memory().available if max_memory is None else max_memory
+    if made.peak_bytes > limit:
+        raise _too_large(made, limit, "what this machine has free" if max_memory is None else "")
+    return made
+
+
+def _source(recipe: Recipe, cache_dir: str | Path | None) -> Source:
+    if recipe.model.train is not None:
+        from compress.train.create.create import draft
+
+        return draft(recipe.model.train, cache_dir)
+    return resolve(
+        recipe.model.source,
+        revision=recipe.model.revision,
+        cache_dir=cache_dir,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+
+
+def _mark_quantized(outline: Outline, state: ModelState) -> Outline:
+    """A source that is quantised already must not be quantised twice."""
+    blocks = []
+    for block, record in zip(outline.blocks, state.records, strict=True):
+        changed = {
+            name: replace(linear, quantized=True, bits=float(record.quantization[name].bits))
+            for name, linear in block.linears.items()
+            if name in record.quantization
+        }
+        blocks.append(block.with_linears(changed))
+    return replace(outline, blocks=tuple(blocks))
+
+
+def _evaluation_bytes(recipe: Recipe, original: Outline, result: Outline) -> int:
+    """Resident memory of the evaluation, 0 without one."""
+    if recipe.evaluation is None:
+        return 0
+    _, spec = split_evaluation(recipe.evaluation)
+    models = 4 * original.parameters
+    if spec.latency_spec() is not None and recipe.steps:
+        models += 4 * result.parameters
+    return resident() + models + 4 * 1024 * (8 * original.hidden_size + 8192)
+
+
+def _warnings(
+    recipe: Recipe, original: Outline, result: Outline, unused: Sequence[str]
+) -> tuple[str, ...]:
+    found = list(result.notes)
+    if recipe.model.train is not None:
+        training = recipe.model.train.training
+        found.append(
+            f"the model is trained first: {training.steps} steps of {training.batch} sequences"
+        )
+    if recipe.model.trust_remote_code:
+        found.append("code that comes with the checkpoint will be run (trust_remote_code)")
+    if unused:
+        found.append(
+            f"{len(unused)} weights of the checkpoint belong to no part of the model and are left "
+            f"out ({', '.join(unused[:3])})"
+        )
+    if recipe.evaluation is None and recipe.steps:
+        found.append("no evaluation section: the report will not say what the result is worth")
+    if recipe.steps and result.bytes >= original.bytes and result.nonzero == original.nonzero:
+        found.append("the steps change neither size nor number of weights")
+    return tuple(found)
+
+
+def _too_large(made: Plan, limit: int, why: str) -> CompressError:
+    parts = [f"{s.method.name} {s.peak_bytes / 1e9:.2f} GB" for s in made.steps]
+    if made.evaluation_bytes:
+        parts.append(f"evaluation {made.evaluation_bytes / 1e9:.2f} GB")
+    return CompressError(
+        f"a run within {limit / 1e9:.2f} GB of resident memory ({why or '--max-memory'})",
+        f"predicted peaks of {', '.join(parts)}",
+        "Lower calibration.length or calibration.batch, turn evaluation.latency off or leave the "
+        "evaluation out, choose a method of block scope, or raise the limit",
+    )
+
+
+def describe(made: Plan) -> list[dict[str, Any]]:
+    """The plan as rows: step, parameters, non-zero, bytes, effective bits, peak memory, seconds."""
+    rows = [_row("original", made.original, None)]
+    rows += [_row(s.method.name, s.after, s) for s in made.steps]
+    return rows
+
+
+def _row(name: str, outline: Outline, step: PlannedStep | None) -> dict[str, Any]:
+    return {
+        "step": name,
+        "parameters": outline.parameters,
+        "nonzero": outline.nonzero,
+        "bytes": outline.bytes,
+        "effective_bits": outline.effective_bits,
+        "macs_per_token": outline.macs_per_token,
+        "peak_bytes": step.peak_bytes if step else None,
+        "seconds": step.seconds if step else None,
+    }

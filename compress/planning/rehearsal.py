@@ -1,0 +1,277 @@
+"""A step tried on a miniature of a model whose family nobody has described.
+
+The table of families says which sizes an attention module keeps, how projections are fused, which
+config field means what; the conformance suite vouches for that. For any other model type those
+things are inferred, and whether they hold is tried before a plan accepts a step that changes the
+architecture: a model of the same class with random weights and a few thousand parameters is changed
+the way the step will do it, described in a config, built anew from that config, filled and asked.
+Its logits must be those of a model in which the lost parts are zeros. That takes a fraction of a
+second, and finds heads that need each other (differential attention), widths that a class rounds,
+sizes that the forward pass reads from somewhere else, and layers that are told apart by their
+number.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from compress.checkpoint.config import apply_records, keep_layers, stock_config
+from compress.checkpoint.records import record_block
+from compress.errors import CompressError
+from compress.linear.matrix import features, is_linear, matrix
+from compress.linear.modules import LowRankLinear
+from compress.methods.base import DEPTH, MODULES, WIDTH
+from compress.models.anatomy import (
+    ATTENTION_OUT,
+    DOWN,
+    Anatomy,
+    BlockAnatomy,
+    anatomy_of,
+    stock_type,
+)
+from compress.models.families import FAMILIES
+from compress.models.loading import auto_class
+from compress.models.units import narrow_columns, narrow_rows, unit_columns, units_of_rows
+from compress.models.widths import set_width_attributes
+
+_TOLERANCE = 1e-4
+_LENGTH = 12
+# Sizes of the miniature, where the config has such a field.
+_HEADS, _HEAD_DIM, _FFN, _VOCABULARY, _LAYERS = 4, 8, 32, 64, 4
+
+
+def rehearse(what: str, config: PreTrainedConfig) -> None:
+    """Try a change of the architecture on a miniature of the config's model.
+
+    Does nothing for families of the table.
+
+    Args:
+        what: ``heads``, ``neurons``, ``depth`` or ``modules``.
+
+    Raises:
+        CompressError: the family does not take the change, or it cannot be tried and would not show
+            in the proof of the result.
+    """
+    kind = stock_type(config)
+    if kind in FAMILIES:
+        return
+    if what == "modules" and kind not in CONFIG_MAPPING_NAMES:
+        raise CompressError(
+            "a model type that transformers has, to derive one with new modules from",
+            f"{kind!r}, whose code comes with the checkpoint",
+            "Use a sparsity, width, depth or precision step",
+        )
+    model = miniature(config)
+    if model is None or len(anatomy_of(model).blocks) < 2:
+        if what in ("heads", "neurons"):
+            raise _refused(what, kind, "no miniature of it can be built to try that on")
+        return  # the result is proved in any case
+    try:
+        difference = _try(what, model)
+    except CompressError as error:
+        raise _refused(what, kind, f"on a miniature: {error}") from error
+    except Exception as error:  # a class that does not fit its weights raises whatever it hits
+        raise _refused(what, kind, f"{type(error).__name__} on a miniature: {error}") from error
+    if not difference <= _TOLERANCE:
+        raise _refused(
+            what, kind, f"a relative error of {difference:.1e} on a miniature, where {what} depend "
+            "on one another or on their number",
+        )  # fmt: skip
+
+
+def rehearse_method(method: Any, config: PreTrainedConfig) -> None:
+    """Rehearse what a method (its instance) does to the architecture, if anything."""
+    if WIDTH in method.writes:
+        rehearse("heads" if method.kind == ATTENTION_OUT else "neurons", config)
+    if DEPTH in method.writes:
+        rehearse("depth", config)
+    if MODULES in method.writes:
+        rehearse("modules", config)
+
+
+def _refused(what: str, kind: str, why: str) -> CompressError:
+    change = {"modules": "linears that two factors can replace", "depth": "layers that can go"}
+    return CompressError(
+        change.get(what, f"{what} that can go one by one"),
+        f"{kind}, a family outside compress/models/families.py: {why}",
+        "Use a sparsity or precision step, or add an entry to that table",
+    )
+
+
+def miniature(config: PreTrainedConfig) -> PreTrainedModel | None:
+    """Return a small model of the config's class with random weights, None where none can be built.
+
+    Keeps whatever is no size: activation, kinds of layers, options of the attention.
+    """
+    small = stock_config(config)
+    names = getattr(small, "attribute_map", None) or {}
+    layers = getattr(small, "num_hidden_layers", 0) or 0
+    heads = getattr(small, "num_attention_heads", 0)
+    kv_heads = getattr(small, "num_key_value_heads", None)
+    sizes = {
+        "vocab_size": _VOCABULARY,
+        "hidden_size": _HEADS * _HEAD_DIM,
+        "intermediate_size": _FFN,
+        "ffn_dim": _FFN,
+        "num_hidden_layers": min(layers, _LAYERS),
+        "num_attention_heads": _HEADS,
+        "num_key_value_heads": _HEADS if kv_heads == heads else _HEADS // 2,
+        "head_dim": _HEAD_DIM,
+        "rotary_dim": _HEAD_DIM // 2,
+        "max_position_embeddings": 64,
+    }
+    try:
+        for key, value in list(vars(small).items()):
+            if "layer" in key and isinstance(value, (list, tuple)) and len(value) == layers:
+                setattr(small, key, list(value[:_LAYERS]))
+            elif key.endswith("_token_id") and isinstance(value, int):
+                setattr(small, key, min(value, _VOCABULARY - 1))
+        for field, value in sizes.items():
+            if getattr(small, names.get(field, field), None) is not None:
+                setattr(small, field, value)
+        model = _build(small)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        _logits(model)
+    except Exception:  # whatever a class objects to, it is no miniature then
+        return None
+    return model
+
+
+def _build(config: PreTrainedConfig) -> PreTrainedModel:
+    own_code = type(config).__module__.startswith("transformers_modules.")
+    state = torch.get_rng_state()
+    try:
+        torch.manual_seed(0)
+        made = auto_class(config).from_config(
+            copy.deepcopy(config), trust_remote_code=own_code, dtype=torch.float32
+        )
+    finally:
+        torch.set_rng_state(state)
+    return made.eval()
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel) -> torch.Tensor:
+    if hasattr(model.config, "vocab_size"):
+        return model(input_ids=torch.arange(2, 2 + _LENGTH)[None]).logits
+    size, channels = model.config.image_size, model.config.num_channels
+    generator = torch.Generator().manual_seed(1)
+    return model(pixel_values=torch.randn(1, channels, size, size, generator=generator)).logits
+
+
+def _try(what: str, model: PreTrainedModel) -> float:
+    """Change the model; return how far a rebuilt one is from what it should compute."""
+    anatomy = anatomy_of(model)
+    if what == "depth":
+        return _difference(_without_a_layer(model, anatomy), _logits(model))
+    if what == "modules":
+        expected = _factorise(model, anatomy)
+    else:
+        expected = _narrow(model, anatomy, ATTENTION_OUT if what == "heads" else DOWN)
+    after = anatomy_of(model)
+    records = [record_block(model.get_submodule(b.path), b) for b in after.blocks]
+    config = apply_records(model.config, anatomy.family, records, anatomy.blocks_path)
+    return _difference(_rebuilt(config, model.state_dict()), expected)
+
+
+def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def _rebuilt(config: PreTrainedConfig, state: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Logits of a model that is built from a config as a reader would, by way of its JSON."""
+    again = type(config).from_dict(config.to_dict())
+    model = _build(again)
+    model.load_state_dict(state)
+    return _logits(model)
+
+
+@torch.no_grad()
+def _narrow(model: PreTrainedModel, anatomy: Anatomy, kind: str) -> torch.Tensor:
+    """Take one unit out of every block, more of the second; return the logits with zeros instead.
+
+    The second block differs, so that both ways of saying widths are tried by turns.
+    """
+    chosen = [b for b in anatomy.blocks if b.site(kind) is not None]
+    lost = {block.index: _lost(block, kind, number) for number, block in enumerate(chosen)}
+    whole = {}
+    for block in chosen:
+        linear = _output(model, block, kind)
+        weight = matrix(linear)
+        whole[block.index] = weight.clone()
+        weight[:, unit_columns(block, kind)[lost[block.index]].reshape(-1)] = 0
+    expected = _logits(model)
+    for block in chosen:
+        matrix(_output(model, block, kind)).copy_(whole[block.index])
+        module = model.get_submodule(block.path)
+        units = unit_columns(block, kind)
+        stay = torch.tensor([i for i in range(len(units)) if i not in lost[block.index]])
+        for name, owners in units_of_rows(block, kind).items():
+            narrow_rows(module.get_submodule(name), torch.isin(owners, stay).nonzero().flatten())
+        narrow_columns(_output(model, block, kind), units[stay].reshape(-1))
+        widths = {**block.widths}
+        if kind == DOWN:
+            widths["ffn"] = len(stay)
+        else:
+            widths["heads"] = block.heads // block.kv_heads * len(stay)
+            widths["kv_heads"] = len(stay)
+        set_width_attributes(module, anatomy.family, widths, block.head_dim)
+    return expected
+
+
+def _lost(block: BlockAnatomy, kind: str, number: int) -> list[int]:
+    """Which units of a block go: at the front or the end, one or (of neurons) some more."""
+    count = len(unit_columns(block, kind))
+    few = count // 4 if kind == DOWN else 1
+    return list(range(few)) if number % 2 else list(range(count - few, count))
+
+
+def _output(model: PreTrainedModel, block: BlockAnatomy, kind: str) -> nn.Module:
+    return model.get_submodule(f"{block.path}.{block.site(kind).linears[0]}")
+
+
+@torch.no_grad()
+def _factorise(model: PreTrainedModel, anatomy: Anatomy) -> torch.Tensor:
+    """Replace the linears of a block by low-rank pairs; return the logits of their products."""
+    from compress.methods.factorize.base import low_rank
+
+    block = anatomy.blocks[1]
+    module = model.get_submodule(block.path)
+    pairs: dict[str, LowRankLinear] = {}
+    for name in block.linears:
+        linear = module.get_submodule(name)
+        out_features, in_features = features(linear)
+        if not is_linear(linear) or min(out_features, in_features) < 8:
+            continue
+        basis = torch.linalg.svd(matrix(linear), full_matrices=False)[0][:, :4].double()
+        pairs[name] = low_rank(linear, basis)
+        matrix(linear).copy_(pairs[name].second.weight @ pairs[name].first.weight)
+    expected = _logits(model)
+    for name, pair in pairs.items():
+        module.set_submodule(name, pair)
+    return expected
+
+
+def _without_a_layer(model: PreTrainedModel, anatomy: Anatomy) -> torch.Tensor:
+    """Take a layer out of a live model; return the logits of one rebuilt without it."""
+    kept = [b.index for b in anatomy.blocks if b.index != 1]
+    config = keep_layers(model.config, anatomy.family, kept, anatomy.blocks_path)
+    blocks = [model.get_submodule(anatomy.blocks[i].path) for i in kept]
+    for index, block in enumerate(blocks):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
+    parent, _, leaf = anatomy.blocks_path.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, nn.ModuleList(blocks))
+    model.config.__dict__.clear()
+    model.config.__dict__.update(copy.deepcopy(config).__dict__)
+    return _rebuilt(config, model.state_dict())

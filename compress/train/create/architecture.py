@@ -1,0 +1,129 @@
+"""From the fields in a recipe to a model of random weights, with the mistakes found by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import psutil
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+)
+
+from compress.errors import CompressError, did_you_mean
+from compress.models.config_limits import check_layers, check_numbers
+from compress.models.positions import positions_of
+from compress.system.intake import reason
+from compress.train.create.spec import SPECIAL, TrainSpec
+
+_TRAINED = 16  # bytes a parameter: float32 weight, gradient and two moments of Adam
+
+# Fields that follow from the tokenizer or the codebook and the objective.
+_OURS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "is_causal",
+         "masked_generation", "architectures", "transformers_version")  # fmt: skip
+
+
+def build_config(spec: TrainSpec) -> PreTrainedConfig:
+    """The configuration of a model from scratch.
+
+    A causal model type under a masked objective becomes bidirectional: ``is_causal=False``, which
+    transformers' masks respect and checkpoints keep.
+
+    Raises:
+        CompressError: an unknown model type or field (with the closest known), a value that the
+            config refuses, or fewer positions than tokens a sequence.
+    """
+    where = "model.train.architecture"
+    fields = dict(spec.architecture or {})
+    kind = fields.pop("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise CompressError(
+            "a model type that transformers knows", repr(kind),
+            did_you_mean(kind, sorted(CONFIG_MAPPING)), where=where,
+        )  # fmt: skip
+    config_class = CONFIG_MAPPING[kind]
+    _check_fields(config_class, fields, where)
+    masked = spec.objective.kind == "masked"
+    known = config_class in (MODEL_FOR_MASKED_LM_MAPPING if masked else MODEL_FOR_CAUSAL_LM_MAPPING)
+    if not known and not (masked and config_class in MODEL_FOR_CAUSAL_LM_MAPPING):
+        raise CompressError(
+            f"a model type with a {spec.objective.kind} language model", repr(kind),
+            "Choose another model type, such as bert (masked) or llama (both)", where=where,
+        )  # fmt: skip
+    check_numbers({"model_type": kind, **fields}, where)
+    try:
+        config = config_class(**fields, **_token_fields(spec))
+        check_layers(config, 0)
+        _check_memory(config, masked and known)
+    except CompressError as error:
+        raise error.within(where) from None
+    except Exception as error:  # configs and classes check themselves with errors of many types
+        raise CompressError(
+            f"a valid {kind} config", reason(error), "Correct it", where=where
+        ) from error
+    if masked and not known:
+        config.is_causal = False
+    positions = positions_of(config)
+    if spec.length is not None and positions and spec.length > positions:
+        raise CompressError(
+            f"model.train.length of at most {positions}, the model's positions", str(spec.length),
+            "Lower it or raise max_position_embeddings", where=where,
+        )  # fmt: skip
+    return config
+
+
+def _check_fields(config_class: type, fields: dict[str, Any], where: str) -> None:
+    known = {f.name for f in dataclasses.fields(config_class)} | set(config_class.attribute_map)
+    for name in fields:
+        if name in _OURS:
+            raise CompressError(
+                "fields that shape the model", f"{name!r}, which follows from the tokenizer, the "
+                "images or the objective", "Leave it out", where=where,
+            )  # fmt: skip
+        if name not in known:
+            raise CompressError(
+                f"known fields of {config_class.__name__} only", repr(name),
+                did_you_mean(name, sorted(known - set(_OURS))), where=where,
+            )  # fmt: skip
+
+
+def _token_fields(spec: TrainSpec) -> dict[str, Any]:
+    size = spec.vocabulary
+    if spec.images is not None:
+        return {"vocab_size": size, **dict.fromkeys(("pad_token_id", "bos_token_id",
+                                                     "eos_token_id"))}  # fmt: skip
+    pad, end = size - len(SPECIAL), size - len(SPECIAL) + 1
+    return {"vocab_size": size, "pad_token_id": pad, "bos_token_id": end, "eos_token_id": end}
+
+
+def _check_memory(config: PreTrainedConfig, bidirectional: bool) -> None:
+    """Refuse a model whose training this machine has no memory for, however little is free now."""
+    auto = AutoModelForMaskedLM if bidirectional else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(config, dtype=torch.float32)
+    parameters = sum(p.numel() for p in model.parameters())
+    total = psutil.virtual_memory().total
+    if _TRAINED * parameters > total:
+        raise CompressError(
+            f"a model that can be trained in {total / 1e9:.1f} GB, the memory of this machine",
+            f"{parameters:,} parameters, which take {_TRAINED * parameters / 1e9:,.1f} GB",
+            "Make it smaller",
+        )  # fmt: skip
+
+
+def build_model(config: PreTrainedConfig, masked: bool, seed: int) -> PreTrainedModel:
+    """A model of random weights in float32; the same one for the same seed."""
+    bidirectional = masked and type(config) in MODEL_FOR_MASKED_LM_MAPPING
+    auto = AutoModelForMaskedLM if bidirectional else AutoModelForCausalLM
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return auto.from_config(config, dtype=torch.float32)

@@ -1,0 +1,205 @@
+"""Train the model that a recipe names, once; the rest of the run reads it as its source."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+
+from compress.data.framing import Frame, with_note
+from compress.errors import CompressError
+from compress.models.sources.source import Source, load_model, resolve
+from compress.system.files import scratch_folder, whole_folder
+from compress.system.progress import Progress
+from compress.train import fit
+from compress.train.create.architecture import build_config, build_model
+from compress.train.create.material import frame_of, prepare, read_data
+from compress.train.create.objective import describe_generation, loss_for
+from compress.train.create.spec import TrainSpec
+from compress.train.options import Precision
+
+if TYPE_CHECKING:
+    from compress.engine.workspace import Workspace
+    from compress.planning.recipe import Recipe
+
+RECORD = "training.json"  # beside the trained model: what it was trained from
+HISTORY = "training.jsonl"
+
+
+def draft(spec: TrainSpec, cache_dir: str | Path | None = None) -> Source:
+    """A model of the shape that training will give, to plan on before there is one.
+
+    It lies in a temporary folder that goes when the returned source does.
+
+    Raises:
+        CompressError: an architecture that does not exist or does not fit the section; no room for
+            temporary files.
+    """
+    if spec.from_ is not None:
+        return resolve(spec.from_, cache_dir=cache_dir)
+    config = build_config(spec)
+    describe_generation(config, spec, None)
+    temporary = Path(tempfile.gettempdir())
+    try:
+        # Left behind by a killed process, it is removed by the next one that makes one.
+        held = scratch_folder(temporary, "compress-draft-")
+        folder = held.__enter__()
+        source = Source(folder, _origin(spec), "trained")
+        weakref.finalize(source, held.__exit__, None, None, None)
+        build_model(config, spec.objective.kind == "masked", 0).save_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        raise CompressError(
+            f"room for a draft of the model in the folder for temporary files ({temporary})",
+            str(error), "Make room there, or name another folder in TMPDIR",
+        ) from error  # fmt: skip
+    return source
+
+
+def create(
+    spec: TrainSpec,
+    folder: Path,
+    work: Path,
+    *,
+    seed: int = 0,
+    data_root: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+    guard: Callable[[], None] = lambda: None,
+    precision: Precision = "auto",
+) -> Source:
+    """Train the model, or find it trained. Run again after any interruption: it goes on.
+
+    Args:
+        spec: the recipe's ``model.train``.
+        folder: where the model goes: an ordinary checkpoint, with its tokenizer or codebook.
+        work: for the checkpoints of the training; removed when the model is written.
+        seed: of the weights, the codebook and the training.
+        guard: called at every step; may raise to stop the training.
+        precision: what ``precision: auto`` of the training means.
+
+    Raises:
+        CompressError: data or options that do not work, or a folder with a model that was trained
+            from something else.
+    """
+    progress = progress or Progress(quiet=True)
+    adapted = None if spec.from_ is None else resolve(spec.from_, cache_dir=cache_dir)
+    tokenizer_in = adapted.folder if adapted else None
+    data = read_data(spec, data_root, tokenizer_in)
+    frame = frame_of(spec, tokenizer_in)
+    made_from = {"section": _digest(spec, seed, adapted, frame), "data": data.digest}
+    if not _is_trained(folder, made_from):
+        progress.say(f"training the model on {data.description}")
+        material = prepare(spec, data, tokenizer_in, seed, frame)
+        model = _model(spec, adapted, material.reader, seed).to(device).train()
+        result = fit(
+            model,
+            loss_for(model, spec),
+            material.rows,
+            spec.training,
+            folder=work,
+            seed=seed,
+            name="train",
+            progress=progress,
+            guard=guard,
+            auto=precision,
+        )
+        _write(
+            model, material.reader, result.history, {**made_from, "seconds": result.seconds}, folder
+        )
+    shutil.rmtree(work, ignore_errors=True)
+    return _source(spec, folder, adapted, with_note(data.description, frame))
+
+
+def create_for(
+    recipe: Recipe,
+    workspace: Workspace,
+    device: torch.device,
+    data_root: str | Path | None,
+    cache_dir: str | Path | None,
+    progress: Progress,
+    guard: Callable[[], None],
+    precision: Precision,
+) -> Source:
+    """The model that a run trains first, in the run's folder."""
+    return create(
+        recipe.model.train, workspace.folder / "base", workspace.work / "base", seed=recipe.seed,
+        data_root=data_root, cache_dir=cache_dir, device=device, progress=progress, guard=guard,
+        precision=precision,
+    )  # fmt: skip
+
+
+def _model(spec: TrainSpec, adapted: Source | None, reader: Any, seed: int) -> Any:
+    if adapted is not None:
+        model = load_model(adapted)
+    else:
+        model = build_model(build_config(spec), spec.objective.kind == "masked", seed)
+    describe_generation(model.config, spec, reader)
+    return model
+
+
+def _write(model: Any, reader: Any, history: Any, record: dict, folder: Path) -> None:
+    """Write the checkpoint under a temporary name and rename it when it is whole."""
+    advice = "Make room and run the same command again: training goes on from its last checkpoint"
+    with whole_folder(folder, "the trained model", advice) as partial:
+        model.to("cpu").eval().save_pretrained(partial)
+        reader.save_pretrained(partial)
+        lines = "".join(json.dumps(line, sort_keys=True) + "\n" for line in history)
+        (partial / HISTORY).write_text(lines)
+        (partial / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+
+
+def _is_trained(folder: Path, made_from: dict[str, str]) -> bool:
+    path = folder / RECORD
+    if not path.is_file():
+        return False
+    try:
+        earlier = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise CompressError(
+            f"what the model in {folder} was trained from in {path.name}", "a damaged file",
+            f"Remove {folder} to train anew",
+        ) from error  # fmt: skip
+    for name, value in made_from.items():
+        if earlier.get(name) != value:
+            raise CompressError(
+                f"the {name} that the model in {folder} was trained from",
+                f"{value!r} instead of {earlier.get(name)!r}",
+                "The data or the options have changed since; start in a new folder",
+            )
+    return True
+
+
+def _digest(spec: TrainSpec, seed: int, adapted: Source | None, frame: Frame) -> str:
+    section = spec.model_dump(mode="json", by_alias=True, exclude={"special_tokens"})
+    data = [section, seed, adapted and adapted.digest]
+    # What a folder from before this choice was trained with: special tokens around documents only.
+    streamed = spec.packing == "stream"
+    if len(frame) if streamed else not spec.special_tokens:
+        data.append([frame.prefix, frame.suffix])
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _origin(spec: TrainSpec) -> str:
+    what = spec.from_ or spec.architecture["model_type"]
+    return f"{what}, {'adapted' if spec.from_ else 'trained'} by this recipe"
+
+
+def _source(spec: TrainSpec, folder: Path, adapted: Source | None, data: str) -> Source:
+    options = spec.training
+    verb = "adapted" if adapted else "trained"
+    note = (
+        f"the original was {verb} by this run: {options.steps} steps of "
+        f"{options.batch} sequences from {data}"
+    )
+    notes = (*(adapted.notes if adapted else ()), note)
+    license_ = adapted.license if adapted else None
+    return Source(folder, _origin(spec), "trained", license=license_, notes=notes)
