@@ -89,12 +89,11 @@ FAMILIES: dict[str, Family] = {
             "cohere",
             "cohere2",
             "starcoder2",
-            "stablelm",
         ],
         _LLAMA,
     ),
-    # Its output projection is as wide as the hidden size, whatever the fields say.
-    "helium": replace(_LLAMA, head_dim=None),
+    # Their output projection is as wide as the hidden size, whatever the fields say.
+    **dict.fromkeys(("helium", "stablelm"), replace(_LLAMA, head_dim=None)),
     **dict.fromkeys(("glm", "glm4"), replace(_LLAMA, up_layout=CONCATENATED)),
     "phi3": Family(
         kv_heads="num_key_value_heads",

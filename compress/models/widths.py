@@ -17,7 +17,7 @@ from compress.models.anatomy import (
     UP,
     BlockAnatomy,
 )
-from compress.models.families import CONCATENATED, SEPARATE, Family
+from compress.models.families import CONCATENATED, SEPARATE
 
 
 def linear_sizes(anatomy: BlockAnatomy, widths: Mapping[str, int]) -> dict[str, tuple[int, int]]:
@@ -49,14 +49,17 @@ def resize_block(block: nn.Module, anatomy: BlockAnatomy, widths: Mapping[str, i
         anatomy: of the block as it is.
         widths: {"heads", "kv_heads", "ffn"}; 0 where the block has no such part.
     """
-    for name, (rows, columns) in linear_sizes(anatomy, widths).items():
-        module = block.get_submodule(name)
+    before = linear_sizes(anatomy, anatomy.widths)
+    for name, sizes in linear_sizes(anatomy, widths).items():
+        if sizes == before[name]:
+            continue  # whatever it is in truth (shared key/value heads, rounded sizes)
+        module, (rows, columns) = block.get_submodule(name), sizes
         if isinstance(module, LowRankLinear):
             _resize_linear(module.second, rows, 0)
             _resize_linear(module.first, 0, columns)
         else:
             _resize_linear(module, rows, columns)
-    set_width_attributes(block, anatomy.family, widths, anatomy.head_dim)
+    set_width_attributes(block, anatomy, widths)
 
 
 def _resize_linear(module: nn.Module, rows: int, columns: int) -> None:
@@ -83,31 +86,33 @@ def _empty(like: nn.Parameter, shape: tuple[int, ...]) -> nn.Parameter:
 
 
 def set_width_attributes(
-    block: nn.Module, family: Family, widths: Mapping[str, int], head_dim: int
+    block: nn.Module, anatomy: BlockAnatomy, widths: Mapping[str, int]
 ) -> None:
     """Make the sizes that a block's ``forward`` reads follow its widths.
 
-    An attribute is set only where the module has it. Call it after a live block was sliced. A name
-    ``config.X`` in the family's table gives the module a config of its own in which X is set (for
-    classes whose forward reads the config).
+    An attribute is set only where the module has it and its width changes. Call it after a live
+    block was sliced. A name ``config.X`` in the family's table gives the module a config of its own
+    in which X is set (for classes whose forward reads the config).
+
+    Args:
+        anatomy: of the block before it was sliced.
     """
-    values = {
-        "heads": widths["heads"],
-        "kv_heads": widths["kv_heads"],
-        "attention_width": widths["heads"] * head_dim,
-        "ffn": widths["ffn"],
-    }
-    for path, attributes in family.attributes.items():
+    values = {key: widths[key] for key in widths if widths[key] != anatomy.widths[key]}
+    if "heads" in values:
+        values["attention_width"] = widths["heads"] * anatomy.head_dim
+    for path, attributes in anatomy.family.attributes.items():
         try:
             module = block.get_submodule(path)
         except AttributeError:
             continue
         for name, expression in attributes.items():
+            if expression not in values:
+                continue
             if name.startswith("config."):
                 module.config = copy.copy(module.config)
                 module.config.per_layer_config = None
                 setattr(module.config, name.removeprefix("config."), values[expression])
             elif hasattr(module, name):
                 setattr(module, name, values[expression])
-        if hasattr(module, "num_key_value_groups") and values["kv_heads"]:
-            module.num_key_value_groups = values["heads"] // values["kv_heads"]
+        if hasattr(module, "num_key_value_groups") and values.keys() & {"heads", "kv_heads"}:
+            module.num_key_value_groups = widths["heads"] // widths["kv_heads"]

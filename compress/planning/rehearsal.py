@@ -7,13 +7,14 @@ architecture: a model of the same class with random weights and a few thousand p
 the way the step will do it, described in a config, built anew from that config, filled and asked.
 Its logits must be those of a model in which the lost parts are zeros. That takes a fraction of a
 second, and finds heads that need each other (differential attention), widths that a class rounds,
-sizes that the forward pass reads from somewhere else, and layers that are told apart by their
-number.
+sizes that the forward pass reads from somewhere else, layers that are told apart by their number,
+and linears whose class reads weights that a packed checkpoint does not have.
 """
 
 from __future__ import annotations
 
 import copy
+import tempfile
 from typing import Any
 
 import torch
@@ -23,10 +24,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from compress.checkpoint.config import apply_records, keep_layers, stock_config
 from compress.checkpoint.records import record_block
+from compress.checkpoint.save import save_model
 from compress.errors import CompressError
+from compress.linear.grid import QuantScheme, find_group_qparams
 from compress.linear.matrix import features, is_linear, matrix
-from compress.linear.modules import LowRankLinear
-from compress.methods.base import DEPTH, MODULES, WIDTH
+from compress.linear.modules import LowRankLinear, QuantizedLinear, as_linear
+from compress.methods.base import DEPTH, MODULES, PRECISION, WIDTH
 from compress.models.anatomy import (
     ATTENTION_OUT,
     DOWN,
@@ -52,7 +55,7 @@ def rehearse(what: str, config: PreTrainedConfig) -> None:
     Does nothing for families of the table.
 
     Args:
-        what: ``heads``, ``neurons``, ``depth`` or ``modules``.
+        what: ``heads``, ``neurons``, ``depth``, ``modules`` or ``precision``.
 
     Raises:
         CompressError: the family does not take the change, or it cannot be tried and would not show
@@ -85,22 +88,30 @@ def rehearse(what: str, config: PreTrainedConfig) -> None:
         )  # fmt: skip
 
 
-def rehearse_method(method: Any, config: PreTrainedConfig) -> None:
-    """Rehearse what a method (its instance) does to the architecture, if anything."""
+def rehearse_method(method: Any, model: PreTrainedModel) -> None:
+    """Rehearse what a method (its instance) does to a model's architecture, if anything."""
+    config = copy.copy(model.config)
+    config.architectures = config.architectures or [type(model).__name__]
     if WIDTH in method.writes:
         rehearse("heads" if method.kind == ATTENTION_OUT else "neurons", config)
     if DEPTH in method.writes:
         rehearse("depth", config)
     if MODULES in method.writes:
         rehearse("modules", config)
+    if PRECISION in method.writes:
+        rehearse("precision", config)
 
 
 def _refused(what: str, kind: str, why: str) -> CompressError:
-    change = {"modules": "linears that two factors can replace", "depth": "layers that can go"}
+    change = {
+        "modules": "linears that two factors can replace", "depth": "layers that can go",
+        "precision": "linears that load from a packed checkpoint",
+    }  # fmt: skip
+    other = "sparsity" if what == "precision" else "sparsity or precision"
     return CompressError(
         change.get(what, f"{what} that can go one by one"),
         f"{kind}, a family outside compress/models/families.py: {why}",
-        "Use a sparsity or precision step, or add an entry to that table",
+        f"Use a {other} step, or add an entry to that table",
     )
 
 
@@ -133,7 +144,9 @@ def miniature(config: PreTrainedConfig) -> PreTrainedModel | None:
             elif key.endswith("_token_id") and isinstance(value, int):
                 setattr(small, key, min(value, _VOCABULARY - 1))
         for field, value in sizes.items():
-            if getattr(small, names.get(field, field), None) is not None:
+            field = names.get(field, field)
+            computed = isinstance(getattr(type(small), field, None), property)
+            if getattr(small, field, None) is not None and not computed:
                 setattr(small, field, value)
         model = _build(small)
         generator = torch.Generator().manual_seed(0)
@@ -173,14 +186,32 @@ def _try(what: str, model: PreTrainedModel) -> float:
     anatomy = anatomy_of(model)
     if what == "depth":
         return _difference(_without_a_layer(model, anatomy), _logits(model))
+    if what == "precision":
+        return _difference(_packed(model, anatomy), _logits(model))
     if what == "modules":
         expected = _factorise(model, anatomy)
     else:
         expected = _narrow(model, anatomy, ATTENTION_OUT if what == "heads" else DOWN)
+    live = _difference(_logits(model), expected)
     after = anatomy_of(model)
     records = [record_block(model.get_submodule(b.path), b) for b in after.blocks]
     config = apply_records(model.config, anatomy.family, records, anatomy.blocks_path)
-    return _difference(_rebuilt(config, model.state_dict()), expected)
+    return max(live, _difference(_rebuilt(config, model.state_dict()), expected))
+
+
+@torch.no_grad()
+def _packed(model: PreTrainedModel, anatomy: Anatomy) -> torch.Tensor:
+    """Round the linears of a live model, save it; return the logits of what loads from there."""
+    scheme = QuantScheme(bits=8, group_size=None, symmetric=True)
+    for block in anatomy.blocks:
+        module = model.get_submodule(block.path)
+        for name in block.linears:
+            linear = as_linear(module.get_submodule(name))
+            grid = find_group_qparams(linear.weight, scheme, torch.float32)
+            module.set_submodule(name, QuantizedLinear.from_linear(linear, scheme, *grid))
+    with tempfile.TemporaryDirectory(prefix="compress-rehearsal-") as folder:
+        save_model(model, folder)
+        return _logits(auto_class(model.config).from_pretrained(folder).eval())
 
 
 def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -224,7 +255,7 @@ def _narrow(model: PreTrainedModel, anatomy: Anatomy, kind: str) -> torch.Tensor
         else:
             widths["heads"] = block.heads // block.kv_heads * len(stay)
             widths["kv_heads"] = len(stay)
-        set_width_attributes(module, anatomy.family, widths, block.head_dim)
+        set_width_attributes(module, block, widths)
     return expected
 
 

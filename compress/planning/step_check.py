@@ -34,7 +34,7 @@ def check_step(method: Method, streamed: StreamedModel, outline: Outline) -> Out
     method.check(streamed.anatomy, outline)
     check_patterns(method, streamed.anatomy, streamed.model)
     check_rounded(method, outline)
-    rehearse_method(method, streamed.model.config)
+    rehearse_method(method, streamed.model)
     after = method.predict(outline)
     note = left_alone(method, outline)
     return replace(after, notes=(*after.notes, note)) if note else after

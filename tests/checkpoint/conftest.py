@@ -126,7 +126,7 @@ def narrow(model: PreTrainedModel, index: int, *, ffn: int = 0, kv_heads: int = 
             half = torch.arange(after["ffn"])
             keep_rows = torch.cat([half, before["ffn"] + half])
         slice_linear(module, keep_rows, torch.arange(columns) if columns else None)
-    set_width_attributes(block, anatomy.family, after, hd)
+    set_width_attributes(block, anatomy, after)
 
 
 def linear_name(model: PreTrainedModel, index: int, kind: str) -> str:

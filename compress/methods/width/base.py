@@ -265,8 +265,7 @@ class WidthMethod(Method):
         for producer, owners in units_of_rows(anatomy, self.kind).items():
             rows = torch.isin(owners, staying).nonzero().flatten()
             narrow_rows(work.linear(producer), rows)
-        widths = self.widths(anatomy, kept)
-        set_width_attributes(work.block, anatomy.family, widths, anatomy.head_dim)
+        set_width_attributes(work.block, anatomy, self.widths(anatomy, kept))
 
     def _best(
         self,
