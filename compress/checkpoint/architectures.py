@@ -47,7 +47,7 @@ def own_config_class(base_type: str) -> type[PreTrainedConfig]:
         {
             "model_type": f"compress_{base_type}",
             "__module__": __name__,
-            "__doc__": f"{base.__name__} of a model with modules from compress.linear.modules.",
+            "__doc__": f"{base.__name__} of a model with layers of compress.linear.layer.",
         },
     )
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
@@ -76,7 +76,7 @@ def _own_class(
         {
             "__init__": __init__,
             "__module__": __name__,
-            "__doc__": f"{stock.__name__} with modules from compress.linear.modules.",
+            "__doc__": f"{stock.__name__} with layers of compress.linear.layer.",
             "config_class": config_class,
         },
     )

@@ -23,14 +23,13 @@ from compress.checkpoint.tensors_config import (
     unpacks_on_load,
 )
 from compress.errors import CompressError
-from compress.linear.specs import LowRank, ModuleSpec, Replaced
+from compress.linear.layer import LayerSpec, parse_spec
 from compress.models.anatomy import anatomy_of, stock_type
 from compress.models.families import FAMILIES, Family
 from compress.models.loading import auto_class
 
 PREFIX = "compress_"
 SECTION_VERSION = 1
-_SPECS = {"low_rank": LowRank, "linear": Replaced}
 _OWN_KEYS = ("compressed_modules", "compress", "quantization_config", "per_layer_config")
 
 
@@ -122,12 +121,12 @@ def read_records(
     ]
 
 
-def module_specs(config: PreTrainedConfig, num_blocks: int) -> list[dict[str, ModuleSpec]]:
+def module_specs(config: PreTrainedConfig, num_blocks: int) -> list[dict[str, LayerSpec]]:
     """Return {path: spec} of the new modules of every block."""
-    specs: list[dict[str, ModuleSpec]] = [{} for _ in range(num_blocks)]
+    specs: list[dict[str, LayerSpec]] = [{} for _ in range(num_blocks)]
     for name, spec in (getattr(config, "compressed_modules", None) or {}).items():
         index, _, path = name.partition(".")
-        specs[int(index)][path] = _SPECS[spec["kind"]].model_validate(spec)
+        specs[int(index)][path] = parse_spec(spec)
     return specs
 
 

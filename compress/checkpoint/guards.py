@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 
 from compress.checkpoint.packing import PACKED, storage_format
 from compress.checkpoint.records import BlockRecord
+from compress.linear.layer import CONVERTED
 
 SHAPE = (0,)
 
@@ -32,7 +33,7 @@ def guards(record: BlockRecord) -> dict[str, torch.Tensor]:
     for path, spec in sorted(record.modules.items()):
         scheme = record.quantization.get(path)
         packed = scheme is not None and storage_format(scheme) == PACKED
-        if spec.kind == "low_rank" or packed:
+        if spec.kind != CONVERTED or packed:
             found[f"{path}.weight"] = torch.empty(SHAPE)
     return found
 

@@ -10,7 +10,7 @@ import torch
 
 from compress.errors import CompressError
 from compress.linear.grid import QuantScheme
-from compress.linear.modules import QuantizedLinear
+from compress.linear.quantized import QuantizedLinear
 
 PACKED, INT8 = "pack-quantized", "int-quantized"
 

@@ -5,14 +5,21 @@ from __future__ import annotations
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from compress.checkpoint.packing import check_names, check_shape, pack, stored_shapes, unpack
 from compress.errors import CompressError
 from compress.linear.grid import QuantScheme
-from compress.linear.matrix import features, is_linear
-from compress.linear.modules import LowRankLinear, QuantizedLinear
-from compress.linear.specs import LowRank, ModuleSpec, Replaced
+from compress.linear.layer import (
+    CONVERTED,
+    AnySpec,
+    Converted,
+    LayerSpec,
+    LinearShape,
+    is_layer,
+    layer_class,
+)
+from compress.linear.matrix import features, is_conv1d, is_linear
+from compress.linear.quantized import QuantizedLinear, scheme_of
 from compress.models.anatomy import BlockAnatomy
 from compress.models.widths import resize_block
 
@@ -30,7 +37,7 @@ class BlockRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     widths: dict[str, int] = Field(default_factory=dict)
-    modules: dict[str, ModuleSpec] = Field(default_factory=dict)
+    modules: dict[str, AnySpec] = Field(default_factory=dict)
     quantization: dict[str, QuantScheme] = Field(default_factory=dict)
     zeros: dict[str, str] = Field(default_factory=dict)
 
@@ -40,17 +47,26 @@ def record_block(block: nn.Module, anatomy: BlockAnatomy) -> BlockRecord:
 
     Args:
         anatomy: of the block as it is now.
+
+    Raises:
+        CompressError: a layer with a tensor called ``weight``.
     """
-    modules: dict[str, LowRank | Replaced] = {}
+    modules: dict[str, LayerSpec] = {}
     quantization: dict[str, QuantScheme] = {}
     zeros: dict[str, str] = {}
     for name, module in block.named_modules():
-        if isinstance(module, LowRankLinear):
-            modules[name] = LowRank(rank=module.rank)
+        if is_layer(module):
+            if "weight" in module.state_dict():
+                raise CompressError(
+                    "a layer without a tensor of the name `weight`, which a class that does not "
+                    "know the layer would load", f"{type(module).__name__} at {name}",
+                    "Give the tensor another name",
+                )  # fmt: skip
+            modules[name] = module.spec()
         elif getattr(module, "was_conv1d", False):
-            modules[name] = Replaced()
-        if isinstance(module, QuantizedLinear):
-            quantization[name] = module.scheme
+            modules[name] = Converted()
+        if (scheme := scheme_of(module)) is not None:
+            quantization[name] = scheme
         if is_linear(module) and getattr(module, "zeros", None):
             zeros[name] = module.zeros
     return BlockRecord(
@@ -150,7 +166,7 @@ def apply_record(
         _replace(block, path, spec)
     for path, scheme in record.quantization.items():
         old = block.get_submodule(path)
-        if isinstance(old, QuantizedLinear) and old.scheme == scheme:
+        if scheme_of(old) == scheme:
             continue
         new = QuantizedLinear(
             old.in_features,
@@ -166,26 +182,19 @@ def apply_record(
         block.get_submodule(path).zeros = pattern
 
 
-def _replace(block: nn.Module, path: str, spec: LowRank | Replaced) -> None:
+def _replace(block: nn.Module, path: str, spec: LayerSpec) -> None:
     old = block.get_submodule(path)
-    if isinstance(spec, LowRank):
-        if isinstance(old, LowRankLinear) and old.rank == spec.rank:
-            return
-        if not isinstance(old, LowRankLinear):
-            out_features, in_features = features(old)
-        else:
-            out_features, in_features = old.out_features, old.in_features
-        like = next(old.parameters())
-        new: nn.Module = LowRankLinear(
-            in_features, out_features, spec.rank, old.bias is not None, like.device, like.dtype
-        )
-    else:
-        if not isinstance(old, Conv1D):
-            old.was_conv1d = True
-            return
+    if is_layer(old) and old.spec() == spec:
+        return
+    if spec.kind != CONVERTED:
+        new: nn.Module = layer_class(spec.kind).build(spec, LinearShape.of(old))
+    elif is_conv1d(old):
         out_features, in_features = features(old)
         new = nn.Linear(in_features, out_features, device=old.weight.device, dtype=old.weight.dtype)
         new.was_conv1d = True
+    else:
+        old.was_conv1d = True
+        return
     block.set_submodule(path, new.train(old.training))
 
 

@@ -11,6 +11,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is a GPT-2 ``Conv1D``, which stores its matrix transposed."""
+    return isinstance(module, Conv1D)
+
+
 def is_linear(module: nn.Module) -> bool:
     """True for modules that hold one weight matrix applied to the last dimension of their input."""
     return isinstance(module, (nn.Linear, Conv1D))
@@ -62,3 +67,35 @@ def slice_linear(
     if columns is not None:
         weight = weight.index_select(1, columns)
     set_matrix(module, weight)
+
+
+def linear_from_conv1d(module: nn.Module) -> nn.Linear:
+    """Return an ``nn.Linear`` that computes what a GPT-2 ``Conv1D`` (weight [in, out]) does.
+
+    The new linear says where it comes from (``was_conv1d``): a checkpoint that holds it is no
+    longer of the stock architecture.
+    """
+    in_features, out_features = module.weight.shape
+    linear = nn.Linear(in_features, out_features, device="meta")
+    weight = module.weight.data.t().contiguous()
+    linear.weight = nn.Parameter(weight, requires_grad=module.weight.requires_grad)
+    linear.bias = module.bias
+    copy_marks(module, linear)
+    linear.was_conv1d = True
+    return linear.train(module.training)
+
+
+def as_linear(module: nn.Module) -> nn.Linear:
+    """Return ``module`` itself if it is an ``nn.Linear``, or the linear that replaces a Conv1D."""
+    return linear_from_conv1d(module) if isinstance(module, Conv1D) else module
+
+
+def copy_marks(source: nn.Module, target: nn.Module) -> None:
+    """Carry what steps noted on a linear over to the module that replaces it.
+
+    ``zeros`` ("2:4", "unstructured"): the pattern that a sparsity step left;
+    ``was_conv1d``: see :func:`linear_from_conv1d`.
+    """
+    for mark in ("zeros", "was_conv1d"):
+        if hasattr(source, mark):
+            setattr(target, mark, getattr(source, mark))

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
 from compress.errors import CompressError
-from compress.linear.matrix import is_linear, matrix
+from compress.linear.layer import parts_of
+from compress.linear.matrix import matrix
 from compress.linear.statistics import NOTHING, InputStatistics
 from compress.methods.learning import BlockWork, Learning, ModelWork
 from compress.models.anatomy import Anatomy, BlockAnatomy, Site
@@ -78,22 +79,20 @@ class SiteWork:
     def groups(self) -> Iterator[tuple[list[str], InputStatistics | None]]:
         """Yield targeted linears that read the same input, with the statistics of that input.
 
-        A low-rank pair counts as two linears. Its second factor reads what the first one makes, so
-        it comes afterwards, with statistics carried through the first factor as it is by then.
+        A layer counts as the linears that it is made of. Each reads what the one before it makes,
+        so it comes afterwards, with statistics carried through the others as they are by then.
         """
-        by_statistics: dict[int, list[str]] = {}
+        by_statistics: dict[int, tuple[InputStatistics | None, list[str]]] = {}
         for name in self.names:
             stats = self.statistics.get(name)
-            path = name if is_linear(self.linear(name)) else f"{name}.first"
-            by_statistics.setdefault(id(stats), []).append(path)
-        for paths in by_statistics.values():
-            yield paths, self.statistics.get(paths[0].removesuffix(".first"))
+            first = parts_of(self.linear(name), name)[:1]
+            by_statistics.setdefault(id(stats), (stats, []))[1].extend(first)
+        for stats, paths in by_statistics.values():
+            yield paths, stats
         for name in self.names:
-            pair = self.linear(name)
-            if not is_linear(pair):
-                stats = self.statistics.get(name)
-                carried = None if stats is None else stats.through(pair.first.weight.data)
-                yield [f"{name}.second"], carried
+            layer, stats = self.linear(name), self.statistics.get(name)
+            for number, path in enumerate(parts_of(layer, name)[1:], 1):
+                yield [path], None if stats is None else layer.carried(stats, number)
 
     def label(self, name: str) -> str:
         """How to name a linear in a message."""

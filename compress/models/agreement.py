@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from compress.errors import CompressError
-from compress.linear.modules import QuantizedLinear
+from compress.linear.quantized import scheme_of
 from compress.system.tensors import TensorIndex
 
 
@@ -21,7 +21,7 @@ def check_shapes(index: TensorIndex, stored: Mapping[str, str], model: nn.Module
     Raises:
         CompressError: naming the first tensor that differs.
     """
-    quantised = {n for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
+    quantised = {n for n, m in model.named_modules() if scheme_of(m) is not None}
     for name, promised in model.state_dict().items():
         found = stored.get(name)
         # Codes and grids have shapes of their own, which unpacking checks.

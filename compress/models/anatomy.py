@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from compress.errors import CompressError
-from compress.linear.matrix import features, is_linear
+from compress.linear.layer import features_of, is_layer, is_map
 from compress.models.families import (
     CONCATENATED,
     FAMILIES,
@@ -139,7 +139,7 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
             continue
         if wanted is not None and path.rpartition(".")[2] != wanted:
             continue
-        if not any(is_linear(m) for m in module[0].modules()):
+        if not any(is_map(m) for m in module[0].modules()):
             continue
         # The innermost list wins among equals: ALBERT nests groups of layers.
         if best is None or len(module) > len(best[1]) or path.startswith(best[0] + "."):
@@ -174,12 +174,9 @@ def block_anatomy(
     block: nn.Module, path: str, index: int, config: PreTrainedConfig, family: Family
 ) -> BlockAnatomy:
     """Infer one block's sites and widths from its modules as they are now."""
-    from compress.linear.modules import LowRankLinear
-
-    names = [n for n, m in block.named_modules() if is_linear(m) or isinstance(m, LowRankLinear)]
-    # The two factors of a low-rank pair act as the one linear that they replaced.
-    pairs = {n for n, m in block.named_modules() if isinstance(m, LowRankLinear)}
-    names = [n for n in names if n.rpartition(".")[0] not in pairs]
+    # What a layer is made of acts as the one linear that it replaced.
+    layers = tuple(f"{n}." for n, m in block.named_modules() if is_layer(m))
+    names = [n for n, m in block.named_modules() if is_map(m) and not n.startswith(layers)]
     roles: dict[str, list[str]] = {}
     for name in names:
         roles.setdefault(_role(name), []).append(name)
@@ -226,8 +223,10 @@ def _with_bound(
         counts = {heads, kv_heads} - {1}
         widths = {heads * head_dim, kv_heads * head_dim} - {head_dim}
     bound = []
-    for name, module in block.get_submodule(site.core).named_modules(prefix=site.core):
-        if is_linear(module):
+    core = block.get_submodule(site.core)
+    layers = tuple(f"{site.core}.{n}." for n, m in core.named_modules() if is_layer(m))
+    for name, module in core.named_modules(prefix=site.core):
+        if is_map(module) or name.startswith(layers):
             continue
         shapes = [p.shape for p in module.parameters(recurse=False)]
         sizes = {size for shape in shapes for size in shape} | {shape.numel() for shape in shapes}
@@ -239,10 +238,7 @@ def _with_bound(
 
 
 def _size(block: nn.Module, name: str) -> tuple[int, int]:
-    module = block.get_submodule(name)
-    if is_linear(module):
-        return features(module)
-    return module.out_features, module.in_features
+    return features_of(block.get_submodule(name))
 
 
 def _heads(

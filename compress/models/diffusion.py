@@ -19,7 +19,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from compress.errors import CompressError
-from compress.linear.modules import LowRankLinear, QuantizedLinear
+from compress.linear.layer import is_layer
+from compress.linear.quantized import scheme_of
 from compress.system.tensors import check_finite
 
 CLASS = "UVit2DModel"
@@ -172,7 +173,7 @@ def save_diffusion(model: nn.Module, folder: Path) -> None:
         CompressError: the model holds modules that diffusers cannot load.
     """
     for name, module in model.named_modules():
-        if isinstance(module, (LowRankLinear, QuantizedLinear)):
+        if is_layer(module) or scheme_of(module) is not None:
             raise CompressError(
                 "plain linears, the only ones that diffusers can load",
                 f"a {type(module).__name__} at {name}",

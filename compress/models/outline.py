@@ -11,17 +11,22 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 from transformers import PreTrainedModel
 
+from compress.linear.layer import features_of, is_layer
+from compress.linear.quantized import quantized_parts
 from compress.models.anatomy import Anatomy, BlockAnatomy
 
 
 @dataclass(frozen=True)
 class LinearOutline:
-    """One weight matrix [out, in], or the low-rank pair that took its place.
+    """One weight matrix [out, in], or the layer that took its place.
 
     Attributes:
         bits: stored bits a weight, scales and zero points included.
         density: share of weights that are not zero.
-        rank: rank of the pair, 0 for a plain matrix.
+        layer: kind of the layer, "" for a plain matrix.
+        parts: shapes [out, in] of the linears that a layer is made of; none where it is not.
+        stored: weights of a layer that is not made of linears.
+        work: multiply-accumulates a token of a layer, where they are not its weights.
     """
 
     out_features: int
@@ -29,14 +34,45 @@ class LinearOutline:
     bias: bool
     bits: float
     density: float = 1.0
-    rank: int = 0
     quantized: bool = False
+    layer: str = ""
+    parts: tuple[tuple[int, int], ...] = ()
+    stored: int | None = None
+    work: int | None = None
+
+    @property
+    def matrices(self) -> tuple[tuple[int, int], ...]:
+        """Shapes [out, in] of the plain linears here; none in a layer that is not made of them."""
+        if self.layer:
+            return self.parts
+        return ((self.out_features, self.in_features),)
 
     @property
     def weights(self) -> int:
-        if self.rank:
-            return self.rank * (self.out_features + self.in_features)
-        return self.out_features * self.in_features
+        if self.layer and not self.parts:
+            return self.stored or 0
+        return sum(rows * columns for rows, columns in self.matrices)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one token."""
+        return self.weights if self.work is None else self.work
+
+    def factorised(self, rank: int) -> LinearOutline:
+        """A low-rank pair in the place of a plain matrix; the matrix itself for rank 0."""
+        if not rank:
+            return self
+        parts = ((rank, self.in_features), (self.out_features, rank))
+        return replace(self, layer="low_rank", parts=parts)
+
+    def narrowed(self, rows: int, columns: int) -> LinearOutline:
+        """The same with other numbers of outputs and inputs; 0 leaves one as it is."""
+        rows, columns = rows or self.out_features, columns or self.in_features
+        parts = list(self.parts)
+        if parts:
+            parts[0] = (parts[0][0], columns)
+            parts[-1] = (rows, parts[-1][1])
+        return replace(self, out_features=rows, in_features=columns, parts=tuple(parts))
 
     @property
     def bytes(self) -> float:
@@ -108,7 +144,7 @@ class Outline:
     @property
     def macs_per_token(self) -> int:
         """Multiply-accumulates of linears and head for one token (attention not counted)."""
-        linears = sum(x.weights for b in self.blocks for x in b.linears.values())
+        linears = sum(x.macs for b in self.blocks for x in b.linears.values())
         return linears + self.head_weights
 
     def map_blocks(self, change) -> Outline:
@@ -118,8 +154,6 @@ class Outline:
 
 def outline_of(model: PreTrainedModel, anatomy: Anatomy, value_bits: int) -> Outline:
     """Read the outline of a (meta) model."""
-    from compress.linear.modules import LowRankLinear, QuantizedLinear
-
     blocks = []
     for block_anatomy in anatomy.blocks:
         block = model.get_submodule(block_anatomy.path)
@@ -127,17 +161,7 @@ def outline_of(model: PreTrainedModel, anatomy: Anatomy, value_bits: int) -> Out
         counted = 0
         for name in block_anatomy.linears:
             module = block.get_submodule(name)
-            rank = module.rank if isinstance(module, LowRankLinear) else 0
-            out_features, in_features = _features(module)
-            quantized = any(isinstance(m, QuantizedLinear) for m in module.modules())
-            linears[name] = LinearOutline(
-                out_features,
-                in_features,
-                _bias(module),
-                float(value_bits),
-                rank=rank,
-                quantized=quantized,
-            )
+            linears[name] = linear_outline(module, float(value_bits))
             counted += linears[name].weights
         total = sum(p.numel() for p in block.parameters())
         blocks.append(BlockOutline(linears, total - counted, block_anatomy))
@@ -157,12 +181,16 @@ def outline_of(model: PreTrainedModel, anatomy: Anatomy, value_bits: int) -> Out
     )
 
 
-def _features(module: nn.Module) -> tuple[int, int]:
-    from compress.linear.matrix import features, is_linear
-
-    return features(module) if is_linear(module) else (module.out_features, module.in_features)
-
-
-def _bias(module: nn.Module) -> bool:
-    module = getattr(module, "second", module)
-    return module.bias is not None
+def linear_outline(module: nn.Module, bits: float) -> LinearOutline:
+    """The outline of a linear or a layer (real or meta), zeros left out of account."""
+    rows, columns = features_of(module)
+    plain = LinearOutline(
+        rows, columns, module.bias is not None, bits, quantized=quantized_parts(module)
+    )
+    if not is_layer(module):
+        return plain
+    size = module.size()
+    parts = tuple(features_of(module.get_submodule(part)) for part in module.parts())
+    stored = None if parts else size.weights
+    plain = replace(plain, layer=module.kind, parts=parts, stored=stored)
+    return plain if size.macs == plain.weights else replace(plain, work=size.macs)

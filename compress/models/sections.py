@@ -10,9 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from compress.errors import CompressError
-from compress.linear.specs import LowRank, Replaced
-
-_SPECS = {"low_rank": LowRank, "linear": Replaced}
+from compress.linear.layer import parse_spec
 
 
 def check_sections(fields: dict[str, Any], layers: int | None, where: str) -> None:
@@ -46,11 +44,10 @@ def _check_module(name: str, spec: Any, layers: int | None, where: str) -> None:
     if not index.isdecimal() or not path or (layers is not None and int(index) >= layers):
         last = "" if layers is None else f" (from 0 to {layers - 1})"
         raise _refused(f"{place} to name a layer by its number{last} and a path in it", name, where)
-    kind = _mapping(spec, place, where).get("kind")
-    if kind not in _SPECS:
-        raise _refused(f"{place}.kind to be one of {', '.join(_SPECS)}", kind, where)
     try:
-        _SPECS[kind].model_validate(spec)
+        parse_spec(_mapping(spec, place, where))
+    except CompressError as error:
+        raise error.within(f"{where}, {place}.kind") from None
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

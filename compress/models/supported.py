@@ -10,7 +10,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from compress.errors import CompressError
-from compress.linear.modules import QuantizedLinear
+from compress.linear.quantized import quantized_parts
 from compress.models.families import FAMILIES
 from compress.models.loading import TASKS
 
@@ -51,7 +51,7 @@ def check_not_packed(model: nn.Module) -> None:
         CompressError: naming what to do instead.
     """
     packed = getattr(model.config, "quantization_config", None) is not None
-    ours = any(isinstance(m, QuantizedLinear) for m in model.modules())
+    ours = quantized_parts(model)
     if packed and not ours or getattr(model, "hf_quantizer", None) is not None:
         raise CompressError(
             "a model in floating point, or one that this process has quantised",

@@ -1,4 +1,4 @@
-"""Narrowing linears that may be low-rank pairs, and which rows and columns a unit of a block owns.
+"""Narrowing linears and layers, and which rows and columns a unit of a block owns.
 
 A *unit* is what a width step removes as a whole: a neuron of the FFN, or a key/value head together
 with the query heads that read it.
@@ -9,24 +9,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from compress.linear.matrix import is_linear, matrix, slice_linear
+from compress.linear.layer import reading, writing
+from compress.linear.matrix import matrix, slice_linear
 from compress.models.anatomy import DOWN, QKV, UP, BlockAnatomy
 from compress.models.families import CONCATENATED, INTERLEAVED, SEPARATE
-
-
-def reading(module: nn.Module) -> nn.Module:
-    """The linear that reads the input: the module itself, or the first factor of a pair."""
-    return module if is_linear(module) else module.first
-
-
-def writing(module: nn.Module) -> nn.Module:
-    """The linear that writes the output: the module itself, or the second factor of a pair."""
-    return module if is_linear(module) else module.second
-
-
-def product(module: nn.Module) -> torch.Tensor:
-    """The map as one matrix [out, in]; a view for a plain linear, a copy for a pair."""
-    return matrix(module) if is_linear(module) else matrix(module.second) @ matrix(module.first)
 
 
 def unit_columns(anatomy: BlockAnatomy, kind: str) -> torch.Tensor:
@@ -70,7 +56,7 @@ def units_of_rows(anatomy: BlockAnatomy, kind: str) -> dict[str, torch.Tensor]:
 
 
 def narrow_rows(module: nn.Module, rows: torch.Tensor) -> None:
-    """Keep only some outputs of a linear or a pair."""
+    """Keep only some outputs of a linear or a layer."""
     slice_linear(writing(module), rows=rows.to(writing(module).weight.device))
 
 

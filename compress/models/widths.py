@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from compress.linear.modules import LowRankLinear
+from compress.linear.layer import reading, writing
 from compress.models.anatomy import (
     ATTENTION_OUT,
     DOWN,
@@ -54,11 +54,8 @@ def resize_block(block: nn.Module, anatomy: BlockAnatomy, widths: Mapping[str, i
         if sizes == before[name]:
             continue  # whatever it is in truth (shared key/value heads, rounded sizes)
         module, (rows, columns) = block.get_submodule(name), sizes
-        if isinstance(module, LowRankLinear):
-            _resize_linear(module.second, rows, 0)
-            _resize_linear(module.first, 0, columns)
-        else:
-            _resize_linear(module, rows, columns)
+        _resize_linear(writing(module), rows, 0)
+        _resize_linear(reading(module), 0, columns)
     set_width_attributes(block, anatomy, widths)
 
 

@@ -27,8 +27,9 @@ from compress.checkpoint.records import record_block
 from compress.checkpoint.save import save_model
 from compress.errors import CompressError
 from compress.linear.grid import QuantScheme, find_group_qparams
-from compress.linear.matrix import features, is_linear, matrix
-from compress.linear.modules import LowRankLinear, QuantizedLinear, as_linear
+from compress.linear.layer import Layer
+from compress.linear.matrix import as_linear, features, is_linear, matrix
+from compress.linear.quantized import QuantizedLinear
 from compress.methods.base import DEPTH, MODULES, PRECISION, WIDTH
 from compress.models.anatomy import (
     ATTENTION_OUT,
@@ -277,7 +278,7 @@ def _factorise(model: PreTrainedModel, anatomy: Anatomy) -> torch.Tensor:
 
     block = anatomy.blocks[1]
     module = model.get_submodule(block.path)
-    pairs: dict[str, LowRankLinear] = {}
+    pairs: dict[str, Layer] = {}
     for name in block.linears:
         linear = module.get_submodule(name)
         out_features, in_features = features(linear)
@@ -285,7 +286,7 @@ def _factorise(model: PreTrainedModel, anatomy: Anatomy) -> torch.Tensor:
             continue
         basis = torch.linalg.svd(matrix(linear), full_matrices=False)[0][:, :4].double()
         pairs[name] = low_rank(linear, basis)
-        matrix(linear).copy_(pairs[name].second.weight @ pairs[name].first.weight)
+        matrix(linear).copy_(pairs[name].dense())
     expected = _logits(model)
     for name, pair in pairs.items():
         module.set_submodule(name, pair)

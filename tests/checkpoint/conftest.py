@@ -12,8 +12,10 @@ import transformers
 from transformers import PreTrainedModel
 
 from compress.checkpoint.hooks import install_hooks
-from compress.linear.matrix import features, slice_linear
-from compress.linear.modules import LowRankLinear, QuantizedLinear, QuantScheme, as_linear
+from compress.linear.grid import QuantScheme
+from compress.linear.low_rank import LowRankLinear
+from compress.linear.matrix import as_linear, features, slice_linear
+from compress.linear.quantized import QuantizedLinear
 from compress.models.anatomy import anatomy_of
 from compress.models.widths import linear_sizes, set_width_attributes
 

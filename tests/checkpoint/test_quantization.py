@@ -10,13 +10,15 @@ from torch import nn
 from compress.checkpoint.packing import pack, storage_format, unpack
 from compress.errors import CompressError
 from compress.linear.grid import (
+    QuantScheme,
     dequantize,
     fake_quantize,
     fake_quantize_tokens,
     find_group_qparams,
     quantize,
 )
-from compress.linear.modules import QuantizedLinear, QuantScheme, linear_from_conv1d
+from compress.linear.matrix import linear_from_conv1d
+from compress.linear.quantized import QuantizedLinear
 
 SCHEMES = [
     QuantScheme(bits=bits, group_size=group, symmetric=symmetric)

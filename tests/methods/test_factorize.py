@@ -11,7 +11,7 @@ from compress.engine.context import StepContext
 from compress.engine.steps import run_step
 from compress.errors import CompressError
 from compress.linear.algebra import principal_outputs
-from compress.linear.modules import LowRankLinear
+from compress.linear.low_rank import LowRankLinear
 from compress.linear.statistics import GRAM, InputStatistics
 from compress.methods.factorize.asvd import ASVD
 from compress.methods.factorize.base import low_rank

@@ -11,12 +11,12 @@ from torch import nn
 
 from compress.errors import CompressError
 from compress.linear.algebra import principal_outputs
-from compress.linear.matrix import is_linear
-from compress.linear.modules import LowRankLinear, QuantizedLinear, as_linear
+from compress.linear.low_rank import LowRankLinear
+from compress.linear.matrix import as_linear
 from compress.linear.statistics import InputStatistics
 from compress.methods.base import MODULES, VALUES, LinearMethod, SiteWork
 from compress.models.anatomy import Anatomy
-from compress.models.outline import LinearOutline, Outline
+from compress.models.outline import LinearOutline, Outline, linear_outline
 
 
 class FactorizeMethod(LinearMethod):
@@ -79,7 +79,7 @@ class FactorizeMethod(LinearMethod):
 
     def predict(self, outline: Outline) -> Outline:
         def change(linear: LinearOutline) -> LinearOutline:
-            return replace(linear, rank=self.rank_of(linear.out_features, linear.in_features))
+            return linear.factorised(self.rank_of(linear.out_features, linear.in_features))
 
         return self.predict_linears(outline, change)
 
@@ -142,10 +142,10 @@ def _check_linear(linear: LinearOutline, label: str, method: str) -> None:
             f"{label}, which an earlier step has quantised",
             f"Put {method} before the quantisation, which then rounds both factors",
         )
-    if linear.rank:
+    if linear.layer:
         raise CompressError(
             "plain linear layers",
-            f"{label}, which an earlier step has factorised",
+            f"{label}, in whose place an earlier step has put a layer of kind {linear.layer}",
             "Factorise a layer once: exclude it from one of the two steps",
         )
     if linear.density < 1:
@@ -158,13 +158,7 @@ def _check_linear(linear: LinearOutline, label: str, method: str) -> None:
 
 def _refuse(linear: nn.Module, label: str, method: str) -> None:
     """The same for a live model, which no plan has looked at."""
-    found = LinearOutline(
-        1,
-        1,
-        False,
-        32,
-        density=0.0 if getattr(linear, "zeros", None) else 1.0,
-        rank=0 if is_linear(linear) else 1,
-        quantized=isinstance(linear, QuantizedLinear),
+    found = replace(
+        linear_outline(linear, 32), density=0.0 if getattr(linear, "zeros", None) else 1.0
     )
     _check_linear(found, label, method)

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from compress.errors import CompressError
 from compress.linear.grid import QuantScheme, fake_quantize, find_group_qparams
-from compress.linear.modules import QuantizedLinear, as_linear
+from compress.linear.matrix import as_linear
+from compress.linear.quantized import QuantizedLinear
 from compress.methods.base import PRECISION, VALUES, LinearMethod, SiteWork
 from compress.models.anatomy import Anatomy
 from compress.models.outline import LinearOutline, Outline
@@ -59,7 +60,13 @@ class QuantizeMethod(LinearMethod):
                 f"{label}, which an earlier step has quantised",
                 "Quantise a layer once: exclude it from one of the two steps",
             )
-        for width in (linear.in_features, linear.rank):
+        if not linear.matrices:
+            raise CompressError(
+                "linears, or layers made of linears",
+                f"a layer of kind {linear.layer} at {label}",
+                "Exclude it, or put this step before the one that made it",
+            )
+        for _, width in linear.matrices:
             if self.group_size and width % self.group_size:
                 fitting = [g for g in (128, 96, 64, 48, 32, 16, 8) if width % g == 0]
                 raise CompressError(
@@ -71,14 +78,18 @@ class QuantizeMethod(LinearMethod):
 
     def predict(self, outline: Outline) -> Outline:
         def change(linear: LinearOutline) -> LinearOutline:
-            # Rows are packed into whole int32 words; zero points are packed as well.
-            width = linear.rank or linear.in_features
-            packed = -(-width * self.bits // 32) * 32 / width if self._packs else 8
-            groups = -(-width // self.group_size) if self.group_size else 1
-            scales = groups / width * (outline.value_bits + (0 if self.symmetric else self.bits))
-            return replace(linear, bits=packed + scales, quantized=True)
+            stored = sum(
+                rows * self._row_bits(width, outline.value_bits) for rows, width in linear.matrices
+            )
+            return replace(linear, bits=stored / linear.weights, quantized=True)
 
         return self.predict_linears(outline, change)
+
+    def _row_bits(self, width: int, value_bits: int) -> float:
+        """Stored bits of a row: packed into whole int32 words, as zero points are; its scales."""
+        packed = -(-width * self.bits // 32) * 32 if self._packs else 8 * width
+        groups = -(-width // self.group_size) if self.group_size else 1
+        return packed + groups * (value_bits + (0 if self.symmetric else self.bits))
 
     @property
     def _packs(self) -> bool:

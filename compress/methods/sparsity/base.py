@@ -48,12 +48,18 @@ class ZeroingMethod(LinearMethod):
         for block in outline.blocks:
             for site in block.anatomy.sites:
                 for name in self.targets(block.anatomy, site):
-                    width = block.linears[name].in_features
-                    inner = block.linears[name].rank
-                    if width % group or inner % group:
+                    linear, label = block.linears[name], f"{block.anatomy.path}.{name}"
+                    if not linear.matrices:
+                        raise CompressError(
+                            "linears, or layers made of linears",
+                            f"a layer of kind {linear.layer} at {label}",
+                            "Exclude it, or put this step before the one that made it",
+                        )
+                    odd = [width for _, width in linear.matrices if width % group]
+                    if odd:
                         raise CompressError(
                             f"input widths divisible by {group} for the pattern {self.pattern}",
-                            f"{inner if inner % group else width} at {block.anatomy.path}.{name}",
+                            f"{odd[0]} at {label}",
                             "Exclude this layer, choose another pattern, or give an earlier width "
                             f"or low-rank step a multiple of {group}",
                         )

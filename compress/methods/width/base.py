@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from compress.errors import CompressError
 from compress.linear.algebra import absorb_columns, absorb_columns_in_mask, relative_error
+from compress.linear.layer import product, reading
 from compress.linear.matrix import is_sparse, matrix
 from compress.linear.statistics import GRAM, MOMENTS, NOTHING, InputStatistics
 from compress.methods.base import VALUES, WIDTH, BlockSurvey, Method, SiteWork
@@ -24,14 +25,7 @@ from compress.methods.width.importance import (
 from compress.methods.width.removal import narrow_outline, pattern_chunk
 from compress.models.anatomy import ATTENTION_OUT, Anatomy, BlockAnatomy, Site
 from compress.models.outline import BlockOutline, Outline
-from compress.models.units import (
-    narrow_columns,
-    narrow_rows,
-    product,
-    reading,
-    unit_columns,
-    units_of_rows,
-)
+from compress.models.units import narrow_columns, narrow_rows, unit_columns, units_of_rows
 from compress.models.widths import set_width_attributes
 
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 import torch
 
 from compress.errors import CompressError
-from compress.linear.modules import QuantizedLinear
+from compress.linear.layer import reading, writing
+from compress.linear.quantized import scheme_of
 from compress.methods.base import SiteWork
 from compress.models.outline import BlockOutline
-from compress.models.units import reading, units_of_rows, writing
+from compress.models.units import units_of_rows
 from compress.models.widths import linear_sizes
 
 
@@ -23,7 +24,7 @@ def pattern_chunk(work: SiteWork, name: str, kept: int, columns: torch.Tensor) -
     """
     module = work.linear(name)
     linears = [work.linear(n) for n in units_of_rows(work.anatomy, work.site.kind)]
-    if any(isinstance(m, QuantizedLinear) for m in (reading(module), *map(writing, linears))):
+    if any(scheme_of(m) for m in (reading(module), *map(writing, linears))):
         raise CompressError(
             "layers in floating point",
             f"{work.anatomy.path}, whose layers an earlier step has quantised",
@@ -48,11 +49,7 @@ def narrow_outline(block: BlockOutline, widths: dict[str, int]) -> BlockOutline:
     changed, biases = {}, 0
     for name, (rows, columns) in linear_sizes(block.anatomy, widths).items():
         old = block.linears[name]
-        new = replace(
-            old,
-            out_features=rows or old.out_features,
-            in_features=columns or old.in_features,
-        )
+        new = old.narrowed(rows, columns)
         biases += (old.out_features - new.out_features) * old.bias
         changed[name] = new
     anatomy = replace(block.anatomy, **widths)

@@ -210,11 +210,13 @@ class MaskLLM(ZeroingMethod):
             for site in block.anatomy.sites:
                 for name in self.targets(block.anatomy, site):
                     linear, label = block.linears[name], f"{block.anatomy.path}.{name}"
-                    if linear.rank:
+                    if linear.layer:
                         raise CompressError(
-                            "linears that hold one matrix", f"a low-rank pair at {label}",
-                            "Learn masks before a low-rank step, or exclude the pair",
-                        )  # fmt: skip
+                            "linears that hold one matrix",
+                            f"a layer of kind {linear.layer} at {label}",
+                            f"Learn masks before the step that made the {linear.layer}, or exclude "
+                            "it",
+                        )
                     shapes[label] = (linear.out_features, linear.in_features)
         check_prior_file(self.prior, shapes, self.parsed)
         if self.learns.model and not outline.vocab_size:

@@ -1,15 +1,10 @@
-"""Modules that take the place of a linear: a low-rank pair, a quantised linear.
-
-They hold plain tensors and plain ``nn.Linear``, so that a later step (quantising the factors of a
-low-rank pair, say) finds what it knows.
-"""
+"""A linear whose weight lies on an integer grid."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers.pytorch_utils import Conv1D
 
 from compress.linear.grid import (
     QuantScheme,
@@ -18,42 +13,7 @@ from compress.linear.grid import (
     find_group_qparams,
     quantize,
 )
-
-
-class LowRankLinear(nn.Module):
-    """y = second(first(x)): a linear map of rank at most ``rank``, with an optional bias [out]."""
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        rank: int,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.first = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
-        self.second = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
-
-    @property
-    def in_features(self) -> int:
-        return self.first.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.second.out_features
-
-    @property
-    def rank(self) -> int:
-        return self.first.out_features
-
-    @property
-    def bias(self) -> nn.Parameter | None:
-        return self.second.bias
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.second(self.first(inputs))
+from compress.linear.matrix import copy_marks
 
 
 class QuantizedLinear(nn.Linear):
@@ -141,33 +101,11 @@ class QuantizedLinear(nn.Linear):
         return functional.linear(inputs, self.weight, self.bias)
 
 
-def linear_from_conv1d(module: nn.Module) -> nn.Linear:
-    """Return an ``nn.Linear`` that computes what a GPT-2 ``Conv1D`` (weight [in, out]) does.
-
-    The new linear says where it comes from (``was_conv1d``): a checkpoint that holds it is no
-    longer of the stock architecture.
-    """
-    in_features, out_features = module.weight.shape
-    linear = nn.Linear(in_features, out_features, device="meta")
-    weight = module.weight.data.t().contiguous()
-    linear.weight = nn.Parameter(weight, requires_grad=module.weight.requires_grad)
-    linear.bias = module.bias
-    copy_marks(module, linear)
-    linear.was_conv1d = True
-    return linear.train(module.training)
+def scheme_of(module: nn.Module) -> QuantScheme | None:
+    """The scheme of a linear that lies on a grid; None for any other module."""
+    return module.scheme if isinstance(module, QuantizedLinear) else None
 
 
-def as_linear(module: nn.Module) -> nn.Linear:
-    """Return ``module`` itself if it is an ``nn.Linear``, or the linear that replaces a Conv1D."""
-    return linear_from_conv1d(module) if isinstance(module, Conv1D) else module
-
-
-def copy_marks(source: nn.Module, target: nn.Module) -> None:
-    """Carry what steps noted on a linear over to the module that replaces it.
-
-    ``zeros`` ("2:4", "unstructured"): the pattern that a sparsity step left;
-    ``was_conv1d``: see :func:`linear_from_conv1d`.
-    """
-    for mark in ("zeros", "was_conv1d"):
-        if hasattr(source, mark):
-            setattr(target, mark, getattr(source, mark))
+def quantized_parts(module: nn.Module) -> bool:
+    """Whether a module, or anything in it, lies on a grid."""
+    return any(scheme_of(m) is not None for m in module.modules())
