@@ -131,6 +131,12 @@ def test_changed_text_on_resume(checkpoint, text, helpers, tmp_path, monkeypatch
     assert compress.run(recipe, tmp_path / "run").model.exists()
 
 
+def test_a_home_that_nobody_has_is_refused(text, helpers, tmp_path):
+    recipe = helpers.recipe("~nobody-has-this-name/model", [{"method": "magnitude"}], text)
+    with pytest.raises(compress.CompressError, match="nobody-has-this-name"):
+        compress.run(recipe, tmp_path / "run")
+
+
 def test_writes_only_inside_its_folder(own_checkpoint, text, helpers, tmp_path, monkeypatch):
     source = own_checkpoint("llama")
     for name in ("home", "cwd", "tmp"):

@@ -36,6 +36,7 @@ from compress.models.loading import read_config
 from compress.models.sources.source import Source, load_config, resolve
 from compress.models.stream import StreamedModel
 from compress.system.files import new_folder
+from compress.system.intake import at_home
 from compress.system.shards import MAX_SHARD_BYTES
 from compress.system.tensors import TensorIndex
 
@@ -93,7 +94,7 @@ def apply_mask(
         CompressError: a damaged mask file; masks for other weights (names, shapes or digest); a
             base that lacks weights which the masks keep, or is quantised; a full disk.
     """
-    path, folder = _mask_file(masks), Path(out).expanduser().absolute()
+    path, folder = _mask_file(masks), at_home(out).absolute()
     require_empty(folder)
     layout = mask_layout(path)
     found = resolve(model, cache_dir=cache_dir, trust_remote_code=trust_remote_code)

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from compress.errors import CompressError
-from compress.system.intake import user_path
+from compress.system.intake import at_home, user_path
 
 DIGITS = "digits"
 _HELD_OUT = 5  # of the digits, every fifth image is test: all writers are in both splits
@@ -124,7 +124,7 @@ def _idx(spec: ImageSpec, data_root: str | Path | None) -> tuple[np.ndarray, np.
 def _folder(source: str, data_root: str | Path | None) -> Path:
     places = [user_path(source, f"'{DIGITS}' or a folder with IDX images")]
     if data_root is not None:
-        places.insert(0, Path(data_root).expanduser() / source)
+        places.insert(0, at_home(data_root) / source)
     for place in places:
         if place.is_dir():
             return place

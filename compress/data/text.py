@@ -26,7 +26,7 @@ from compress.data.readers import (
     read_python_module,
 )
 from compress.errors import CompressError
-from compress.system.intake import user_path
+from compress.system.intake import at_home, user_path
 
 _PART = re.compile(r"all|(head|tail):(0?\.\d+|1(?:\.0*)?)")
 
@@ -173,7 +173,7 @@ def _read_dataset(
     name = f"{dataset} {subset} {spec.split}".replace("  ", " ")
     have: list[str] = []
     if data_root is not None:
-        root = Path(data_root).expanduser()
+        root = at_home(data_root)
         found = find(root, spec.source, spec.subset, spec.split)
         if found is not None:
             path, local = found

@@ -15,6 +15,7 @@ from compress.engine.workspace import Workspace
 from compress.errors import CompressError
 from compress.planning.recipe import Recipe
 from compress.system.files import content_digest, files_below
+from compress.system.intake import at_home
 from compress.system.tensors import TensorIndex, file_sha256
 
 
@@ -79,10 +80,10 @@ def check_source(recipe: Recipe, workspace: Workspace) -> None:
         CompressError: naming it.
     """
     name = recipe.model.source
-    if name is None or not Path(name).expanduser().exists():
+    if name is None or not at_home(name).exists():
         return
     # Nothing is fetched or converted for that: what exists as a path is read where it is.
-    path = Path(name).expanduser()
+    path = at_home(name)
     then = workspace.locked("model")
     ggufs = sorted(path.glob("*.gguf")) if path.is_dir() else [path]
     if path.is_file() or (ggufs and not (path / "config.json").exists()):

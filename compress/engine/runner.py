@@ -14,6 +14,7 @@ from compress.errors import CompressError
 from compress.planning.planner import Plan, plan
 from compress.planning.recipe import Recipe
 from compress.system import memory, processes
+from compress.system.intake import at_home
 from compress.system.progress import Progress
 
 
@@ -99,9 +100,9 @@ def _refuse_inputs_inside(recipe: Recipe, folder: Path) -> None:
     names.append(text.get("source") if isinstance(text, dict) else text)
     names += [str(path) for method in recipe.steps for path in method.files()]
     for name in names:
-        if not isinstance(name, str) or not name or not os.path.exists(Path(name).expanduser()):
+        if not isinstance(name, str) or not name or not os.path.exists(at_home(name)):
             continue
-        if Path(name).expanduser().resolve().is_relative_to(folder.resolve()):
+        if at_home(name).resolve().is_relative_to(folder.resolve()):
             raise CompressError(
                 "an output folder that does not hold what the run is to read",
                 f"{name} inside {folder}",

@@ -62,6 +62,11 @@ def user_path(text: str | os.PathLike[str], expected: str) -> Path:
     return path
 
 
+def at_home(path: str | os.PathLike[str]) -> Path:
+    """A path with ``~`` filled in; one that names nobody's home stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
 def special_files(folder: Path) -> list[str]:
     """Names in a folder, at its top, that are neither files nor folders (or links to such)."""
     found = []

@@ -21,7 +21,7 @@ from compress.models.loading import (
 from compress.models.sources import hub, pypi
 from compress.models.sources.cache import cached_folder, default_cache, locked
 from compress.models.sources.gguf import describe_gguf, gguf_to_folder, is_gguf
-from compress.system.intake import special_files, user_path
+from compress.system.intake import at_home, special_files, user_path
 from compress.system.tensors import file_sha256
 
 __all__ = ["Source", "auto_class", "load_config", "load_model", "load_tokenizer", "resolve"]
@@ -88,7 +88,7 @@ def resolve(
         CompressError: the source is none of these, cannot be reached, or is not safe to use.
     """
     text = os.fspath(source)
-    cache = Path(cache_dir).expanduser() if cache_dir is not None else default_cache()
+    cache = at_home(cache_dir) if cache_dir is not None else default_cache()
     pypi = text.startswith("pypi:")
     path = user_path("" if pypi else text, "a model's folder, file or id")
     if revision is not None and (pypi or path.exists()):
