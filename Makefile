@@ -23,6 +23,9 @@ test: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	rm -rf $(VENV)/types && mkdir -p $(VENV)/types/compress
+	ln -s ../../../compress/* ../../../eval $(VENV)/types/compress
+	$(BIN)/pyrefly check --summarize-errors
 
 tables: $(VENV)/.installed
 	$(BIN)/python -m compress.eval.bench.tables README.md docs/benchmarks.md docs/learned-masks.md docs/masked.md
