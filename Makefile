@@ -23,8 +23,8 @@ test: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf $(VENV)/types && mkdir -p $(VENV)/types/compress
-	ln -s ../../../compress/* ../../../eval $(VENV)/types/compress
+	rm -rf build/types && mkdir -p build/types/compress
+	ln -s $(CURDIR)/compress/* $(CURDIR)/eval build/types/compress
 	$(BIN)/pyrefly check --summarize-errors
 
 tables: $(VENV)/.installed
