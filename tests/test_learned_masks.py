@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from compress.linear.pattern import Pattern
 from compress.methods.sparsity.maskllm import soft
-from compress.methods.sparsity.maskllm.best_seen import BestSeen, choices, choose
+from compress.methods.sparsity.maskllm.learning import choices, choose
 from compress.methods.sparsity.maskllm.masks import (
     Draw,
     MaskedLinear,
@@ -21,6 +21,7 @@ from compress.methods.sparsity.maskllm.masks import (
 )
 from compress.methods.sparsity.maskllm.search import local_search
 from compress.methods.sparsity.maskllm.soft import Noise, candidates, gumbel, masked_weight
+from compress.train.reconstruction import BestSeen
 
 TWO_FOUR = Pattern(2, 4)
 PATTERNS = [Pattern(1, 2), TWO_FOUR, Pattern(1, 4), Pattern(3, 8), Pattern(4, 8)]

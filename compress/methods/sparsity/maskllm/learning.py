@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from compress.generators.description import is_masked_generator
 from compress.methods.learning import BlockWork, ModelWork
-from compress.methods.sparsity.maskllm.best_seen import BestSeen, choices, choose, split_held_out
-from compress.methods.sparsity.maskllm.masks import Draw, linear_schedule, masked_linears, set_mode
-from compress.models.replay import BlockCall
-from compress.system.activations import Activations
-from compress.train import Moment, TokenSource, TrainingOptions, fit
-from compress.train.generator import GeneratorLoss
-from compress.train.language import DistillationOptions, LanguageLoss, relative_error
-from compress.train.source import Indices
+from compress.methods.sparsity.maskllm.masks import (
+    Draw,
+    MaskedLinear,
+    linear_schedule,
+    masked_linears,
+    set_mode,
+)
+from compress.train.language import DistillationOptions
+from compress.train.moment import Moment
+from compress.train.options import TrainingOptions
+from compress.train.reconstruction import learn_outputs
+from compress.train.whole import learn_language
 
 
 @dataclass(frozen=True)
@@ -48,32 +51,6 @@ class MaskSchedule:
         return self.regularization * (1 - moment.progress) * norms
 
 
-class BlockOutputs(nn.Module):
-    """A block and what it is to return: a module whose forward is the relative error.
-
-    The error of a token is |y - y'|^2 / |y|^2, averaged over tokens: the next block normalises each
-    token by its length, and a plain mean would see only the few tokens of huge norm.
-    """
-
-    def __init__(
-        self, block: nn.Module, inputs: Activations, targets: Activations, calls: list[BlockCall]
-    ) -> None:
-        super().__init__()
-        self.block, self._inputs, self._targets, self._calls = block, inputs, targets, calls
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.block.parameters()).device
-
-    def forward(self, indices: torch.Tensor) -> torch.Tensor:
-        device, total = self.device, 0.0
-        for index in indices.tolist():
-            call, target = self._calls[index], self._targets.read(index).to(device)
-            output = call(self.block, self._inputs.read(index).to(device))
-            total = total + relative_error(call.tokens(output), call.tokens(target))
-        return total / len(indices)
-
-
 def learn_on_block(work: BlockWork, schedule: MaskSchedule, options: TrainingOptions) -> None:
     """Learn the masks of one block's masked linears from its outputs.
 
@@ -85,28 +62,21 @@ def learn_on_block(work: BlockWork, schedule: MaskSchedule, options: TrainingOpt
     linears = masked_linears(work.block)
     if not linears:
         return  # a block that the step leaves out
-    outputs = BlockOutputs(work.block, work.inputs, work.targets, work.calls)
-    learned, held = split_held_out(len(work.inputs))
-    best = BestSeen(lambda: _error(outputs, linears, held), lambda: choices(linears), options.steps)
-    start = best.state
 
-    def loss(module: nn.Module, batch: dict, moment: Moment):
-        best.before(moment.step, moment.micro)
+    def prepare(moment: Moment) -> torch.Tensor | float:
         set_mode(linears, schedule.draw(moment))
         for linear in linears.values():
             linear.hold()
-        error = module(batch["indices"])
-        return error - schedule.reward(linears, moment), {"error": float(error.detach())}
+        return schedule.reward(linears, moment)
 
-    parameters = [linear.logits for linear in linears.values()]
-    _fit_block(work, outputs, loss, parameters, options, learned)
-    end = best.look()
+    best = learn_outputs(
+        work, [linear.logits for linear in linears.values()], options,
+        prepare=prepare, settle=lambda: _hold_hard(linears), take=lambda: choices(linears),
+    )  # fmt: skip
     choose(linears, best.state)
-    changed = sum(int((best.state[n] != start[n]).sum()) for n in start)
-    work.metrics |= {
-        "masks.before": best.first, "masks.end": end, "masks.after": best.error,
-        "masks.changed": changed / sum(s.numel() for s in start.values()),
-    }  # fmt: skip
+    changed = sum(int((best.state[n] != before).sum()) for n, before in best.start.items())
+    work.metrics |= best.metrics("masks")
+    work.metrics["masks.changed"] = changed / sum(s.numel() for s in best.start.values())
     _hold_hard(linears)
 
 
@@ -119,69 +89,48 @@ def tune_on_block(work: BlockWork, options: TrainingOptions) -> None:
     linears = masked_linears(work.block)
     if not linears:
         return
-    outputs = BlockOutputs(work.block, work.inputs, work.targets, work.calls)
     for linear in linears.values():
         linear.open_weight()
-    parameters = [linear.kept for linear in linears.values()]
 
-    learned, held = split_held_out(len(work.inputs))
-    best = BestSeen(
-        lambda: _error(outputs, linears, held),
-        lambda: [p.detach().clone() for p in parameters],
-        options.steps,
-    )
-
-    def loss(module: nn.Module, batch: dict, moment: Moment):
-        best.before(moment.step, moment.micro)
+    def prepare(_moment: Moment) -> float:
         for linear in linears.values():
             linear.hold()
-        error = module(batch["indices"])
-        return error, {"error": float(error.detach())}
+        return 0.0
 
-    _fit_block(work, outputs, loss, parameters, options, learned)
-    end = best.look()
-    for parameter, value in zip(parameters, best.state, strict=True):
-        parameter.data.copy_(value)
-    work.metrics |= {
-        "tuning.before": best.first, "tuning.end": end, "tuning.after": best.error,
-    }  # fmt: skip
+    best = learn_outputs(
+        work, [linear.kept for linear in linears.values()], options,
+        prepare=prepare, settle=lambda: _hold_hard(linears),
+    )  # fmt: skip
+    work.metrics |= best.metrics("tuning")
     _hold_hard(linears)
 
 
-def _fit_block(
-    work: BlockWork,
-    outputs: BlockOutputs,
-    loss: Callable,
-    parameters: list[nn.Parameter],
-    options: TrainingOptions,
-    learned: int,
-) -> None:
-    """Train on the first ``learned`` calibration batches."""
-    fit(
-        outputs,
-        loss,
-        Indices(learned),
-        options,
-        parameters=parameters,
-        seed=work.seed,
-        guard=work.guard,
-        device=work.device,
-        auto=work.precision,
-    )
+def choices(linears: dict[str, MaskedLinear]) -> dict[str, torch.Tensor]:
+    """Which mask of each group is the most probable one, uint8 [G] a linear."""
+    return {n: m.logits.detach().max(0).indices.byte() for n, m in linears.items()}
 
 
-def _error(outputs: BlockOutputs, linears: dict, batches: list[int]) -> float:
-    """Of the most probable masks, in float32 also while learning computes in 16 bits."""
-    _hold_hard(linears)
-    with torch.no_grad(), torch.autocast(outputs.device.type, enabled=False):
-        return float(outputs(torch.tensor(batches)))
+def choose(linears: dict[str, MaskedLinear], wanted: dict[str, torch.Tensor]) -> None:
+    """Make these masks the most probable ones."""
+    for name, linear in linears.items():
+        logits, index = linear.logits.detach(), wanted[name].long()[None]
+        highest, found = logits.max(0, keepdim=True)
+        logits.scatter_(0, found, logits.gather(0, index)).scatter_(0, index, highest)
+        linear.drop()
 
 
-def _hold_hard(linears: dict) -> None:
+def _hold_hard(linears: dict[str, MaskedLinear]) -> None:
     set_mode(linears, "hard")
     with torch.no_grad():
         for linear in linears.values():
             linear.hold()
+
+
+@contextmanager
+def _masks_off(linears: dict[str, MaskedLinear]) -> Iterator[None]:
+    """The dense model; what comes next in training sets its own mode."""
+    set_mode(linears, "dense")
+    yield
 
 
 def learn_on_model(
@@ -197,15 +146,20 @@ def learn_on_model(
     of groups that ``masks.changed``.
     """
     linears = masked_linears(work.model)
-    before = {name: linear.logits.detach().max(0).indices for name, linear in linears.items()}
+    before = choices(linears)
 
-    def draw(moment: Moment) -> torch.Tensor | float:
+    def prepare(moment: Moment) -> torch.Tensor | float:
         set_mode(linears, schedule.draw(moment))
         return schedule.reward(linears, moment)
 
-    parameters = [linear.logits for linear in linears.values()]
-    _fit_model(work, linears, draw, parameters, options, distillation, "masks")
-    changed = sum(int((m.logits.max(0).indices != before[n]).sum()) for n, m in linears.items())
+    try:
+        work.metrics["masks.loss"] = learn_language(
+            work, [linear.logits for linear in linears.values()], options, distillation,
+            name="masks", prepare=prepare, teacher=lambda: _masks_off(linears),
+        )  # fmt: skip
+    finally:
+        set_mode(linears, "hard")
+    changed = sum(int((after != before[n]).sum()) for n, after in choices(linears).items())
     groups = sum(m.logits.shape[1] for m in linears.values())
     work.metrics["masks.changed"] = changed / groups
 
@@ -219,75 +173,15 @@ def tune_on_model(
     last tenth of the steps.
     """
     linears = masked_linears(work.model)
-    parameters = [linear.open_weight() for linear in linears.values()]
 
-    def draw(_moment: Moment) -> float:
+    def prepare(_moment: Moment) -> float:
         set_mode(linears, "hard")
         return 0.0
 
-    _fit_model(work, linears, draw, parameters, options, distillation, "tuning")
-
-
-def _fit_model(
-    work: ModelWork,
-    linears: dict,
-    draw: Callable[[Moment], torch.Tensor | float],
-    parameters: list[nn.Parameter],
-    options: TrainingOptions,
-    distillation: DistillationOptions | None,
-    what: str,
-) -> None:
-    """Train ``parameters``; ``draw`` sets the linears' masks and returns what the loss is less."""
-    if is_masked_generator(work.model.config):
-        language = GeneratorLoss(work.model, distillation)
-    else:
-        language = LanguageLoss(work.model, work.anatomy, distillation)
-
-    def loss(_module: nn.Module, batch: dict, moment: Moment):
-        batch, teacher = language.prepare(batch, moment), None
-        if distillation is not None:
-            set_mode(linears, "dense")
-            with torch.no_grad():
-                teacher = language.observe(batch)
-        reward = draw(moment)
-        value, figures = language(batch, teacher)
-        return value - reward, figures
-
     try:
-        result = fit(
-            work.model,
-            loss,
-            _windows(work.batches),
-            options,
-            parameters=parameters,
-            folder=work.folder,
-            seed=work.seed,
-            name=what,
-            progress=work.progress,
-            guard=work.guard,
-            device=work.device,
-            auto=work.precision,
-        )
+        work.metrics["tuning.loss"] = learn_language(
+            work, [linear.open_weight() for linear in linears.values()], options, distillation,
+            name="tuning", prepare=prepare, teacher=lambda: _masks_off(linears),
+        )  # fmt: skip
     finally:
         set_mode(linears, "hard")
-    last = result.history[-max(1, options.steps // 10) :]
-    work.metrics[f"{what}.loss"] = sum(line["loss"] for line in last) / len(last)
-
-
-def _windows(batches: list[dict[str, torch.Tensor]]) -> TokenSource:
-    """Calibration batches, one after the other, as windows of one source; short ones are padded."""
-    longest = max(b["input_ids"].shape[1] for b in batches)
-
-    def joined(tensors: list[torch.Tensor], padding: int) -> torch.Tensor:
-        wide = [nn.functional.pad(t, (0, longest - t.shape[1]), value=padding) for t in tensors]
-        return torch.cat(wide).cpu()
-
-    ids = [b["input_ids"] for b in batches]
-    labels = [b["labels"] for b in batches if "labels" in b]
-    seen = [b.get("attention_mask", torch.ones_like(b["input_ids"])) for b in batches]
-    padded = any("attention_mask" in b or b["input_ids"].shape[1] < longest for b in batches)
-    return TokenSource(
-        joined(ids, 0),
-        joined(labels, -100) if len(labels) == len(batches) else None,
-        joined(seen, 0) if padded else None,
-    )

@@ -1,0 +1,159 @@
+"""A block learns to return given outputs: what any method does that trains block by block.
+
+The parameters that learn are the method's: logits of masks, kept weights, factors, gates. What is
+kept in the end is what did best on batches that nothing was learned from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from compress.models.replay import BlockCall
+from compress.system.activations import Activations
+from compress.train.language import relative_error
+from compress.train.loop import fit
+from compress.train.moment import Moment
+from compress.train.options import Precision, TrainingOptions
+from compress.train.source import Indices
+
+_HELD_OUT = 0.05  # share of the calibration batches that only measure
+_LOOKS = 4  # at even distances, the end among them
+
+State = TypeVar("State")
+
+
+class BlockTask(Protocol):
+    """A block and what it is to return; see :class:`compress.methods.learning.BlockWork`."""
+
+    block: nn.Module
+    inputs: Activations
+    targets: Activations
+    calls: list[BlockCall]
+    device: torch.device
+    seed: int
+    guard: Callable[[], None]
+    precision: Precision
+
+
+class BlockOutputs(nn.Module):
+    """A block and what it is to return: a module whose forward is the relative error.
+
+    The error of a token is |y - y'|^2 / |y|^2, averaged over tokens: the next block normalises each
+    token by its length, and a plain mean would see only the few tokens of huge norm.
+    """
+
+    def __init__(
+        self, block: nn.Module, inputs: Activations, targets: Activations, calls: list[BlockCall]
+    ) -> None:
+        super().__init__()
+        self.block, self._inputs, self._targets, self._calls = block, inputs, targets, calls
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.block.parameters()).device
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        device, total = self.device, 0.0
+        for index in indices.tolist():
+            call, target = self._calls[index], self._targets.read(index).to(device)
+            output = call(self.block, self._inputs.read(index).to(device))
+            total = total + relative_error(call.tokens(output), call.tokens(target))
+        return total / len(indices)
+
+
+class BestSeen(Generic[State]):
+    """Measures what is learned as it is now and remembers the best.
+
+    Learning may end worse than it once was, or than what it came with: a few samples are soon known
+    by heart, and a good start leaves little to gain. What decides is what was not learned from.
+
+    Args:
+        measure: the error on held-out batches. take: a copy of what is learned.
+        steps: of the learning.
+
+    Attributes:
+        first: the error at the start. error, state: of the best so far.
+        start: what there was at the start. end: the error at the end of learning.
+    """
+
+    def __init__(self, measure: Callable[[], float], take: Callable[[], State], steps: int) -> None:
+        self._measure, self._take = measure, take
+        self._looks = {round(steps * number / _LOOKS) for number in range(1, _LOOKS)} - {0, steps}
+        self.first = self.error = self.end = measure()
+        self.state = self.start = take()
+
+    def before(self, step: int, micro: int) -> None:
+        """Called before a micro-batch is learned from: look, if it is time."""
+        if step in self._looks and micro == 0:
+            self.look()
+
+    def look(self) -> float:
+        """The error as it is now."""
+        self.end = self._measure()
+        if self.end < self.error:
+            self.error, self.state = self.end, self._take()
+        return self.end
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """Relative errors on held-out batches before learning, at its end, and of what is kept."""
+        return {f"{name}.before": self.first, f"{name}.end": self.end, f"{name}.after": self.error}
+
+
+def learn_outputs(
+    task: BlockTask,
+    parameters: list[nn.Parameter],
+    options: TrainingOptions,
+    *,
+    prepare: Callable[[Moment], torch.Tensor | float],
+    settle: Callable[[], None],
+    take: Callable[[], State] | None = None,
+) -> BestSeen[Any]:
+    """Train parameters of a block, or of modules in it, so that it returns its targets.
+
+    Args:
+        prepare: called before each micro-batch, to make weights of what is learned; returns what
+            the loss is less (a reward), or 0.
+        settle: makes the block what it will be in the end, for measuring.
+        take: a copy of what is learned; default: clones of the parameters, the best of which are
+            put back afterwards.
+
+    Returns:
+        What did best on held-out batches; with a ``take`` the caller puts its state back.
+    """
+    outputs = BlockOutputs(task.block, task.inputs, task.targets, task.calls)
+    learned, held = split_held_out(len(task.inputs))
+
+    def measure() -> float:
+        """In float32 also while learning computes in 16 bits."""
+        settle()
+        with torch.no_grad(), torch.autocast(outputs.device.type, enabled=False):
+            return float(outputs(torch.tensor(held)))
+
+    copy = take or (lambda: [p.detach().clone() for p in parameters])
+    best: BestSeen[Any] = BestSeen(measure, copy, options.steps)
+
+    def loss(module: nn.Module, batch: dict[str, torch.Tensor], moment: Moment):
+        best.before(moment.step, moment.micro)
+        reward = prepare(moment)
+        error = module(batch["indices"])
+        return error - reward, {"error": float(error.detach())}
+
+    fit(
+        outputs, loss, Indices(learned), options, parameters=parameters, seed=task.seed,
+        guard=task.guard, device=task.device, auto=task.precision,
+    )  # fmt: skip
+    best.look()
+    if take is None:
+        for parameter, value in zip(parameters, best.state, strict=True):
+            parameter.data.copy_(value)
+    return best
+
+
+def split_held_out(count: int) -> tuple[int, list[int]]:
+    """How many leading batches are learned from, and those that only measure."""
+    held = max(1, round(_HELD_OUT * count)) if count > 1 else 0
+    return count - held, list(range(count - held, count)) or [0]

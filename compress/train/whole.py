@@ -1,0 +1,103 @@
+"""A whole model learns from its own loss, with the dense model as its teacher or without.
+
+The parameters that learn are the method's; the model's kind decides the loss: next tokens, hidden
+tokens, or a masked generator's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from compress.generators.description import is_masked_generator
+from compress.models.anatomy import Anatomy
+from compress.system.progress import Progress
+from compress.train.generator import GeneratorLoss
+from compress.train.language import DistillationOptions, LanguageLoss
+from compress.train.loop import fit
+from compress.train.moment import Moment
+from compress.train.options import Precision, TrainingOptions
+from compress.train.source import TokenSource
+
+
+class ModelTask(Protocol):
+    """A model and what it learns from; see :class:`compress.methods.learning.ModelWork`."""
+
+    model: nn.Module
+    anatomy: Anatomy
+    batches: list[dict[str, torch.Tensor]]
+    device: torch.device
+    folder: Path | None
+    seed: int
+    progress: Progress | None
+    guard: Callable[[], None]
+    precision: Precision
+
+
+def learn_language(
+    task: ModelTask,
+    parameters: list[nn.Parameter],
+    options: TrainingOptions,
+    distillation: DistillationOptions | None,
+    *,
+    name: str,
+    prepare: Callable[[Moment], torch.Tensor | float],
+    teacher: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> float:
+    """Train parameters of a model, or of modules in it, on the model's own loss.
+
+    Args:
+        name: of the training, for its checkpoints.
+        prepare: called before each micro-batch, to make weights of what is learned; returns what
+            the loss is less (a reward), or 0.
+        teacher: inside it the model is its own teacher, the dense model: a forward pass more a
+            step, and no memory.
+
+    Returns:
+        The mean loss of the last tenth of the steps.
+    """
+    if is_masked_generator(task.model.config):
+        language = GeneratorLoss(task.model, distillation)
+    else:
+        language = LanguageLoss(task.model, task.anatomy, distillation)
+
+    def loss(_module: nn.Module, batch: dict[str, torch.Tensor], moment: Moment):
+        batch, observed = language.prepare(batch, moment), None
+        if distillation is not None:
+            with teacher(), torch.no_grad():
+                observed = language.observe(batch)
+        reward = prepare(moment)
+        value, figures = language(batch, observed)
+        return value - reward, figures
+
+    result = fit(
+        task.model, loss, token_windows(task.batches), options, parameters=parameters,
+        folder=task.folder, seed=task.seed, name=name, progress=task.progress, guard=task.guard,
+        device=task.device, auto=task.precision,
+    )  # fmt: skip
+    last = result.history[-max(1, options.steps // 10) :]
+    return sum(line["loss"] for line in last) / len(last)
+
+
+def token_windows(batches: list[dict[str, torch.Tensor]]) -> TokenSource:
+    """Calibration batches, one after the other, as windows of one source; short ones are padded."""
+    longest = max(b["input_ids"].shape[1] for b in batches)
+
+    def joined(tensors: list[torch.Tensor], padding: int) -> torch.Tensor:
+        wide = [nn.functional.pad(t, (0, longest - t.shape[1]), value=padding) for t in tensors]
+        return torch.cat(wide).cpu()
+
+    ids = [b["input_ids"] for b in batches]
+    labels = [b["labels"] for b in batches if "labels" in b]
+    seen = [b.get("attention_mask", torch.ones_like(b["input_ids"])) for b in batches]
+    padded = any("attention_mask" in b or b["input_ids"].shape[1] < longest for b in batches)
+    return TokenSource(
+        joined(ids, 0),
+        joined(labels, -100) if len(labels) == len(batches) else None,
+        joined(seen, 0) if padded else None,
+    )
