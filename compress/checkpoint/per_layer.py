@@ -29,14 +29,17 @@ def register_block_class(config: PreTrainedConfig) -> None:
     if model_type in _registered or _upstream_builds(config):
         return
     stock = _block_class(config)
-    other = get_patch_mapping().get(stock.__name__)
+    # transformers takes names for expressions and searches: BertLayer is in MegatronBertLayer too.
+    name = f"^{stock.__name__}$"
+    mapping = get_patch_mapping()
+    other = mapping.get(name) or mapping.get(stock.__name__)
     if other is not None:
         raise CompressError(
             f"{stock.__name__} as transformers defines it",
             f"{other.__module__}.{other.__qualname__}, registered in its place",
             "Load the compressed model in a process without that patch",
         )
-    register_patch_mapping({stock.__name__: _per_layer_class(stock, family_of(config))})
+    register_patch_mapping({name: _per_layer_class(stock, family_of(config))})
     _registered.add(model_type)
 
 

@@ -57,6 +57,8 @@ class StreamedModel:
     ) -> None:
         self.model, self.tensors, self.device = model, tensors, torch.device(device)
         self.anatomy: Anatomy = anatomy_of(model)
+        if not self.live:
+            self._fill_block_buffers()
 
     @property
     def live(self) -> bool:
@@ -92,6 +94,22 @@ class StreamedModel:
         if not self.live:
             release(self.block(index))
             memory.trim()
+
+    def _fill_block_buffers(self) -> None:
+        """Tables that blocks compute when they are made (GPT-J's positions) are in no file either.
+        They are small and stay while blocks come and go."""
+        whole = None
+        for block in self.anatomy.blocks:
+            for name, module in self.model.get_submodule(block.path).named_modules():
+                owned = [
+                    n
+                    for n, b in module.named_buffers(recurse=False)
+                    if b.is_meta and n in module._non_persistent_buffers_set
+                ]
+                if owned:
+                    whole = whole or build_buffers(self.model)
+                    fresh = whole.get_submodule(f"{block.path}.{name}".rstrip("."))
+                    module._buffers |= {n: fresh._buffers[n].to(self.device) for n in owned}
 
     def _fill_buffers(self, prefix: str) -> None:
         """Non-persistent buffers (rotary frequencies, position ids) are not in any file: build the

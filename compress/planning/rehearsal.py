@@ -282,9 +282,11 @@ def _factorise(model: PreTrainedModel, anatomy: Anatomy) -> torch.Tensor:
     for name in block.linears:
         linear = module.get_submodule(name)
         out_features, in_features = features(linear)
-        if not is_linear(linear) or min(out_features, in_features) < 8:
+        # Also thin ones: Mamba reads the weight of one that has two inputs here.
+        rank = min(out_features, in_features) // 2
+        if not is_linear(linear) or rank == 0:
             continue
-        basis = torch.linalg.svd(matrix(linear), full_matrices=False)[0][:, :4].double()
+        basis = torch.linalg.svd(matrix(linear), full_matrices=False)[0][:, :rank].double()
         pairs[name] = low_rank(linear, basis)
         matrix(linear).copy_(pairs[name].dense())
     expected = _logits(model)

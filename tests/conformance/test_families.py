@@ -22,6 +22,10 @@ MODELS = {
     "bloom": ("BloomConfig", _SIZES),
     "phi": ("PhiConfig", {**_SIZES, "intermediate_size": 64}),
     "falcon": ("FalconConfig", {**_SIZES, "ffn_hidden_size": 64}),  # one key/value head, unnamed
+    "gptj": (  # a table of positions in every block
+        "GPTJConfig",
+        {"vocab_size": 264, "n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 4},
+    ),
     "stablelm": ("StableLmConfig", _GROUPED),  # computes the head size from the number of heads
 }
 # Families that take a kind of step, and one that does not.
@@ -31,6 +35,7 @@ ACCEPTED = [
     ("bloom", [{"method": "svd", "ratio": 0.6}]),
     ("phi", [{"method": "svd", "rank": 8}, {"method": "rtn", "bits": 4, "group_size": 8}]),
     ("falcon", [{"method": "ffn_width", "share": 0.25}]),
+    ("gptj", [{"method": "wanda", "pattern": "2:4"}]),
     ("stablelm", [{"method": "head_width", "share": 0.5}]),
 ]
 
