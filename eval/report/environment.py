@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,12 +18,6 @@ def environment() -> Environment:
     import psutil
     import torch
 
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     cuda = torch.cuda.is_available()
     return Environment(
         platform=f"{platform.system()} {platform.machine()}",
@@ -31,8 +26,17 @@ def environment() -> Environment:
         threads=torch.get_num_threads(),
         memory_bytes=psutil.virtual_memory().total,
         accelerator=torch.cuda.get_device_name() if cuda else None,
-        versions=versions,
+        versions=versions(),
     )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result; package -> version."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def processor_name() -> str:
