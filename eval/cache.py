@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import json
 import os
 import warnings
@@ -25,7 +26,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-import compress
 from compress.errors import CompressError
 from compress.eval.report.environment import versions
 from compress.models.sources.cache import default_cache, locked
@@ -135,7 +135,7 @@ class Figures:
 @functools.cache
 def code_digest() -> str:
     """sha256, as hex, of the package's version and of all code that decides a quality figure."""
-    package, own = Path(compress.__file__).parent, Path(__file__).parent
+    package, own = Path(inspect.getfile(CompressError)).parent, Path(__file__).parent
     places = [(package, name) for name in _ROOMS] + [(own, name) for name in _OF_EVAL]
     found = hashlib.sha256()
     with suppress(PackageNotFoundError):
