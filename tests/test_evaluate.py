@@ -326,6 +326,12 @@ def test_live_models_are_always_measured(tiny, tokenizer, section, entries):
         assert report.after.cached == {} and not entries()
 
 
+def test_models_with_code_of_their_own_are_always_measured(checkpoint, section, entries):
+    for _ in range(2):
+        report = compress.evaluate(checkpoint("llama"), section, trust_remote_code=True)
+        assert report.after.cached == {} and not entries()
+
+
 def test_masked_models_and_generators(checkpoint, section, entries):
     source = checkpoint("bert")
     section = {**section, "window": 32, "max_tokens": 128, "masked": {"pll_positions": 8}}
