@@ -39,7 +39,7 @@ DataRootOption = Annotated[
 ]
 CacheOption = Annotated[
     Path | None,
-    typer.Option("--cache-dir", help="Where fetched models and evaluation figures are kept."),
+    typer.Option("--cache-dir", help="Folder for fetched models and measured figures."),
 ]
 MemoryOption = Annotated[
     str | None,
@@ -198,7 +198,7 @@ def evaluate(
             "--cache/--no-cache", help="Quality figures from the cache, where measured before."
         ),
     ] = True,
-    device: Annotated[str, typer.Option(help="Where it is measured: auto, cpu, cuda:0.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device to measure on: auto, cpu, cuda:0.")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the report.")] = None,
     overwrite: OverwriteOption = False,
     data_root: DataRootOption = None,
