@@ -5,6 +5,7 @@
     model = compress.apply(model, ["magnitude"])                     # a live model, in place
     compress.save(model, "smaller", tokenizer)
     compress.run("quickstart", out="runs/quickstart")                # a recipe, start to report
+    compress.evaluate("smaller", {"text": {"source": "words.txt"}})  # what a model is worth
 
 Importing the package also makes every checkpoint that it writes loadable by plain
 ``AutoModelFor….from_pretrained``.
@@ -24,6 +25,8 @@ install_hooks()
 _EXPORTS = {
     "apply": "compress.api",
     "apply_mask": "compress.api",
+    "compare": "compress.api",
+    "evaluate": "compress.api",
     "inspect": "compress.api",
     # Not `methods`: that is the subpackage, once something has imported it.
     "list_methods": "compress.api",

@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 from compress.checkpoint.apply_mask import AppliedMask, apply_mask
 from compress.checkpoint.save import require_empty, save_model
 from compress.data.calibration_inputs import calibration_inputs
+from compress.engine.comparison import compare
+from compress.engine.evaluation import evaluate
 from compress.engine.live import check_live, check_model_class
 from compress.engine.live_steps import run_live
 from compress.engine.runner import RunResult
@@ -40,7 +42,8 @@ from compress.planning.step_check import check_steps
 from compress.system.precision import Compute, calibration_dtype, device_of
 
 __all__ = [
-    "AppliedMask", "apply", "apply_mask", "inspect", "list_methods", "load", "plan", "run", "save",
+    "AppliedMask", "apply", "apply_mask", "compare", "evaluate", "inspect", "list_methods", "load",
+    "plan", "run", "save",
 ]  # fmt: skip
 
 

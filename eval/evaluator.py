@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import LongTensor, nn
 
-from compress.data.framing import Frame, Kind, frame_for
 from compress.errors import CompressError
+from compress.eval.cache import Figures
 from compress.eval.cost import cost, paired_latency
+from compress.eval.parts import (
+    Parts,
+    Progress,
+    generator_part,
+    ids_digest,
+    joined,
+    masked_part,
+    perplexity_part,
+    tasks_part,
+    window_of,
+)
 from compress.eval.quality.denoising import Sequences
 from compress.eval.quality.generation import Judges
-from compress.eval.quality.generator import evaluate_generator, text_sequences
-from compress.eval.quality.masked import masked_scores
-from compress.eval.quality.perplexity import perplexity
-from compress.eval.quality.tasks import run_tasks
+from compress.eval.quality.generator import text_sequences
 from compress.eval.spec import EvaluationResult, EvaluationSpec
 from compress.generators.description import MaskedGeneration, is_masked_generator
 from compress.models.kind import kind_of
 from compress.models.positions import positions_of
-
-Progress = Callable[[str, int, int], None]
 
 
 def evaluate(
@@ -42,6 +45,7 @@ def evaluate(
     judges: Judges | None = None,
     data_root: str | Path | None = None,
     trust_remote_code: bool = False,
+    figures: Figures | None = None,
     progress: Progress | None = None,
 ) -> EvaluationResult:
     """Measure quality and cost of ``model``; the result can be stored as JSON and used again.
@@ -63,6 +67,10 @@ def evaluate(
         judges: of a masked generator, what its samples are judged with; a text's by default.
         data_root: folder with the data of local tasks.
         trust_remote_code: handed on to the process that measures memory.
+        figures: of the checkpoint that ``model`` was loaded from and nobody has changed since:
+            quality is taken from there where the same was measured before, and kept there where
+            not. Not kept are samples of a generator (their time is a figure, and others judge
+            them), what is measured against ``baseline``, and tasks with data from the hub.
         progress: called with (part, done, total).
 
     Raises:
@@ -73,16 +81,9 @@ def evaluate(
     generates = describe(model, tokenizer, spec)
     has_text = any(x is not None for x in (tokens, documents, sequences))
     _check(kind, model, tokenizer, spec, has_text)
-    seconds: dict[str, float] = {}
-    parts: dict[str, Any] = {}
-
-    def measure(part: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        start = time.perf_counter()
-        parts[part] = function(*args, **kwargs)
-        seconds[part] = time.perf_counter() - start
-
+    parts = Parts(model, figures)
     if documents is not None and spec.perplexity is not None and generates is None:
-        measure("masked", _masked, model, tokenizer, spec, documents, progress)
+        masked_part(parts, model, tokenizer, spec, documents, progress)
     elif tokens is not None and spec.perplexity is not None:
         tokens, bytes_count = _head(tokens, bytes_count, spec.max_tokens, tokenizer)
         if generates is not None:
@@ -90,52 +91,30 @@ def evaluate(
             around = generates if spec.special_tokens else generates.without_frame()
             sequences = sequences or text_sequences(tokens, around, length, bytes_count)
         elif kind == "masked":
-            measure("masked", _masked, model, tokenizer, spec, tokens, progress)
+            masked_part(parts, model, tokenizer, spec, tokens, progress)
         else:
-            measure(
-                "perplexity", _perplexity, model, tokenizer, spec, tokens, bytes_count, progress
-            )
+            perplexity_part(parts, model, tokenizer, spec, tokens, bytes_count, progress)
     if generates is not None:
-        measure(
-            "generator",
-            evaluate_generator,
-            model,
-            generates,
-            spec.generator,
-            data=sequences,
-            length=spec.window or window_of(model, generates),
-            judges=judges or _text_judges(tokenizer),
-            original=baseline,
-            batch_size=max(spec.batch_size, 16),
-            progress=progress,
-        )
+        generator_part(
+            parts, model, spec, generates, sequences, judges or _text_judges(tokenizer), baseline,
+            progress,
+        )  # fmt: skip
     if spec.tasks:
-        measure(
-            "tasks",
-            run_tasks,
-            model,
-            tokenizer,
-            spec.tasks,
-            limit=spec.limit,
-            num_fewshot=spec.num_fewshot,
-            batch_size=spec.batch_size,
-            data_root=data_root,
-            masked=spec.masked_tasks,
-            special_tokens=spec.special_tokens,
-        )
+        tasks_part(parts, model, tokenizer, spec, data_root)
     latency = spec.latency_spec()
     if latency and baseline is not None:
         positions = positions_of(model.config)
         latency = latency.within(positions, kind == "causal")
-        measure("latency", paired_latency, baseline, model, **latency.model_dump())
-    measure(
+        parts.measure("latency", lambda: paired_latency(baseline, model, **latency.model_dump()))
+    parts.measure(
         "cost",
-        cost,
-        model,
-        folder,
-        context=spec.context or _context(model, generates, sequences, spec),
-        memory=spec.memory,
-        trust_remote_code=trust_remote_code,
+        lambda: cost(
+            model,
+            folder,
+            context=spec.context or _context(model, generates, sequences, spec),
+            memory=spec.memory,
+            trust_remote_code=trust_remote_code,
+        ),
     )
     return EvaluationResult(
         model_class=type(model).__name__,
@@ -144,8 +123,9 @@ def evaluate(
         device=str(model.device),
         spec=spec,
         tokens_sha256=_scored(tokens, documents, sequences, spec),
-        seconds=seconds,
-        **parts,
+        seconds=parts.seconds,
+        cached=parts.cached,
+        **parts.found,
     )
 
 
@@ -180,12 +160,6 @@ def describe(model: nn.Module, tokenizer: Any, spec: EvaluationSpec) -> MaskedGe
     return None
 
 
-def window_of(model: nn.Module, description: MaskedGeneration) -> int:
-    """Tokens of a sequence, where neither the recipe nor the description says: 128, if they fit."""
-    around = len(description.prefix) + len(description.suffix)
-    return description.length or min(128, _positions(model) - around)
-
-
 def _context(
     model: nn.Module,
     generates: MaskedGeneration | None,
@@ -213,10 +187,10 @@ def _scored(
     spec: EvaluationSpec,
 ) -> str | None:
     if sequences is not None:
-        return _digest(sequences.tokens)
+        return ids_digest(sequences.tokens)
     if documents is not None:
-        return _digest(torch.cat([torch.tensor([len(d) for d in documents]), *documents]))
-    return _digest(tokens) if spec.perplexity is not None else None
+        return ids_digest(joined(documents))
+    return ids_digest(tokens) if spec.perplexity is not None else None
 
 
 def _head(
@@ -229,76 +203,3 @@ def _head(
     if bytes_count is None or tokenizer is None:
         return tokens, None
     return tokens, len(tokenizer.decode(tokens.tolist()).encode("utf-8"))
-
-
-def _positions(model: nn.Module) -> int:
-    return positions_of(model.config) or 1 << 30
-
-
-def _perplexity(
-    model: nn.Module,
-    tokenizer: Any,
-    spec: EvaluationSpec,
-    tokens: LongTensor,
-    bytes_count: int | None,
-    progress: Progress | None,
-) -> Any:
-    frame = _frame(model, tokenizer, spec, "causal")
-    # The last token of a window is not run: one special token fits beside as many as there are.
-    longest = _positions(model) - max(0, len(frame.prefix) - 1)
-    return perplexity(
-        model,
-        tokens,
-        prefix=frame.prefix,
-        window=spec.window or min(1024, longest),
-        stride=spec.stride,
-        batch_size=spec.batch_size,
-        bytes_count=bytes_count,
-        progress=_named("perplexity", progress),
-    )
-
-
-def _masked(
-    model: nn.Module,
-    tokenizer: Any,
-    spec: EvaluationSpec,
-    tokens: LongTensor | Sequence[LongTensor],
-    progress: Progress | None,
-) -> Any:
-    frame = _frame(model, tokenizer, spec, "masked")
-    return masked_scores(
-        model,
-        tokens,
-        mask_token_id=tokenizer.mask_token_id,
-        prefix=frame.prefix,
-        suffix=frame.suffix,
-        window=masked_window(model.config, spec),
-        batch_size=max(spec.batch_size, 8),
-        progress=_named("masked", progress),
-        **spec.masked.model_dump(),
-    )
-
-
-def masked_window(config: Any, spec: EvaluationSpec) -> int:
-    """Tokens of text in a window or document of a masked language model."""
-    # Two positions go to the special tokens.
-    return spec.window or min(128, (positions_of(config) or 1 << 30) - 2)
-
-
-def _frame(model: nn.Module, tokenizer: Any, spec: EvaluationSpec, kind: Kind) -> Frame:
-    """What stands around each window; nothing where there is no tokenizer to tell."""
-    if tokenizer is None:
-        return Frame()
-    return frame_for(
-        model.config, tokenizer, special_tokens=spec.special_tokens, kind=kind,
-        documents=spec.packing == "documents",
-    )  # fmt: skip
-
-
-def _named(part: str, progress: Progress | None) -> Callable[[int, int], None] | None:
-    return None if progress is None else lambda done, total: progress(part, done, total)
-
-
-def _digest(tokens: LongTensor) -> str:
-    data = tokens.to("cpu", torch.int64).contiguous().numpy().tobytes()
-    return hashlib.sha256(data).hexdigest()

@@ -144,6 +144,12 @@ class EvaluationSpec(BaseModel):
         description="tokens attended to, for MACs per token; default 1024, or the length of a "
         "masked generator's sequences",
     )
+    cache: bool = Field(
+        default=True,
+        description="quality figures of the original, or of a model that is evaluated alone, from "
+        "the toolkit's cache where the same was measured before; false: measured in any case, and "
+        "not kept",
+    )
 
     def latency_spec(self) -> LatencySpec | None:
         """Return the timing options, or None where timing is off."""
@@ -171,4 +177,12 @@ class EvaluationResult(BaseModel):
     latency: PairedLatency | None = Field(
         default=None, description="against the original; before is the original, after this model"
     )
-    seconds: dict[str, float] = Field(description="part of the evaluation -> seconds it took")
+    seconds: dict[str, float] = Field(
+        description="part of the evaluation -> seconds it took; for one from the cache, those when "
+        "it was measured"
+    )
+    cached: dict[str, str] = Field(
+        default_factory=dict,
+        description="part whose quality figures came from the cache -> when they were measured, "
+        "ISO 8601 in UTC",
+    )

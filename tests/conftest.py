@@ -115,6 +115,20 @@ def _few_threads():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_users_cache(tmp_path_factory):
+    """Keep what the user has in the toolkit's cache out of reach, also of wider fixtures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(_no_users_cache, tmp_path_factory, monkeypatch):
+    """Give each test an empty cache: what one has measured, no other one is to find there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _one_clean_process():
     """Let one interpreter prove all checkpoints that need one: starting it takes seconds."""
     from compress.checkpoint.fresh import kept_process

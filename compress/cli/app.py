@@ -38,7 +38,8 @@ DataRootOption = Annotated[
     typer.Option("--data-root", help="Folder with local copies of data sets (docs/data.md)."),
 ]
 CacheOption = Annotated[
-    Path | None, typer.Option("--cache-dir", help="Where fetched models are kept.")
+    Path | None,
+    typer.Option("--cache-dir", help="Folder for fetched models and measured figures."),
 ]
 MemoryOption = Annotated[
     str | None,
@@ -47,6 +48,7 @@ MemoryOption = Annotated[
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace what an earlier call wrote there.")
 ]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")
@@ -77,7 +79,7 @@ def run(
     data_root: DataRootOption = None,
     max_memory: MemoryOption = None,
     cache_dir: CacheOption = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Compress, verify, evaluate, report. The same command again resumes an interrupted run."""
     from compress.engine.runner import run as carry_out
@@ -96,7 +98,7 @@ def run(
             max_memory=parse_size(max_memory) if max_memory is not None else None,
             cache_dir=cache_dir,
             progress=progress,
-            command="compress " + " ".join(sys.argv[1:]),
+            command=_command(),
         )
     if follows:
         return
@@ -190,37 +192,54 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option(help="The original: latency is then measured in pairs.")
     ] = None,
+    cache: Annotated[
+        bool,
+        typer.Option(
+            "--cache/--no-cache", help="Quality figures from the cache, where measured before."
+        ),
+    ] = True,
+    device: Annotated[str, typer.Option(help="Device to measure on: auto, cpu, cuda:0.")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the report.")] = None,
     overwrite: OverwriteOption = False,
     data_root: DataRootOption = None,
     cache_dir: CacheOption = None,
     trust_remote_code: TrustOption = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure quality and cost of one model."""
-    from compress.cli.commands import evaluate_model, refuse_overwriting
+    from compress.cli.commands import evaluation_section
+    from compress.engine.evaluation import evaluate as measure
+    from compress.system.progress import Progress
 
-    if out is not None and not overwrite:
-        refuse_overwriting(*(out / f"report.{form}" for form in ("json", "md", "html")))
-    report = evaluate_model(
-        model,
+    section = evaluation_section(
         text=text,
         split=split,
         subset=subset,
-        window=window,
-        max_tokens=max_tokens,
-        documents=documents,
-        special_tokens=special_tokens,
         images=images,
         samples=samples,
-        tasks=tuple(t for t in tasks.split(",") if t),
+        documents=documents,
+        tasks=tasks,
+        window=window,
+        max_tokens=max_tokens,
+        special_tokens=special_tokens,
         limit=limit,
-        against=against,
-        out=out,
-        data_root=data_root,
-        cache_dir=cache_dir,
-        trust_remote_code=trust_remote_code,
+        cache=cache,
     )
+    with Progress(quiet) as progress:
+        report = measure(
+            model,
+            section,
+            against=against,
+            out=out,
+            overwrite=overwrite,
+            device=device,
+            data_root=data_root,
+            cache_dir=cache_dir,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+            command=_command(),
+        )
     if as_json:
         print(report.model_dump_json())
         return
@@ -240,11 +259,10 @@ def compare(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Put several runs into one table and one quality-versus-cost plot."""
-    from compress.cli.commands import compare_runs, refuse_overwriting
+    from compress.engine.comparison import compare as put_together
 
-    if not overwrite:
-        refuse_overwriting(out)
-    compare_runs(runs, out)
+    print(put_together(runs, out, overwrite=overwrite).markdown())
+    print(f"page  {out}")
 
 
 @app.command("apply-mask")
@@ -313,6 +331,11 @@ def _telling_what_is_kept(folder: Path) -> Iterator[None]:
 
         stop.kept = kept(folder)
         raise
+
+
+def _command() -> str:
+    """The command line, for reports."""
+    return "compress " + " ".join(sys.argv[1:])
 
 
 def _default_folder(name: str) -> Path:

@@ -6,144 +6,37 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compress.errors import CompressError
 from compress.system.intake import printable
 from compress.system.tables import print_table
 
 
-def evaluate_model(
-    source: str,
+def evaluation_section(
     *,
     text: str | None,
     split: str,
     subset: str | None,
-    window: int | None,
-    max_tokens: int,
-    documents: bool,
-    special_tokens: bool,
     images: str | None,
     samples: int | None,
-    tasks: tuple[str, ...],
-    limit: int | None,
-    against: str | None,
-    out: Path | None,
-    data_root: Path | None,
-    cache_dir: Path | None,
-    trust_remote_code: bool,
-) -> Any:
-    """Evaluate one model and return a report of it (written to ``out`` if given).
+    documents: bool,
+    tasks: str,
+    **fields: Any,
+) -> dict[str, Any]:
+    """What the options of `compress evaluate` ask for, as a recipe would say it.
 
-    Raises:
-        CompressError: nothing to measure quality with, or what the parts raise.
+    Args:
+        fields: of an EvaluationSpec, by their names.
     """
-    from compress.data.codebook import load_codebook
-    from compress.data.text import TextSpec
-    from compress.data.tokens import token_digest
-    from compress.eval import EvaluationSpec, evaluate
-    from compress.eval.report import (
-        DataEntry,
-        Report,
-        RunInfo,
-        environment,
-        with_findings,
-        write_report,
-    )
-    from compress.models.sources.source import load_config, load_model, load_tokenizer, resolve
-    from compress.planning.evaluation_material import (
-        GeneratorMaterial,
-        check_objective,
-        generator_material,
-    )
-    from compress.planning.evaluation_text import text_material
-
-    if out is not None and out.exists() and not out.is_dir():
-        raise CompressError("a folder for the report (--out)", f"{str(out)!r}, which is none")
-    found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
-    tokenizer, reason = load_tokenizer(found.folder, trust_remote_code=trust_remote_code)
-    reader = load_codebook(found.folder) if tokenizer is None else tokenizer
-    text_spec = None if text is None else TextSpec(source=text, split=split, subset=subset)
-    if text_spec is not None and tokenizer is None:
-        raise CompressError("a tokenizer beside the weights", reason)
-    spec = EvaluationSpec(
-        perplexity=None if text_spec is None else text_spec.model_dump(),
-        window=window, max_tokens=max_tokens, tasks=tasks, limit=limit,
-        packing="documents" if documents else "stream", special_tokens=special_tokens,
-        latency=against is not None,
-        images=None if images is None else {"source": images},
-        **({} if samples is None else {"generator": {"samples": samples}}),
-    )  # fmt: skip
-    config = load_config(found.folder, trust_remote_code=trust_remote_code)
-    material, read, data = GeneratorMaterial(), None, ()
-    generates = check_objective(config, spec, reader)
-    if text_spec is not None:
-        read = text_material(text_spec, spec, config, tokenizer, data_root, generates=generates)
-        data = (read.entry(text),)
-    if generates:
-        material = generator_material(spec, config, reader, read and read.text, data_root)
-    if material.images is not None:
-        data += (
-            DataEntry(
-                role="evaluation",
-                name=images,
-                sha256=token_digest(material.sequences.tokens),
-                tokens=material.sequences.tokens.numel(),
-                detail=material.images.description,
-            ),
-        )
-    model = load_model(found, trust_remote_code=trust_remote_code)
-    baseline = None
-    if against is not None:
-        baseline = load_model(resolve(against, cache_dir=cache_dir))
-    result = evaluate(
-        model, tokenizer, spec, tokens=read and read.tokens, documents=read and read.documents,
-        bytes_count=read and read.bytes, folder=found.folder,
-        baseline=baseline, sequences=material.sequences, judges=material.judges,
-        data_root=data_root, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-    report = with_findings(
-        Report(
-            title=Path(source).name,
-            run=RunInfo(
-                model=found.origin, model_sha256=found.digest, trust_remote_code=trust_remote_code
-            ),
-            data=data,
-            after=result,
-            environment=environment(),
-        )
-    )
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_report(report, out)
-    return report
-
-
-def refuse_overwriting(*paths: Path) -> None:
-    """Raise a CompressError where one of these files exists: it may be somebody's work."""
-    for path in paths:
-        if path.exists() or path.is_symlink():
-            raise CompressError(
-                f"{path} not to exist yet", "a file of that name",
-                "Choose another place with --out, or replace it by --overwrite",
-            )  # fmt: skip
-
-
-def compare_runs(paths: list[Path], out: Path) -> None:
-    """Print a table of several reports and write the page with the frontier plot."""
-    from compress.eval.report import load_report
-    from compress.eval.report.compare import compare
-
-    reports = []
-    for path in paths:
-        file = path / "report.json" if path.is_dir() else path
-        if not file.exists():
-            raise CompressError(
-                "run folders with a report.json, or such files", str(path),
-                "Run `compress run` or `compress evaluate --out` first",
-            )  # fmt: skip
-        reports.append(load_report(file))
-    comparison = compare(reports)
-    print(comparison.markdown())
-    print(f"page  {comparison.write(out)}")
+    section: dict[str, Any] = {
+        **fields, "packing": "documents" if documents else "stream",
+        "tasks": [name for name in tasks.split(",") if name],
+    }  # fmt: skip
+    if text is not None:
+        section["text"] = {"source": text, "split": split, "subset": subset}
+    if images is not None:
+        section["images"] = {"source": images}
+    if samples is not None:
+        section["generator"] = {"samples": samples}
+    return section
 
 
 def put_mask(

@@ -1,270 +1,295 @@
-"""The evaluation of a run: the original once, the result at the end, both into one report."""
+"""One way to evaluate: what runs, Python and the command line read, load, measure and report."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from compress.data.calibration import Calibration
-from compress.data.tokens import token_digest
-from compress.engine.workspace import Workspace
+from compress.data.text import TextSpec
+from compress.engine.live import check_model_class
 from compress.errors import CompressError
-from compress.eval import EvaluationResult, evaluate
-from compress.models.sources.source import load_model
-from compress.planning.evaluation_material import (
-    GeneratorMaterial,
-    check_objective,
-    generator_material,
-)
-from compress.planning.evaluation_text import TextMaterial, text_material
-from compress.planning.planner import Plan
+from compress.eval import EvaluationResult, EvaluationSpec
+from compress.eval import evaluate as measure_model
+from compress.eval.cache import Figures
+from compress.eval.report import Report, RunInfo, environment, with_findings, write_report
+from compress.models.identity import model_digest
+from compress.models.sources.source import Source, load_config, load_model, resolve
+from compress.models.stream import build_meta
+from compress.planning.checks import check_data_root, check_evaluation, find_reader, reader_of
+from compress.planning.evaluation_inputs import EvaluationInputs, evaluation_inputs
 from compress.planning.recipe import split_evaluation
-from compress.planning.step_check import left_alone
-from compress.system import memory
-from compress.system.files import write_atomically
+from compress.system.files import refuse_existing
+from compress.system.intake import user_path
+from compress.system.precision import device_of
 from compress.system.progress import Progress
+from compress.system.tensors import TensorIndex
+
+REPORTS = ("report.json", "report.md", "report.html")
 
 
-class Evaluator:
-    """Evaluates the models of one run.
+@dataclass(frozen=True)
+class Lab:
+    """Where models are loaded and measured, and how that is told.
 
-    Args:
-        plan: of the run, whose recipe has an evaluation section.
-        tokenizer: of the model.
-        workspace: the run's folder; the original's result is kept in it.
+    Attributes:
+        device: for models that are loaded.
+        data_root: folder with local copies of data sets.
+        cache_dir: of the toolkit; None for the usual one.
+        trust_remote_code: run code that comes with checkpoints.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        tokenizer: Any,
-        workspace: Workspace,
-        device: torch.device,
-        data_root: str | Path | None,
-        progress: Progress,
-    ) -> None:
-        self.plan, self.tokenizer, self.workspace = plan, tokenizer, workspace
-        self.device, self.data_root, self.progress = device, data_root, progress
-        # Clocks are set back and forward between two starts: durations are what can be added up.
-        self._began = time.perf_counter()
-        self._earlier = sum(e["seconds"] for e in workspace.find(event="step"))
-        text_spec, self.spec = split_evaluation(plan.recipe.evaluation)
-        self.text: TextMaterial | None = None
-        self.material = GeneratorMaterial()
-        self.generates = check_objective(plan.state.config, self.spec, tokenizer)
-        if text_spec is not None:
-            self.text = text_material(
-                text_spec, self.spec, plan.state.config, tokenizer, data_root,
-                generates=self.generates,
-            )  # fmt: skip
-            self._check_length()
-        if self.generates:
-            self.material = generator_material(
-                self.spec, plan.state.config, tokenizer, self.text and self.text.text, data_root
-            )
+    device: torch.device
+    data_root: str | Path | None
+    cache_dir: str | Path | None
+    trust_remote_code: bool
+    progress: Progress
 
-    @property
-    def digest(self) -> str | None:
-        if self.material.sequences is not None:
-            return token_digest(self.material.sequences.tokens)
-        return None if self.text is None else self.text.pinned
-
-    def before(self) -> EvaluationResult:
-        """Evaluate the original, or read what an earlier start of this run found."""
-        path = self.workspace.folder / "evaluation-before.json"
-        found = self._kept(path)
-        if found is not None:
-            return found
-        self.progress.say("evaluating the original")
-        model = self._load(self.plan.source.folder)
-        result = self._evaluate(model, self.plan.source.folder, None)
-        del model
-        memory.give_back()
-        text = result.model_dump_json()
-        kept = {"of": self._measured(), "sha256": _sha(text), "result": json.loads(text)}
-        write_atomically(path, json.dumps(kept, indent=1) + "\n")
-        return result
-
-    def _kept(self, path: Path) -> EvaluationResult | None:
-        """What an earlier start found, where it measured the same and the file is as it wrote it.
-
-        A file of an earlier version is the result alone; it is taken while the recipe stays as it
-        was.
-        """
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if "sha256" not in kept:
-                mended = self.workspace.find(event="mended")
-                return None if mended else EvaluationResult.model_validate(kept)
-            result = EvaluationResult.model_validate(kept["result"])
-            same = kept["sha256"] == _sha(result.model_dump_json())
-            return result if same and kept["of"] == self._measured() else None
-        return None
-
-    def _measured(self) -> dict[str, Any]:
-        """What decides the original's result, as far as the recipe and the texts do."""
-        recipe = self.plan.recipe
-        return {
-            "evaluation": json.loads(json.dumps(recipe.evaluation, sort_keys=True)),
-            "tokens": self.digest,
-            "model": self.workspace.locked("model"),
-            "config.json": self.workspace.locked("config.json"),
-        }
-
-    def report(self, calibration: Calibration | None, command: str | None) -> Any:
-        """Evaluate the result, write the report, return it."""
-        from compress.eval.report import Report, environment, with_findings, write_report
-
-        before = self.before() if self.plan.recipe.steps else None
-        if self.plan.recipe.steps:
-            self.progress.say("evaluating the compressed model")
-            model = self._load(self.workspace.model)
-            baseline = None
-            if self.spec.latency_spec() is not None or self.generates:
-                baseline = self._load(self.plan.source.folder)
-            after = self._evaluate(model, self.workspace.model, baseline)
-            del model, baseline
-            memory.give_back()
-        else:
-            after = self.before()
-        report = with_findings(
-            Report(
-                title=self.plan.recipe.name,
-                run=self._run_info(command),
-                data=self._data(calibration),
-                steps=self._steps(),
-                before=before,
-                after=after,
-                environment=environment(),
-            )
-        )
-        write_report(report, self.workspace.folder)
-        return report
-
-    def _check_length(self) -> None:
-        window = self.spec.window or 2
-        found = len(self.text.tokens)
-        if self.text.documents is None and found < window:
-            raise CompressError(
-                f"an evaluation text of at least one window ({window} tokens)",
-                f"{found} tokens",
-                "Lower evaluation.window or choose a longer text",
-            )
-
-    def _load(self, folder: Path) -> Any:
+    def load(self, folder: Path) -> PreTrainedModel:
+        """A checkpoint's model in float32, the type that everything is evaluated in."""
         return load_model(
-            folder,
-            dtype=torch.float32,
-            device=self.device,
-            trust_remote_code=self.plan.recipe.model.trust_remote_code,
-        )
+            folder, dtype=torch.float32, device=self.device,
+            trust_remote_code=self.trust_remote_code,
+        )  # fmt: skip
 
-    def _evaluate(self, model: Any, folder: Path, baseline: Any) -> EvaluationResult:
-        return evaluate(
+    def figures(self, folder: Path, spec: EvaluationSpec) -> Figures | None:
+        """What is known of a checkpoint; None where its figures are to be measured in any case.
+
+        Code that comes with a checkpoint may read whatever it likes, so no digest tells what it
+        computes: figures of such models are never kept.
+        """
+        if not spec.cache or self.trust_remote_code:
+            return None
+        return Figures(model_digest(folder), self.cache_dir)
+
+    def measure(
+        self,
+        model: PreTrainedModel,
+        inputs: EvaluationInputs,
+        *,
+        folder: Path | None = None,
+        baseline: PreTrainedModel | None = None,
+        figures: Figures | None = None,
+    ) -> EvaluationResult:
+        """Evaluate a model on what was read.
+
+        Args:
+            folder: that it was loaded from; without one neither bytes nor memory are told.
+            baseline: the original, for what is measured against it.
+            figures: of that folder; None measures everything.
+        """
+        text = inputs.text
+        result = measure_model(
             model,
-            self.tokenizer,
-            self.spec,
-            tokens=self.text and self.text.tokens,
-            documents=self.text and self.text.documents,
-            bytes_count=self.text and self.text.bytes,
+            inputs.reader,
+            inputs.spec,
+            tokens=text and text.tokens,
+            documents=text and text.documents,
+            bytes_count=text and text.bytes,
             folder=folder,
             baseline=baseline,
-            sequences=self.material.sequences,
-            judges=self.material.judges,
+            sequences=inputs.generator.sequences,
+            judges=inputs.generator.judges,
             data_root=self.data_root,
-            trust_remote_code=self.plan.recipe.model.trust_remote_code,
+            trust_remote_code=self.trust_remote_code,
+            figures=figures,
             progress=self.progress.update,
         )
-
-    def _run_info(self, command: str | None) -> Any:
-        from compress.eval.report import RunInfo
-
-        started = self.workspace.find(event="started")[0]["at"]
-        shipped = self.plan.source.shipped
-        return RunInfo(
-            model=self.plan.source.origin,
-            model_sha256=self.workspace.locked("model"),
-            source_bytes=shipped and shipped.bytes,
-            source_format=shipped and shipped.format,
-            recipe_name=self.plan.recipe.name,
-            recipe=self.plan.recipe.dump(),
-            command=command,
-            seed=self.plan.recipe.seed,
-            compute=self._compute(),
-            started=started,
-            seconds=self._earlier + time.perf_counter() - self._began,
-            trust_remote_code=self.plan.recipe.model.trust_remote_code,
-            notes=(*self.workspace.notes, *map(_mended, self.workspace.find(event="mended"))),
-        )
-
-    def _compute(self) -> str | None:
-        observed = any(method.needs != "nothing" for method in self.plan.recipe.steps)
-        return self.workspace.kept("compute") if observed else None
-
-    def _data(self, calibration: Calibration | None) -> tuple[Any, ...]:
-        from compress.eval.report import DataEntry
-
-        entries = []
-        if calibration is not None:
-            given = self.plan.recipe.calibration
-            entries.append(
-                DataEntry(
-                    role="calibration",
-                    name=(given.text or given.images).source,
-                    sha256=calibration.digest,
-                    bytes=calibration.bytes,
-                    tokens=calibration.tokens,
-                    detail=calibration.description,
-                )
-            )
-        if self.material.images is not None:
-            entries.append(
-                DataEntry(
-                    role="evaluation",
-                    name=self.spec.images["source"],
-                    sha256=self.digest,
-                    tokens=self.material.sequences.tokens.numel(),
-                    detail=self.material.images.description,
-                )
-            )
-        if self.text is not None:
-            entries.append(self.text.entry(self.plan.recipe.evaluation["text"]["source"]))
-        return tuple(entries)
-
-    def _steps(self) -> tuple[Any, ...]:
-        from compress.eval.report import StepEntry
-
-        entries = []
-        for number, method in enumerate(self.plan.recipe.steps):
-            event = self.workspace.find(event="step", step=number)[0]
-            kept = event["kept"]
-            notes = () if kept is None else (f"kept blocks {', '.join(map(str, kept))}",)
-            alone = left_alone(method, self.plan.steps[number].before)
-            notes += (alone,) if alone else ()
-            entries.append(
-                StepEntry(
-                    method=method.name,
-                    summary=method.summary,
-                    options=method.model_dump(mode="json"),
-                    writes=tuple(sorted(method.writes)),
-                    seconds=event["seconds"],
-                    peak_rss_bytes=event["peak_bytes"],
-                    resumed=event["resumed"],
-                    notes=notes,
-                )
-            )
-        return tuple(entries)
+        for part, measured in result.cached.items():
+            self.progress.say(f"{part}: from the cache, measured at {measured}")
+        return result
 
 
-def _mended(event: dict[str, Any]) -> str:
-    return f"the recipe's {', '.join(event['parts'])} changed after the run was started"
+def finished_report(folder: Path | None, **parts: Any) -> Report:
+    """A report with its findings and this machine, written to ``folder`` if one is given."""
+    report = with_findings(Report(**parts, environment=environment()))
+    if folder is not None:
+        write_report(report, folder)
+    return report
 
 
-def _sha(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def source_info(source: Source, digest: str) -> dict[str, Any]:
+    """Fields of a RunInfo that tell where a model came from."""
+    shipped = source.shipped
+    return {
+        "model": source.origin, "model_sha256": digest,
+        "source_bytes": shipped and shipped.bytes, "source_format": shipped and shipped.format,
+    }  # fmt: skip
+
+
+def evaluate(
+    model: str | Path | PreTrainedModel,
+    evaluation: dict[str, Any] | EvaluationSpec | None = None,
+    *,
+    text: TextSpec | dict[str, Any] | None = None,
+    tokenizer: Any = None,
+    against: str | Path | PreTrainedModel | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    data_root: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+    command: str | None = None,
+) -> Report:
+    """Measure quality and cost of one model, as a run and ``compress evaluate`` do.
+
+    A checkpoint is loaded in float32; a live model is measured in the type it has, and is left as
+    it was. Quality figures of a checkpoint that were measured before (same weights and config,
+    tokens, options and code) come from the toolkit's cache, and the report says so; ``cache:
+    false`` in the evaluation measures them in any case. A live model is always measured: what was
+    done to it in memory cannot be told by a digest.
+
+    Args:
+        model: folder, hub id, .gguf file, ``pypi:<name>==<version>``, or a live model.
+        evaluation: as in a recipe: ``text`` (source, split, part ...) or ``images``, and the fields
+            of :class:`compress.eval.EvaluationSpec`. Without one the model's cost alone is told.
+        text: the evaluation text, where ``evaluation`` is an EvaluationSpec; by default the one
+            that its ``perplexity`` describes.
+        tokenizer: of a live model; a checkpoint brings its own.
+        against: the original, for latency in pairs and a masked generator's divergence.
+        out: folder for report.json, report.md and report.html; made where there is none.
+        overwrite: replace reports that lie there.
+        device: for models that are loaded: auto, cpu, cuda, cuda:0 ...
+        data_root: folder with local copies of data sets.
+        cache_dir: where fetched models and evaluation figures are kept.
+        trust_remote_code: run code that comes with a checkpoint.
+        progress: where to tell how far it is.
+        command: the command line, for the report.
+
+    Returns:
+        The report; ``report.after`` is the model's :class:`compress.eval.EvaluationResult`:
+        perplexities, losses in nats per token, sizes in bytes, times in seconds.
+
+    Raises:
+        CompressError: a source that cannot be used or does not load; an object that is no language
+            model; an evaluation with unknown keys or wrong values, with data, tasks or a scorer
+            that do not exist, or with lengths beyond the model's positions; a text without a
+            tokenizer or shorter than a window; logits that are not finite; reports that are not to
+            be overwritten, or a folder that cannot be written.
+    """
+    begin, started = time.perf_counter(), datetime.now(UTC).isoformat()
+    folder = None if out is None else _report_folder(out, overwrite)
+    check_data_root(data_root)
+    chosen, spec = split_evaluation(_section(evaluation, text))
+    live = not isinstance(model, (str, Path))
+    lab = Lab(
+        model.device if live and isinstance(model, PreTrainedModel) else device_of(device),
+        data_root, cache_dir, trust_remote_code, progress or Progress(quiet=True),
+    )  # fmt: skip
+    if live:
+        found, home, reader, shape = None, None, tokenizer, _live(model)
+        info = {"model": f"{type(model).__name__} in memory"}
+    else:
+        found = _resolved(model, lab)
+        home = found.folder
+        reader = _reader(home, lab, chosen, spec, tokenizer)
+        shape = build_meta(load_config(home, trust_remote_code=trust_remote_code),
+                           trust_remote_code)  # fmt: skip
+        info = source_info(found, found.digest or TensorIndex.open(home).digest())
+    for warning in check_evaluation(
+        chosen, spec, reader, shape, data_root, timed=against is not None
+    ):
+        lab.progress.say(f"note: {warning}")
+    inputs = evaluation_inputs(chosen, spec, shape.config, reader, data_root)
+    lab.progress.say(f"evaluating {info['model']}")
+    subject = model if live else lab.load(home)
+    baseline = _baseline(against, lab) if against is not None and inputs.paired else None
+    result = lab.measure(
+        subject, inputs, folder=home, baseline=baseline,
+        figures=None if live else lab.figures(home, spec),
+    )  # fmt: skip
+    if folder is not None:
+        _make(folder)
+    return finished_report(
+        folder,
+        title=type(model).__name__ if live else Path(model).name,
+        run=RunInfo(
+            **info, command=command, started=started, seconds=time.perf_counter() - begin,
+            trust_remote_code=trust_remote_code,
+        ),
+        data=inputs.entries(),
+        after=result,
+    )  # fmt: skip
+
+
+def _section(
+    evaluation: dict[str, Any] | EvaluationSpec | None, text: TextSpec | dict[str, Any] | None
+) -> dict[str, Any]:
+    """The evaluation as a recipe would have it."""
+    if isinstance(evaluation, EvaluationSpec):
+        section = evaluation.model_dump(mode="json", exclude_unset=True)
+        described = section.pop("perplexity", None)
+        text = described if text is None else text
+    elif evaluation is None or isinstance(evaluation, dict):
+        section = dict(evaluation or {})
+    else:
+        raise CompressError(
+            "an evaluation as in a recipe (a dict), or an EvaluationSpec",
+            type(evaluation).__name__, where="evaluation",
+        )  # fmt: skip
+    if text is None:
+        return section
+    if section.get("text") is not None:
+        raise CompressError("one evaluation text", "two", "Leave one out", where="evaluation")
+    section["text"] = text.model_dump(exclude_unset=True) if isinstance(text, TextSpec) else text
+    return section
+
+
+def _live(model: Any) -> PreTrainedModel:
+    check_model_class(model, "to evaluate")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise CompressError(
+            "a model with its weights in memory to evaluate", "parameters on the meta device",
+            "Load the weights, or give the checkpoint's folder",
+        )  # fmt: skip
+    return model
+
+
+def _resolved(source: str | Path, lab: Lab) -> Source:
+    return resolve(source, cache_dir=lab.cache_dir, trust_remote_code=lab.trust_remote_code)
+
+
+def _reader(
+    folder: Path, lab: Lab, text: TextSpec | None, spec: EvaluationSpec, tokenizer: Any
+) -> Any:
+    """A checkpoint's tokenizer or codebook, which it must have where anything is read."""
+    if tokenizer is not None:
+        raise CompressError(
+            "a tokenizer with a live model only", f"one beside the checkpoint {folder}",
+            "Leave it out: the checkpoint's own is used",
+        )  # fmt: skip
+    if text is not None or spec.images is not None or spec.tasks:
+        return reader_of(folder, lab.trust_remote_code)
+    return find_reader(folder, lab.trust_remote_code)[0]
+
+
+def _baseline(against: str | Path | PreTrainedModel, lab: Lab) -> PreTrainedModel:
+    if isinstance(against, (str, Path)):
+        return lab.load(_resolved(against, lab).folder)
+    return _live(against)
+
+
+def _report_folder(out: str | Path, overwrite: bool) -> Path:
+    folder = user_path(out, "a folder for the report")
+    if folder.exists() and not folder.is_dir():
+        raise CompressError("a folder for the report (--out)", f"{str(folder)!r}, which is none")
+    if not overwrite:
+        refuse_existing(*(folder / name for name in REPORTS))
+    return folder
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CompressError(
+            "a folder for the report that can be made", f"{folder}: {error.strerror or error}",
+            "Choose another one with --out",
+        ) from error  # fmt: skip

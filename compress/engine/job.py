@@ -21,8 +21,9 @@ from compress.checkpoint.export import check_export, companions, export, export_
 from compress.checkpoint.state import ModelState
 from compress.data.calibration import Calibration, calibration_batches
 from compress.engine.context import StepContext
-from compress.engine.evaluation import Evaluator
+from compress.engine.evaluation import Lab
 from compress.engine.intact import digests, model_digests, rewind_damaged
+from compress.engine.run_evaluation import RunEvaluation
 from compress.engine.sink import JournalSink
 from compress.engine.steps import run_step
 from compress.engine.workspace import Workspace
@@ -54,11 +55,12 @@ class Job:
         max_memory: int | None,
         progress: Progress,
         command: str | None,
+        cache_dir: str | Path | None = None,
     ) -> None:
         self.plan, self.recipe, self.workspace = made, made.recipe, workspace
         self.limit, self.progress, self.command = max_memory, progress, command
         self.device = device_of(self.recipe.device)
-        self.data_root = data_root
+        self.data_root, self.cache_dir = data_root, cache_dir
         # A run that goes on elsewhere must not change its mind; the first versions knew one type.
         self.compute = workspace.keep("compute", self._compute, begun="float32")
         if self.recipe.output.dtype is not None:
@@ -67,7 +69,7 @@ class Job:
             self.dtype = made.state.source.storage_dtype
         self.state: ModelState = made.state
         self.calibration: Calibration | None = None
-        self.evaluator: Evaluator | None = None
+        self.evaluator: RunEvaluation | None = None
         self.scratch = workspace.work / "activations"
         self.digest = ""
         self.resumed = workspace.resumed
@@ -89,10 +91,11 @@ class Job:
             self.calibrate()
             must["calibration tokens"] = self.calibration.digest
         if self.recipe.evaluation is not None:
-            self.evaluator = Evaluator(
-                self.plan, self._tokenizer(), self.workspace, self.device, self.data_root,
+            lab = Lab(
+                self.device, self.data_root, self.cache_dir, self.recipe.model.trust_remote_code,
                 self.progress,
             )  # fmt: skip
+            self.evaluator = RunEvaluation(self.plan, self._tokenizer(), self.workspace, lab)
             must["evaluation tokens"] = self.evaluator.digest
         may = {"python": platform.python_version(), "compress": _version("compress")}
         may |= {name: _version(name) for name in _VERSIONED}

@@ -53,7 +53,7 @@ def run(
         data_root: folder with local copies of data sets.
         max_memory: bytes of resident memory that may be used; refused beforehand where the plan
             predicts more, stopped where the run takes more.
-        cache_dir: where fetched models are kept.
+        cache_dir: where fetched models and figures of originals are kept.
         progress: where to tell how far it is.
         command: the command line, for the report.
 
@@ -78,7 +78,7 @@ def run(
             progress.say(f"{out} is complete; nothing to do")
         else:
             made = planned(recipe, workspace, data_root, max_memory, cache_dir, progress)
-            job = Job(made, workspace, data_root, max_memory, progress, command)
+            job = Job(made, workspace, data_root, max_memory, progress, command, cache_dir)
             job.prepare()
             job.evaluate_before()
             job.compress()

@@ -22,6 +22,7 @@ from compress.data.readers import expand, is_file_source, read_python_module
 from compress.data.text import TextSpec
 from compress.data.tokens import check_tokenizer
 from compress.errors import CompressError
+from compress.eval import EvaluationSpec
 from compress.models.positions import positions_of
 from compress.models.sources.source import load_tokenizer
 from compress.planning.evaluation_material import check_objective
@@ -48,8 +49,7 @@ def check_inputs(
     Raises:
         CompressError: naming the part of the recipe.
     """
-    if data_root is not None and not user_path(data_root, "a data root").is_dir():
-        raise CompressError("an existing folder as data root", repr(str(data_root)))
+    check_data_root(data_root)
     found: list[str] = []
     reader = None
     trained = recipe.model.train
@@ -60,8 +60,19 @@ def check_inputs(
     if recipe.calibration is not None:
         found += _calibration(recipe.calibration, reader, model.config, data_root)
     if recipe.evaluation is not None:
-        found += _evaluation(recipe, reader, model, data_root)
+        text, spec = split_evaluation(recipe.evaluation)
+        found += check_evaluation(text, spec, reader, model, data_root, timed=bool(recipe.steps))
     return tuple(dict.fromkeys(found))
+
+
+def check_data_root(data_root: str | Path | None) -> None:
+    """Refuse a data root that is no folder.
+
+    Raises:
+        CompressError: naming it.
+    """
+    if data_root is not None and not user_path(data_root, "a data root").is_dir():
+        raise CompressError("an existing folder as data root", repr(str(data_root)))
 
 
 def reader_of(folder: Path, trust_remote_code: bool) -> Any:
@@ -70,14 +81,19 @@ def reader_of(folder: Path, trust_remote_code: bool) -> Any:
     Raises:
         CompressError: there is neither.
     """
-    tokenizer, reason = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    reader = load_codebook(folder) if tokenizer is None else tokenizer
+    reader, reason = find_reader(folder, trust_remote_code)
     if reader is None:
         raise CompressError(
             "a tokenizer beside the weights, to read texts with", reason,
             "Put the model's tokenizer files into its folder",
         )  # fmt: skip
     return reader
+
+
+def find_reader(folder: Path, trust_remote_code: bool) -> tuple[Any, str]:
+    """(The tokenizer or the codebook beside a model, ""), or (None, why there is none)."""
+    tokenizer, reason = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    return (load_codebook(folder) if tokenizer is None else tokenizer), reason
 
 
 def _calibration(
@@ -96,18 +112,40 @@ def _calibration(
     return found
 
 
-def _evaluation(recipe: Recipe, reader: Any, model: nn.Module, data_root: Any) -> list[str]:
+def check_evaluation(
+    text: TextSpec | None,
+    spec: EvaluationSpec,
+    reader: Any,
+    model: nn.Module,
+    data_root: str | Path | None,
+    *,
+    timed: bool,
+) -> list[str]:
+    """Check what an evaluation names against a model, before anything is read.
+
+    Args:
+        text, spec: as :func:`compress.planning.recipe.split_evaluation` found them.
+        reader: the model's tokenizer or codebook; None where there is none yet.
+        model: its weights are not looked at.
+        timed: whether latency is measured against an original.
+
+    Returns:
+        Warnings, as sentences.
+
+    Raises:
+        CompressError: naming the part of the evaluation.
+    """
     from compress.eval.quality.task_names import check_task_names
     from compress.models.kind import kind_of
 
-    text, spec = split_evaluation(recipe.evaluation)
-    positions = positions_of(model.config)
     kind = kind_of(model)
     if kind == "other":
         raise CompressError(
             "a causal or a masked language model to evaluate", type(model).__name__,
-            "Leave the evaluation section out", where="evaluation",
+            "Give one with the head of a language model, or leave the evaluation out",
+            where="evaluation",
         )  # fmt: skip
+    positions = positions_of(model.config)
     if reader is not None:
         check_objective(model.config, spec, reader)
     images = spec.images and ImageSpec.model_validate({"split": "test", **spec.images})
@@ -119,7 +157,7 @@ def _evaluation(recipe: Recipe, reader: Any, model: nn.Module, data_root: Any) -
     try:
         check_task_names(spec.tasks)
         latency = spec.latency_spec()
-        if latency is not None and recipe.steps:
+        if latency is not None and timed:
             fits = latency.within(positions, kind == "causal")
             if fits != latency:
                 found.append(

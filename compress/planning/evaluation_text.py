@@ -21,7 +21,7 @@ from compress.data.tokens import (
 )
 from compress.errors import CompressError
 from compress.eval import EvaluationSpec
-from compress.eval.evaluator import masked_window
+from compress.eval.parts import masked_window
 
 
 @dataclass(frozen=True)

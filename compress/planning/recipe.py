@@ -152,7 +152,7 @@ def parse_recipe(data: Any, where: str = "recipe") -> Recipe:
     parsed = parse_steps(data.pop("steps", None) or [], where)
     recipe = _validate(Recipe, data, where)
     if isinstance(recipe.evaluation, dict):
-        split_evaluation(recipe.evaluation, where)
+        split_evaluation(recipe.evaluation, f"{where}, evaluation")
     _check_expected(recipe, where)
     return recipe.model_copy(update={"steps": parsed})
 
@@ -203,20 +203,24 @@ def parse_step(step: Any, where: str = "step") -> Method:
     return _validate(cls, options, f"{where} ({step['method']})")
 
 
-def split_evaluation(section: dict[str, Any], where: str = "recipe"):
-    """Split the evaluation section into (TextSpec or None, compress.eval.EvaluationSpec)."""
+def split_evaluation(section: dict[str, Any], where: str = "evaluation"):
+    """Split an evaluation section into (TextSpec or None, compress.eval.EvaluationSpec).
+
+    Raises:
+        CompressError: an unknown key (with the closest known one), a wrong value, text and images.
+    """
     from compress.eval import EvaluationSpec
 
     section = dict(section)
     text, images = section.pop("text", None), section.get("images")
     if text is not None and images is not None:
-        raise CompressError("either text or images", "both", where=f"{where}, evaluation")
-    spec = _validate(TextSpec, text, f"{where}, evaluation.text") if text is not None else None
+        raise CompressError("either text or images", "both", where=where)
+    spec = _validate(TextSpec, text, f"{where}.text") if text is not None else None
     if text is not None:
         section["perplexity"] = text
     if images is not None:
-        _validate(ImageSpec, images, f"{where}, evaluation.images")
-    return spec, _validate(EvaluationSpec, section, f"{where}, evaluation")
+        _validate(ImageSpec, images, f"{where}.images")
+    return spec, _validate(EvaluationSpec, section, where)
 
 
 def read_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:

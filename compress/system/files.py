@@ -34,6 +34,21 @@ def write_atomically(path: Path, text: str) -> None:
         raise disk_error(path.parent, error) from error
 
 
+def refuse_existing(*paths: Path) -> None:
+    """Refuse to write where something is: it may be somebody's work.
+
+    Raises:
+        CompressError: naming the first of ``paths`` that exists, be it a link to nothing.
+    """
+    for path in paths:
+        if path.exists() or path.is_symlink():
+            raise CompressError(
+                f"{path} not to exist yet", "a file of that name",
+                "Choose another place with --out (in Python: out), or replace it by --overwrite "
+                "(overwrite=True)",
+            )  # fmt: skip
+
+
 def sync(path: Path) -> None:
     """Make a file's content, or the names in a folder, outlive a power cut.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from compress.eval.report.environment import processor_name
+from compress.system.machine import processor_name
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DEFAULT = (
     "compress", ":!compress/cli", ":!compress/planning/inspection.py", ":!compress/errors.py",
     ":!compress/system/progress.py", ":!compress/system/tables.py",
-    "eval/quality", "eval/cost", "eval/tasks", "eval/evaluator.py",
+    "eval/quality", "eval/cost", "eval/tasks", "eval/evaluator.py", "eval/parts.py",
+    "eval/cache.py",
 )  # fmt: skip
 
 # For benchmarks of models that exist and of steps that use no gradients.

@@ -38,7 +38,11 @@ class Run:
 
 
 def run_command(
-    recipe: Path, out: Path, data_root: Path | None = None, max_memory: str | None = None
+    recipe: Path,
+    out: Path,
+    data_root: Path | None = None,
+    max_memory: str | None = None,
+    cache_dir: Path | None = None,
 ) -> list[str]:
     """The command line, with this interpreter."""
     command = [sys.executable, "-m", "compress", "run", str(recipe), "--out", str(out), "--quiet"]
@@ -46,6 +50,8 @@ def run_command(
         command += ["--data-root", str(data_root)]
     if max_memory is not None:
         command += ["--max-memory", max_memory]
+    if cache_dir is not None:
+        command += ["--cache-dir", str(cache_dir)]
     return command
 
 
@@ -58,7 +64,11 @@ def write_recipe(folder: Path, name: str, **fields: Any) -> Path:
 
 
 def run_measured(
-    recipe: Path, out: Path, data_root: Path | None = None, max_memory: str | None = None
+    recipe: Path,
+    out: Path,
+    data_root: Path | None = None,
+    max_memory: str | None = None,
+    cache_dir: Path | None = None,
 ) -> Run:
     """Run a recipe from the start in ``out`` (emptied first) and measure the process.
 
@@ -66,9 +76,8 @@ def run_measured(
         CompressError: the run failed; the end of its output is shown.
     """
     shutil.rmtree(out, ignore_errors=True)
-    usage = measure(
-        run_command(recipe, out, data_root, max_memory), out.with_name(out.name + ".log")
-    )
+    command = run_command(recipe, out, data_root, max_memory, cache_dir)
+    usage = measure(command, out.with_name(out.name + ".log"))
     events = journal(out)
     return Run(
         out,

@@ -136,6 +136,7 @@ def evaluate_generator(
     judges: Judges | None = None,
     original: nn.Module | None = None,
     batch_size: int = 16,
+    known: GeneratorResult | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> GeneratorResult:
     """Measure a masked generator.
@@ -149,6 +150,8 @@ def evaluate_generator(
         judges: what samples are judged with.
         original: the model that was compressed, for the divergence.
         batch_size: sequences per forward at most; fewer where logits would be large.
+        known: likelihood and recall of the same model on the same data, where they have been
+            measured; only samples are drawn then.
 
     Raises:
         CompressError: from the parts.
@@ -164,7 +167,9 @@ def evaluate_generator(
     def told(part: str) -> Callable[[int, int], None] | None:
         return None if progress is None else lambda done, total: progress(part, done, total)
 
-    if data is not None:
+    if known is not None:
+        parts |= {name: getattr(known, name) for name in ("likelihood", "ordered", "recovery")}
+    elif data is not None:
         data = data.head(spec.sequences or len(data))
         size = _batch(model, data.tokens.shape[1], batch_size)
         shared = {"mask_id": description.mask_id, "batch_size": size}

@@ -139,6 +139,22 @@ def run_tasks(
     )
 
 
+def task_data(
+    tasks: Sequence[str], data_root: str | Path | None
+) -> dict[str, dict[str, str]] | None:
+    """Digests of everything that the tasks read: task -> file below the data root -> sha256.
+
+    None where a task's data come from the hub: what it holds there can change.
+
+    Raises:
+        CompressError: a data file is missing.
+    """
+    local = local_tasks()
+    if data_root is None or any(name not in local for name in tasks):
+        return None
+    return {name: resolve(local[name], Path(data_root), name)[1] for name in tasks}
+
+
 def _harness(
     model: nn.Module, tokenizer: Any, batch_size: int, masked: TaskSpec, special_tokens: bool
 ) -> Any:

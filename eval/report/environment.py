@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from compress.eval.report.schema import Environment
-
-_PACKAGES = ("torch", "transformers", "compressed-tensors", "lm_eval", "safetensors", "tokenizers")
+from compress.system.machine import processor_name, versions
 
 
 def environment() -> Environment:
@@ -17,12 +14,6 @@ def environment() -> Environment:
     import psutil
     import torch
 
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     cuda = torch.cuda.is_available()
     return Environment(
         platform=f"{platform.system()} {platform.machine()}",
@@ -31,15 +22,5 @@ def environment() -> Environment:
         threads=torch.get_num_threads(),
         memory_bytes=psutil.virtual_memory().total,
         accelerator=torch.cuda.get_device_name() if cuda else None,
-        versions=versions,
+        versions=versions(),
     )
-
-
-def processor_name() -> str:
-    """The processor's name; ``platform.processor`` is empty on most Linux systems."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -37,6 +37,7 @@ def findings(report: Report) -> tuple[Finding, ...]:
     """Return what a careful reader would say about the result, warnings first."""
     found = [
         *_safety(report),
+        *_cached(report),
         *_expected(report),
         *_quality(report),
         *_samples(report),
@@ -57,6 +58,17 @@ def _safety(report: Report) -> Iterator[Finding]:
             level="warning",
             text="trust_remote_code was on: code that came with the model ran on this machine.",
         )
+
+
+def _cached(report: Report) -> Iterator[Finding]:
+    """Which figures this run has not measured itself, and when they were."""
+    for whose, result in (("original", report.before), ("model", report.after)):
+        for part, measured in result.cached.items() if result else ():
+            yield Finding(
+                level="note",
+                text=f"From the cache: {part} of the {whose}, measured at {measured} with the same "
+                "weights, tokens, options and code.",
+            )
 
 
 def _expected(report: Report) -> Iterator[Finding]:

@@ -21,6 +21,7 @@ PARTS = {
     "tokens": "perplexity and accuracy with the tokens that a tokenizer adds",
     "families": "24 families: run, save, load in a fresh process, equal logits",
     "compute": "one-shot methods in float32 and bfloat16 beside another tool",
+    "cache": "a second run on one original, whose evaluation is in the cache, beside the first",
 }
 
 

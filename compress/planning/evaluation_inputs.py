@@ -1,0 +1,118 @@
+"""Everything that an evaluation reads, read once and before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.data.codebook import Codebook
+from compress.data.text import TextSpec
+from compress.data.tokens import token_digest
+from compress.errors import CompressError
+from compress.eval import EvaluationSpec
+from compress.planning.evaluation_material import (
+    GeneratorMaterial,
+    check_objective,
+    generator_material,
+)
+from compress.planning.evaluation_text import TextMaterial, text_material
+
+
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """What models of one kind and tokenizer are evaluated on.
+
+    Attributes:
+        spec: what is measured.
+        reader: the tokenizer or the codebook; None where nothing has to be read.
+        text: the evaluation text, where there is one.
+        source: of the text.
+        generator: what is beyond a stream of tokens, for masked generators.
+        generates: whether models are evaluated as masked generators.
+    """
+
+    spec: EvaluationSpec
+    reader: Any
+    text: TextMaterial | None
+    source: str | None
+    generator: GeneratorMaterial
+    generates: bool
+
+    @property
+    def digest(self) -> str | None:
+        """What a run's results depend on, for its lock; None where nothing was read."""
+        if self.generator.sequences is not None:
+            return token_digest(self.generator.sequences.tokens)
+        return None if self.text is None else self.text.pinned
+
+    @property
+    def paired(self) -> bool:
+        """Whether anything is measured against the original."""
+        return self.generates or self.spec.latency_spec() is not None
+
+    def entries(self) -> tuple[Any, ...]:
+        """What a report says of the data."""
+        from compress.eval.report import DataEntry
+
+        found = []
+        if self.generator.images is not None:
+            found.append(
+                DataEntry(
+                    role="evaluation",
+                    name=self.spec.images["source"],
+                    sha256=self.digest,
+                    tokens=self.generator.sequences.tokens.numel(),
+                    detail=self.generator.images.description,
+                )
+            )
+        if self.text is not None:
+            found.append(self.text.entry(self.source))
+        return tuple(found)
+
+
+def evaluation_inputs(
+    text: TextSpec | None,
+    spec: EvaluationSpec,
+    config: Any,
+    reader: Any,
+    data_root: str | Path | None,
+) -> EvaluationInputs:
+    """Read the texts or images of an evaluation and make tokens of them.
+
+    Args:
+        text: which text, as :func:`compress.planning.recipe.split_evaluation` found it.
+        config: of the model.
+        reader: its tokenizer or its codebook.
+        data_root: folder with local copies of data sets.
+
+    Raises:
+        CompressError: what :func:`check_objective`, :func:`text_material` and
+            :func:`generator_material` raise; a text without a tokenizer; fewer tokens than one
+            window.
+    """
+    generates = check_objective(config, spec, reader)
+    read, generator = None, GeneratorMaterial()
+    if text is not None:
+        if reader is None or isinstance(reader, Codebook):
+            raise CompressError(
+                "a tokenizer, to read the evaluation text with",
+                "none" if reader is None else "a model of images",
+                "Give the model's tokenizer, or put its files beside the weights",
+                where="evaluation",
+            )
+        read = text_material(text, spec, config, reader, data_root, generates=generates)
+        _check_length(spec, read)
+    if generates:
+        generator = generator_material(spec, config, reader, read and read.text, data_root)
+    return EvaluationInputs(spec, reader, read, text and text.source, generator, generates)
+
+
+def _check_length(spec: EvaluationSpec, read: TextMaterial) -> None:
+    window = spec.window or 2
+    if read.documents is None and len(read.tokens) < window:
+        raise CompressError(
+            f"an evaluation text of at least one window ({window} tokens)",
+            f"{len(read.tokens)} tokens",
+            "Lower evaluation.window or choose a longer text",
+        )
