@@ -34,9 +34,6 @@ class _Reached(Exception):
     """Ends a forward pass once it has come to the site that was asked for."""
 
 
-_return_tuples: set[type] = set()  # classes of blocks
-
-
 @dataclass
 class BlockCall:
     """How the model calls a block: arguments besides the hidden states, for a batch shape.
@@ -55,10 +52,7 @@ class BlockCall:
             out = block(hidden, *self.args, **self.kwargs)
         else:
             out = block(*self.args, **{self.hidden_keyword: hidden}, **self.kwargs)
-        if not isinstance(out, tuple):
-            return out
-        _return_tuples.add(type(block))
-        return out[0]
+        return out[0] if isinstance(out, tuple) else out
 
     def tokens(self, values: torch.Tensor) -> torch.Tensor:
         """Values [batch, length, ...] or [batch * length, ...] of the tokens that are no padding,
@@ -70,14 +64,6 @@ class BlockCall:
         if len(values) == self.real.numel():
             return values[self.real.reshape(-1)]
         return values
-
-
-def as_output(block: nn.Module, hidden: torch.Tensor) -> Any:
-    """Hidden states in the form in which a block returns them: a tuple in some families (Bloom).
-
-    That is learned from the blocks that have run in this process.
-    """
-    return (hidden,) if type(block) in _return_tuples else hidden
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from compress.errors import CompressError
 from compress.models.anatomy import Anatomy, anatomy_of
 from compress.models.loading import auto_class
-from compress.models.replay import BlockCall, as_output
+from compress.models.replay import BlockCall
 from compress.system import memory
 from compress.system.activations import Activations
 from compress.system.intake import reason
@@ -287,6 +287,17 @@ def _forward(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Any:
     return model(**batch, **extra)
 
 
+class _BlockOutput(torch.Tensor):
+    """Hidden states that a model may also take for the tuple that some blocks return (Bloom's), of
+    which it wants the first element. What is computed from them is a plain tensor."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        plain = self.as_subclass(torch.Tensor)
+        return plain if isinstance(index, int) and index == 0 else plain[index]
+
+
 def tail_logits(
     model: PreTrainedModel,
     anatomy: Anatomy,
@@ -299,9 +310,9 @@ def tail_logits(
     scalings and soft caps are the model's. Gradients flow to ``hidden`` where they are enabled.
     """
     blocks = [model.get_submodule(b.path) for b in anatomy.blocks]
+    output = hidden.as_subclass(_BlockOutput)
     for block in blocks:
-        output = as_output(block, hidden)
-        block.forward = lambda *_a, output=output, **_k: output
+        block.forward = lambda *_a, **_k: output
     try:
         return _forward(model, batch).logits
     finally:
