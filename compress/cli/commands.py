@@ -123,7 +123,7 @@ def print_method(name: str) -> None:
     cls = METHODS.get(name)
     print(f"{cls.name}: {cls.summary}")
     print(f"source   {cls.source}")
-    print(f"works on {cls.works_on}; needs {cls.needs}")
+    print(f"needs {cls.needs}")
     print(f"reads    {', '.join(sorted(cls.reads))}; writes {', '.join(sorted(cls.writes))}")
     rows = []
     for option, field in cls.model_fields.items():

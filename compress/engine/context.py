@@ -16,10 +16,6 @@ from compress.models.stream import StreamedModel
 from compress.system.progress import Progress
 from compress.train.options import Precision
 
-# Passes of a step: what a method sees of the dense model; what blocks learn by themselves; what the
-# model learns as a whole; what changes the weights.
-SURVEY, LEARN, TRAIN, SOLVE = "survey", "learn", "train", "solve"
-
 
 class Sink(Protocol):
     """Where finished blocks go, and what is known of an interrupted run."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.engine.context import SURVEY
 from compress.engine.job import Job
-from compress.engine.learning import learn_model
+from compress.engine.learning import train_model
 from compress.engine.runner import planned
 from compress.engine.sink import JournalSink, ReadingSink
 from compress.engine.workspace import Workspace
+from compress.methods.passes import SURVEY, Survey, TrainModel, Whole
 from compress.planning.recipe import Recipe
 from compress.system import processes
 from compress.system.progress import Progress
@@ -52,6 +52,12 @@ def take_part(job: Job, number: int) -> None:
     method = job.recipe.steps[number]
     source = job.state.streamed(job.device)
     context = job.context(source, job.sink(number, source, ReadingSink))
-    notes = context.sink.notes(SURVEY)
-    learn_model(method, context, method.decide(notes, source.anatomy) if notes else None)
+    decision = None
+    for step in method.passes():
+        if isinstance(step, Survey):
+            decision = step.decide(context.sink.notes(SURVEY), source.anatomy)
+        elif isinstance(step, Whole):
+            (decision,) = context.sink.notes(SURVEY)
+        elif isinstance(step, TrainModel):
+            train_model(step, context, decision)
     job.state = entered

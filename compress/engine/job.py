@@ -29,6 +29,7 @@ from compress.engine.steps import run_step
 from compress.engine.workspace import Workspace
 from compress.errors import CompressError
 from compress.methods.base import DEPTH, MODULES, WIDTH
+from compress.methods.passes import kept_blocks, trains
 from compress.models.loading import read_config
 from compress.models.stream import StreamedModel
 from compress.planning.checks import reader_of
@@ -166,7 +167,7 @@ class Job:
                 f"{name} ({stage})", index + 1, count
             )
             decision = run_step(method, context)
-            kept = method.kept_blocks(decision, source.anatomy)
+            kept = kept_blocks(method.passes(), decision, source.anatomy)
             event = {
                 "event": "step",
                 "step": number,
@@ -262,7 +263,7 @@ class Job:
 
 def settled_precision(workspace: Workspace, recipe: Recipe, device: torch.device) -> Precision:
     """What ``precision: auto`` means in all trainings of a run, wherever it goes on."""
-    if recipe.model.train is None and all(step.learns is None for step in recipe.steps):
+    if recipe.model.train is None and not any(trains(step.passes()) for step in recipe.steps):
         return "auto"  # nothing is trained, nothing has to be measured
     return workspace.keep("precision", lambda: auto_precision(device))
 

@@ -15,18 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.engine.context import (
-    LEARN,
-    SOLVE,
-    TRAIN,
-    StepContext,
-    fill_whole,
-    hidden_file,
-    release_whole,
-)
+from compress.engine.context import StepContext, fill_whole, hidden_file, release_whole
 from compress.linear.casting import computing
-from compress.methods.base import Method, SiteWork
-from compress.methods.learning import Learning, ModelWork
+from compress.methods.passes import TRAIN, Stream, TrainModel
+from compress.methods.work import ModelWork, SiteWork
 from compress.models.replay import BlockCall
 from compress.system.activations import Activations
 
@@ -92,57 +84,52 @@ def reference_file(context: StepContext, stage: str, index: int) -> Path:
     return hidden_file(context, f"{stage}-reference", index)
 
 
-def reference_of(
-    stage: str, learning: Learning, context: StepContext, start: int, hidden: Activations
-) -> Reference | None:
-    """The reference for blocks from ``start`` on; None where no block learns in this stage.
+def reference_of(step: Stream, context: StepContext, start: int, hidden: Activations) -> Reference:
+    """What the blocks from ``start`` on are to return.
 
     Raises:
         CompressError: an interrupted run's file does not hold what it wrote.
     """
-    learns = learning.blocks and (stage == LEARN or not learning.model)
-    if not learns and not (learning.tunes and stage == SOLVE):
-        return None
-    own = learning.targets == "dense"
+    own = step.targets == "dense"
     if start > 0 and own:
-        carried = context.sink.activations(stage)["reference"]
-        hidden = Activations.resume(reference_file(context, stage, start), carried)
-    return Reference(stage, context, own, hidden)
+        carried = context.sink.activations(step.stage)["reference"]
+        hidden = Activations.resume(reference_file(context, step.stage, start), carried)
+    return Reference(step.stage, context, own, hidden)
 
 
-def learn_model(method: Method, context: StepContext, decision: Any) -> None:
-    """Let a method learn on the whole model, starting from what its blocks learned."""
+def train_model(step: TrainModel, context: StepContext, decision: Any) -> None:
+    """Let a method train the whole model, starting from what its blocks learned."""
     source, sink = context.source, context.sink
     if sink.finished(TRAIN):
         return
     batches = fill_whole(context)
     with frozen(source.model):
-        metrics = _learn_filled(method, context, decision, batches)
+        metrics = _train_filled(step, context, decision, batches)
     # One line for all blocks: a training is finished, or it is done again.
     sink.record(TRAIN, 0, metrics, None)
     release_whole(context)
 
 
-def _learn_filled(
-    method: Method, context: StepContext, decision: Any, batches: list[dict[str, torch.Tensor]]
+def _train_filled(
+    step: TrainModel, context: StepContext, decision: Any, batches: list[dict[str, torch.Tensor]]
 ) -> dict[str, float]:
     source, sink = context.source, context.sink
     with torch.no_grad():
         for index, anatomy in enumerate(source.anatomy.blocks):
             for site in anatomy.sites:
-                names = method.targets(anatomy, site)
+                names = step.install.targets(anatomy, site)
                 if names:
                     site_work = SiteWork(
                         source.block(index), anatomy, site, names, {}, decision,
                         context.storage_dtype, learned=sink.learned(index),
                     )  # fmt: skip
-                    method.solve(site_work)
+                    step.install.solve(site_work)
     work = ModelWork(
         source.model, source.anatomy, batches, source.device, context.folder, context.seed,
         context.progress, context.guard, context.precision,
     )  # fmt: skip
     with context.joined():
-        method.learn_model(work)
+        step.learn(work)
     for index in range(len(source.anatomy.blocks)):
-        sink.keep(TRAIN, index, method.settle(source.block(index), dense=True))
+        sink.keep(TRAIN, index, step.keep(source.block(index)))
     return work.metrics

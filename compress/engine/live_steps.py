@@ -22,6 +22,7 @@ from compress.engine.transaction import (
     keeping_gradients,
 )
 from compress.methods.base import Method
+from compress.methods.passes import kept_blocks
 from compress.models.stream import StreamedModel
 
 
@@ -72,7 +73,7 @@ def run_live(
             transaction.finished()
             if follow_config:
                 transaction.began = True
-                _update(model, source, method.kept_blocks(decision, source.anatomy))
+                _update(model, source, kept_blocks(method.passes(), decision, source.anatomy))
         failed = False
     except BaseException as error:
         told = explained(error, transaction.began, transaction.atomic, where)

@@ -14,8 +14,8 @@ from torch import nn
 
 from compress.checkpoint.records import BlockRecord, dump_block
 from compress.checkpoint.state import ModelState, read_block
-from compress.engine.context import LEARN, SOLVE, TRAIN
 from compress.engine.workspace import Workspace
+from compress.methods.passes import LEARN, SOLVE, TRAIN
 from compress.models.anatomy import Anatomy, BlockAnatomy
 from compress.system.files import content_digest, disk_error, sync
 

@@ -13,22 +13,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.engine.context import (
-    LEARN,
-    SOLVE,
-    SURVEY,
-    StepContext,
-    fill_whole,
-    hidden_file,
-    release_whole,
-)
-from compress.engine.learning import Reference, frozen, learn_model, reference_of
+from compress.engine.context import StepContext, fill_whole, hidden_file, release_whole
+from compress.engine.learning import Reference, frozen, reference_of, train_model
 from compress.errors import CompressError
 from compress.linear.casting import computing
 from compress.linear.matrix import is_linear
 from compress.linear.statistics import GRAM, MOMENTS, NOTHING, InputStatistics
-from compress.methods.base import BlockSurvey, Method, SiteWork
-from compress.methods.learning import BlockWork
+from compress.methods.base import Method
+from compress.methods.passes import (
+    SURVEY,
+    KeepBlocks,
+    Learn,
+    Sites,
+    Stream,
+    Survey,
+    TrainModel,
+    Whole,
+)
+from compress.methods.work import BlockSurvey, BlockWork, SiteWork
 from compress.models.anatomy import Site, block_anatomy
 from compress.models.replay import BlockCall, BlockReplay
 from compress.models.stream import capture_inputs
@@ -36,27 +38,29 @@ from compress.system.activations import Activations, LostActivations
 
 
 def run_step(method: Method, context: StepContext) -> Any:
-    """Apply a method to every block; returns its decision (None where it makes none).
+    """Carry out the passes of a method; returns what was decided (None where nothing was).
 
     Raises:
         CompressError: naming the block at which it happened.
     """
-    source = context.source
     decision = None
-    if method.works_on == "model":
-        decision = _decide_on_whole_model(method, context)
-    elif method.surveys:
-        notes = _stream(SURVEY, method, context, None)
-        decision = method.decide(notes, source.anatomy)
-    if method.learns is not None and method.learns.model:
-        _stream(LEARN, method, context, decision)
-        learn_model(method, context, decision)
-    if method.kept_blocks(decision, source.anatomy) is None:
-        _stream(SOLVE, method, context, decision)
+    for step in method.passes():
+        match step:
+            case Survey():
+                notes = _stream(step, method.name, context, None)
+                decision = step.decide(notes, context.source.anatomy)
+            case Whole():
+                decision = _decide_on_whole_model(step, context)
+            case Stream():
+                _stream(step, method.name, context, decision)
+            case TrainModel():
+                train_model(step, context, decision)
+            case KeepBlocks():
+                pass  # whoever holds the blocks drops them when the step is over
     return decision
 
 
-def _decide_on_whole_model(method: Method, context: StepContext) -> Any:
+def _decide_on_whole_model(whole: Whole, context: StepContext) -> Any:
     done = context.sink.notes(SURVEY)
     if done:
         return done[0]
@@ -64,30 +68,32 @@ def _decide_on_whole_model(method: Method, context: StepContext) -> Any:
     source = context.source
     # A streamed model is released afterwards: it need not be in memory in both types.
     with computing(source.model, context.compute, keep=source.live):
-        decision = method.decide_on_model(source.model, source.anatomy, batches)
+        decision = whole.decide(source.model, source.anatomy, batches)
     context.sink.record(SURVEY, 0, decision, None)
     release_whole(context)
     return decision
 
 
-def _stream(stage: str, method: Method, context: StepContext, decision: Any) -> list[Any]:
+def _stream(step: Survey | Stream, name: str, context: StepContext, decision: Any) -> list[Any]:
     """Pass over all blocks behind the last finished one; returns the notes of all."""
     source, sink = context.source, context.sink
+    stage = SURVEY if isinstance(step, Survey) else step.stage
     count = len(source.anatomy.blocks)
     start = sink.finished(stage)
     if start == count:
         return sink.notes(stage)
-    needs_inputs = _needs_inputs(stage, method)
+    needs_inputs = isinstance(step, Survey) or step.inputs
     calls: list[list[BlockCall]] = [[] for _ in range(count)]
     hidden, reference = None, None
     if needs_inputs:
         try:
-            hidden, calls = _first_inputs(stage, method, context, start)
-            if stage != SURVEY and method.learns is not None:
-                reference = reference_of(stage, method.learns, context, start, hidden)
+            chosen = None if isinstance(step, Survey) else step.batches
+            hidden, calls = _first_inputs(stage, context, start, chosen)
+            if isinstance(step, Stream) and step.learning:
+                reference = reference_of(step, context, start, hidden)
         except LostActivations as lost:
-            sink.again(stage, f"{lost.got}, so {method.name} starts its {stage} pass anew")
-            return _stream(stage, method, context, decision)
+            sink.again(stage, f"{lost.got}, so {name} starts its {stage} pass anew")
+            return _stream(step, name, context, decision)
     learned: dict[str, Any] = {}
     for index in range(start, count):
         context.guard()
@@ -102,19 +108,19 @@ def _stream(stage: str, method: Method, context: StepContext, decision: Any) -> 
                     block, anatomy, hidden, calls[index], context.scratch, source.device, learned,
                     context.compute,
                 )  # fmt: skip
-            if stage == SURVEY:
-                note, hidden = _survey_block(method, context, index, block, replay)
+            if isinstance(step, Survey):
+                note, hidden = _survey_block(step, context, index, block, replay)
             else:
                 if reference is not None:
                     reference.advance(index, block, hidden, calls[index])
                 # What learns adds parameters of its own; all other steps touch no gradients.
-                with frozen(block) if method.learns is not None else nullcontext():
-                    note = _solve_block(stage, method, context, index, replay, decision, reference)
+                with frozen(block) if step.settle or step.keep else nullcontext():
+                    note = _work_on_block(step, context, index, replay, decision, reference)
                     hidden = _advance(context, stage, index, replay)
-                    if stage == LEARN:
-                        sink.keep(stage, index, method.settle(block, dense=True))
+                    if step.keep is not None:
+                        sink.keep(stage, index, step.keep(block))
         except CompressError as error:
-            raise error.within(f"step {method.name}, block {index}") from error
+            raise error.within(f"step {name}, block {index}") from error
         finally:
             source.release_block(index)
         carried = None
@@ -135,20 +141,10 @@ def _stream(stage: str, method: Method, context: StepContext, decision: Any) -> 
     return sink.notes(stage)
 
 
-def _needs_inputs(stage: str, method: Method) -> bool:
-    """Whether hidden states must be carried from block to block."""
-    learning = method.learns
-    if stage == LEARN:
-        return learning.blocks or learning.observes > 0
-    if stage == SOLVE and learning is not None and learning.model:
-        return learning.updates or learning.tunes
-    return method.needs == "calibration"
-
-
 def _first_inputs(
-    stage: str, method: Method, context: StepContext, start: int
+    stage: str, context: StepContext, start: int, limit: int | None
 ) -> tuple[Activations, list[list[BlockCall]]]:
-    """Inputs of block ``start`` and how each block is called."""
+    """Inputs of block ``start``, of at most ``limit`` batches, and how each block is called."""
     source = context.source
     if source.anatomy.family.shared_blocks:
         raise CompressError(
@@ -158,9 +154,7 @@ def _first_inputs(
         )
     hidden = Activations(hidden_file(context, stage, 0))
     source.fill_outer()
-    chosen = context.batches
-    if stage == LEARN and not method.learns.blocks:
-        chosen = chosen[: method.learns.observes]  # the others are for the model as a whole
+    chosen = context.batches[:limit]
     batches = [{k: v.to(source.device) for k, v in batch.items()} for batch in chosen]
     calls = capture_inputs(source.model, source.anatomy, batches, hidden)
     source.release_outer()
@@ -182,41 +176,38 @@ def _advance(
     return outputs
 
 
-def _solve_block(
-    stage: str,
-    method: Method,
+def _work_on_block(
+    step: Stream,
     context: StepContext,
     index: int,
     replay: BlockReplay | None,
     decision: Any,
     reference: Reference | None,
 ) -> dict[str, float]:
-    """Solve every site, learn where the method learns, and store the block."""
-    source, learning = context.source, method.learns
+    """Carry out the actions of a pass on a block and, where it is to be stored, store it."""
+    source = context.source
     block, anatomy = source.block(index), source.anatomy.blocks[index]
-    learned = context.sink.learned(index) if stage == SOLVE and learning is not None else {}
-    first = replay
-    if learning is not None and replay is not None and learning.observes < len(replay.inputs):
-        first = replay.head(max(1, learning.observes))
-    with torch.no_grad():
-        metrics = _visit(
-            method.solve, method.statistic, method, context, index, first, decision, learned
-        )
-    if first is not replay:
-        first.close()
-    if learning is not None and learning.blocks and not learned:
-        metrics |= _learn(method.learn_block, context, index, replay, reference)
-    if stage == LEARN:
-        return metrics
-    if learning is not None and learning.updates:
-        replay.close()
+    learned = context.sink.learned(index) if step.settle is not None else {}
+    metrics: dict[str, float] = {}
+    for number, action in enumerate(step.actions):
+        # What the replay has stored was computed before the last action.
+        if number and replay is not None:
+            replay.close()
+        if isinstance(action, Learn):
+            metrics |= _learn(action.learn, context, index, replay, reference)
+            continue
+        first = replay
+        limit = action.batches
+        if replay is not None and limit is not None and limit < len(replay.inputs):
+            first = replay.head(max(1, limit))
         with torch.no_grad():
-            metrics |= _visit(
-                method.update, method.update_statistic, method, context, index, replay, decision, {}
-            )
-    if learning is not None and learning.tunes:
-        metrics |= _learn(method.tune_block, context, index, replay, reference)
-    method.settle(block)
+            metrics |= _visit(action, context, index, first, decision, learned)
+        if first is not replay:
+            first.close()
+    if step.keep is not None:
+        return metrics
+    if step.settle is not None:
+        step.settle(block)
     final = block_anatomy(block, anatomy.path, index, source.model.config, anatomy.family)
     context.sink.store(index, block, final)
     return metrics
@@ -230,8 +221,6 @@ def _learn(
     reference: Reference,
 ) -> dict[str, float]:
     """Let a method learn on a block from its inputs and targets."""
-    # What the replay has stored was computed before anything was learned.
-    replay.close()
     source = context.source
     work = BlockWork(
         source.block(index), source.anatomy.blocks[index], replay.inputs, reference.targets,
@@ -242,24 +231,21 @@ def _learn(
 
 
 def _visit(
-    change: Callable[[SiteWork], None],
-    statistic: Callable[[Site], str],
-    method: Method,
+    action: Sites,
     context: StepContext,
     index: int,
     replay: BlockReplay | None,
     decision: Any,
     learned: dict[str, torch.Tensor],
 ) -> dict[str, float]:
-    """Bring a method the sites of a block one after the other."""
+    """Bring the sites of a block to a method, one after the other."""
     source, metrics = context.source, {}
     block, anatomy = source.block(index), source.anatomy.blocks[index]
     for site in anatomy.sites:
-        names = method.targets(anatomy, site)
+        names = action.targets(anatomy, site)
         if not names:
             continue
-        kind = statistic(site) if not learned else NOTHING
-        statistics = _collect(kind, block, site, names, replay, source.device)
+        statistics = _collect(action.statistic(site), block, site, names, replay, source.device)
         work = SiteWork(
             block,
             anatomy,
@@ -270,7 +256,7 @@ def _visit(
             context.storage_dtype,
             learned=learned,
         )
-        change(work)
+        action.solve(work)
         if work.kept_columns is not None and replay is not None:
             replay.keep_columns(site, work.kept_columns)
         metrics.update({f"{site.kind}.{k}": v for k, v in work.metrics.items()})
@@ -303,12 +289,12 @@ def _collect(
 
 
 def _survey_block(
-    method: Method, context: StepContext, index: int, block: nn.Module, replay: BlockReplay
+    step: Survey, context: StepContext, index: int, block: nn.Module, replay: BlockReplay
 ) -> tuple[Any, Activations]:
     anatomy = context.source.anatomy.blocks[index]
     statistics: dict[str, InputStatistics] = {}
     for site in anatomy.sites:
-        kind = method.survey_statistic(site)
+        kind = step.statistic(site)
         if kind in (MOMENTS, GRAM):
             statistics |= _collect(kind, block, site, site.linears, replay, context.source.device)
     outputs = Activations(hidden_file(context, SURVEY, index + 1), checked=True)
@@ -325,4 +311,4 @@ def _survey_block(
 
     replay.finish(consume)
     survey = BlockSurvey(anatomy, block, statistics, 1 - similarity / rows)
-    return method.observe(survey), outputs
+    return step.observe(survey), outputs

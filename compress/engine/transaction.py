@@ -18,8 +18,9 @@ import psutil
 import torch
 from torch import nn
 
-from compress.engine.context import SOLVE, SURVEY, MemorySink
+from compress.engine.context import MemorySink
 from compress.errors import CompressError
+from compress.methods.passes import SOLVE, SURVEY
 
 _HALF = (torch.bfloat16, torch.float16)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")

@@ -13,10 +13,22 @@ from typing import TYPE_CHECKING
 import torch
 
 from compress.linear.statistics import GRAM
-from compress.methods.base import DEPTH, Method
+from compress.methods.base import Method
+from compress.methods.passes import (
+    Learn,
+    Pass,
+    Shapes,
+    Sites,
+    Stream,
+    Survey,
+    TrainModel,
+    Whole,
+    sites_of,
+)
 from compress.models.anatomy import Site
 from compress.models.outline import BlockOutline, Outline
 from compress.system.precision import product_speed
+from compress.train.options import compute_dtype
 
 if TYPE_CHECKING:
     from compress.data.calibration_spec import CalibrationSpec
@@ -57,7 +69,8 @@ class Work:
 
 def work(method: Method, outline: Outline, calibration: CalibrationSpec | None) -> Work:
     """What a step computes."""
-    solving = sum(method.solving_work(shapes) for _, shapes in _targeted_sites(method, outline))
+    steps = method.passes()
+    solving = sum(a.work(shapes) for a, _, shapes in _targeted(steps, outline))
     if method.needs == "nothing" or calibration is None:
         return Work(solving=solving)
     tokens = calibration.samples * calibration.length
@@ -65,23 +78,39 @@ def work(method: Method, outline: Outline, calibration: CalibrationSpec | None) 
     attention = sum(
         b.anatomy.heads * b.anatomy.head_dim * calibration.length for b in outline.blocks
     )
-    passes = method.survey_work(outline)
-    grams = 0.0
-    if DEPTH not in method.writes:
-        passes += 1
-        for site, shapes in _targeted_sites(method, outline):
-            if method.statistic(site) == GRAM:
-                # Only the upper triangle is computed, in panels.
-                grams += 0.6 * max(width for _, width in shapes) ** 2
+    forwards = heads = grams = 0.0
+    for step in steps:
+        if isinstance(step, Whole):
+            forwards, heads = forwards + step.forwards(outline), heads + step.heads(outline)
+        elif isinstance(step, Survey) or (isinstance(step, Stream) and step.inputs):
+            forwards += 1
+    for action, site, shapes in _targeted(steps, outline):
+        if action.statistic(site) == GRAM:
+            # Only the upper triangle is computed, in panels.
+            grams += 0.6 * max(width for _, width in shapes) ** 2
     in_batch = calibration.batch * calibration.length
-    by_block, by_model = method.learning_tokens(in_batch, calibration.length)
+    by_block = sum(a.options.steps * a.options.batch * in_batch for a in _learning(steps))
+    by_model = sum(
+        round(o.steps * o.batch * calibration.length * passes)
+        for step in steps
+        if isinstance(step, TrainModel)
+        for o, passes in step.options
+    )
     # A backward pass costs two forward passes; the dense targets of a block cost one more.
     learning = 3.0 * (by_block + by_model) * (forward + attention)
     learning += 3.0 * by_model * outline.head_weights
     if by_block:
-        passes += 1
-    head = method.head_work(outline) * outline.head_weights
-    return Work(tokens * (passes * (forward + attention) + grams + head), learning, solving)
+        forwards += 1
+    products = forwards * (forward + attention) + grams + heads * outline.head_weights
+    return Work(tokens * products, learning, solving)
+
+
+def learning_dtype(method: Method, device: torch.device) -> torch.dtype:
+    """Type of the matrix products of a step's trainings."""
+    steps = method.passes()
+    options = [o for step in steps if isinstance(step, TrainModel) for o, _ in step.options]
+    options += [action.options for action in _learning(steps)]
+    return compute_dtype(options[0].precision if options else "float32", device)
 
 
 def peak_bytes(
@@ -93,8 +122,8 @@ def peak_bytes(
     """Bytes held at once by a step beyond what the process holds before it."""
     widths = [
         max(width for _, width in shapes)
-        for site, shapes in _targeted_sites(method, outline)
-        if method.statistic(site) == GRAM
+        for action, site, shapes in _targeted(method.passes(), outline)
+        if action.statistic(site) == GRAM
     ]
     # LAPACK works on copies in column order.
     workspace = 8 * max(widths, default=0) ** 2
@@ -110,13 +139,14 @@ def tensor_bytes(
     """The part of :func:`peak_bytes` that is tensors."""
     whole, outer = 4 * outline.parameters, 4 * outline.outer_parameters
     batch = _batch_bytes(outline, calibration)
-    learning = method.learns
-    if learning is not None and learning.model:
+    passes = method.passes()
+    trained = [step.memory for step in passes if isinstance(step, TrainModel)]
+    if trained:
         weights = sum(x.weights for b in outline.blocks for x in b.linears.values())
         # Stored for the backward pass: a dozen states a block, the widest layer twice.
         kept = 8 * len(outline.blocks) * batch
-        return round(1.2 * (whole + method.learning_bytes(weights) + kept))
-    if method.works_on != "block":
+        return round(1.2 * (whole + max(memory(weights) for memory in trained) + kept))
+    if any(isinstance(step, Whole) for step in passes):
         tokens = calibration.samples * calibration.length
         # Hidden states of all batches, and logits of a piece in three versions.
         logits = 12 * calibration.batch * calibration.length * outline.vocab_size
@@ -124,11 +154,11 @@ def tensor_bytes(
     block = 4 * max(_block_parameters(b) for b in outline.blocks)
     narrow = block * outline.value_bits // 32 if outline.value_bits < 32 else 0
     site_bytes = gram = 0
-    for site, shapes in _targeted_sites(method, outline):
+    for action, site, shapes in _targeted(passes, outline):
         width = max(width for _, width in shapes)
-        own = 4 * width**2 if method.statistic(site) == GRAM else 0
+        own = 4 * width**2 if action.statistic(site) == GRAM else 0
         gram = max(gram, own)
-        site_bytes = max(site_bytes, own + method.solving_bytes(shapes, own > 0))
+        site_bytes = max(site_bytes, own + action.memory(shapes, own > 0))
     largest = 4 * max(x.weights for b in outline.blocks for x in b.linears.values())
     # Filled from a file of another type, and written to one, with one tensor under way.
     moved = block + narrow + largest
@@ -136,23 +166,24 @@ def tensor_bytes(
         # The outer tensors come in when the result is verified, without any block.
         return max(moved, block + site_bytes, outer)
     cast = block * compute.itemsize // 4 if compute.itemsize < 4 else 0
-    if learning is not None:
+    for action in _learning(passes):
         weights = max(sum(x.weights for x in b.linears.values()) for b in outline.blocks)
-        site_bytes = max(site_bytes, method.learning_bytes(weights) + 8 * batch)
+        site_bytes = max(site_bytes, action.memory(weights) + 8 * batch)
     return max(moved, outer + batch, block + cast + gram + batch, block + site_bytes)
 
 
-def _targeted_sites(
-    method: Method, outline: Outline
-) -> Iterator[tuple[Site, list[tuple[int, int]]]]:
-    """Sites that a step changes, with (out, in) of its linears there."""
-    if method.works_on != "block":
-        return
-    for block in outline.blocks:
-        for site in block.anatomy.sites:
-            linears = [block.linears[name] for name in method.targets(block.anatomy, site)]
-            if linears:
-                yield site, [(x.out_features, x.in_features) for x in linears]
+def _targeted(passes: tuple[Pass, ...], outline: Outline) -> Iterator[tuple[Sites, Site, Shapes]]:
+    """What is done to sites, and (out, in) of the linears there."""
+    for action in sites_of(passes):
+        for block in outline.blocks:
+            for site in block.anatomy.sites:
+                linears = [block.linears[name] for name in action.targets(block.anatomy, site)]
+                if linears:
+                    yield action, site, [(x.out_features, x.in_features) for x in linears]
+
+
+def _learning(passes: tuple[Pass, ...]) -> list[Learn]:
+    return [action for step in passes if isinstance(step, Stream) for action in step.learning]
 
 
 def _block_parameters(block: BlockOutline) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from compress.errors import CompressError
 from compress.methods.base import MODULES, PRECISION, VALUES, WIDTH, ZEROS, Method
+from compress.methods.passes import targets_of
 from compress.models.outline import Outline
 
 # What an earlier step made, a later one would destroy: (earlier writes, later writes, why).
@@ -53,12 +54,10 @@ def check_rounded(method: Method, outline: Outline) -> None:
     if not reasons or PRECISION in method.writes:
         return  # a quantiser looks at each layer itself
     for block in outline.blocks:
-        for site in block.anatomy.sites:
-            for name in method.targets(block.anatomy, site):
-                if block.linears[name].quantized:
-                    raise CompressError(
-                        "layers in floating point",
-                        f"{block.anatomy.path}.{name}, which is quantised: {method.name} "
-                        f"{reasons[0]}",
-                        "Start from the model before it was quantised",
-                    )
+        for name in targets_of(method.passes(), block.anatomy):
+            if block.linears[name].quantized:
+                raise CompressError(
+                    "layers in floating point",
+                    f"{block.anatomy.path}.{name}, which is quantised: {method.name} {reasons[0]}",
+                    "Start from the model before it was quantised",
+                )

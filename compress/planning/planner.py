@@ -128,7 +128,7 @@ def plan(
         after = passed(number, method, streamed, outline)
         work = forecast.work(method, outline, recipe.calibration)
         peak = base + forecast.peak_bytes(method, outline, recipe.calibration, compute)
-        seconds = work.seconds(outline, compute, method.learning_dtype(device))
+        seconds = work.seconds(outline, compute, forecast.learning_dtype(method, device))
         steps.append(PlannedStep(method, outline, after, work.macs, peak, seconds))
         outline = after
     made = Plan(

@@ -13,6 +13,7 @@ from torch import nn
 
 from compress.errors import CompressError, did_you_mean
 from compress.methods.base import LinearMethod, Method, matches
+from compress.methods.passes import targets_of
 from compress.models.anatomy import Anatomy
 from compress.models.outline import Outline, outline_of
 from compress.models.stream import StreamedModel
@@ -109,7 +110,7 @@ def left_alone(method: Method, outline: Outline) -> str | None:
         return None
     reached = total = unknown = 0
     for block in outline.blocks:
-        targets = {n for s in block.anatomy.sites for n in method.targets(block.anatomy, s)}
+        targets = set(targets_of(method.passes(), block.anatomy))
         reached += sum(block.linears[n].weights for n in targets)
         total += sum(linear.weights for linear in block.linears.values()) + block.other_parameters
         unknown += block.other_parameters

@@ -7,9 +7,9 @@ import torch
 
 import compress
 from compress.linear.statistics import GRAM, InputStatistics
-from compress.methods.base import SiteWork
 from compress.methods.quantize.gptq import GPTQ
 from compress.methods.quantize.rtn import W8A8, RoundToNearest
+from compress.methods.work import SiteWork
 from compress.models.anatomy import anatomy_of
 
 

@@ -7,10 +7,10 @@ import torch
 
 import compress
 from compress.linear.statistics import GRAM, MOMENTS, InputStatistics
-from compress.methods.base import SiteWork
 from compress.methods.sparsity.magnitude import Magnitude
 from compress.methods.sparsity.sparsegpt import SparseGPT
 from compress.methods.sparsity.wanda import Wanda
+from compress.methods.work import SiteWork
 from compress.models.anatomy import anatomy_of
 
 METHODS = (Magnitude, Wanda, SparseGPT)

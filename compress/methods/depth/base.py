@@ -89,6 +89,7 @@ class DepthMethod(Method):
         )
 
     def kept_blocks(self, decision: Any, anatomy: Anatomy) -> list[int]:
+        """Indices of the blocks that stay, in order."""
         removed = set(decision["removed"])
         return [i for i in range(len(anatomy.blocks)) if i not in removed]
 

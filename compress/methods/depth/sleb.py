@@ -12,6 +12,7 @@ from torch import nn
 from compress.errors import CompressError
 from compress.methods.depth.base import DepthMethod
 from compress.methods.depth.loss import LossBatch, loss_batch, tail_loss
+from compress.methods.passes import KeepBlocks, Pass, Whole
 from compress.models.anatomy import Anatomy
 from compress.models.outline import Outline
 from compress.models.replay import BlockCall
@@ -29,7 +30,6 @@ class SLEB(DepthMethod):
     name: ClassVar[str] = "sleb"
     summary: ClassVar[str] = "remove blocks one at a time by the loss of the model without them"
     source: ClassVar[str] = "Song et al. 2024, arXiv 2402.09025, Algorithm 1"
-    works_on: ClassVar[str] = "model"
 
     seed: int = Field(
         0, description="Of the tokens to predict, for masked models whose batches have no labels."
@@ -44,17 +44,21 @@ class SLEB(DepthMethod):
                 "Use shortgpt, which looks at hidden states only",
             )
 
-    def survey_work(self, outline: Outline) -> float:
+    def passes(self) -> tuple[Pass, ...]:
+        whole = Whole(self.decide, forwards=self._forwards, heads=self._heads)
+        return whole, KeepBlocks(self.kept_blocks)
+
+    def _forwards(self, outline: Outline) -> float:
         blocks = len(outline.blocks)
         rounds = range(self.count(blocks))
         # Prefix and trials of a round with n blocks: n + n (n - 1) / 2 block passes.
         return sum((blocks - r) * (blocks - r + 1) / 2 / blocks for r in rounds)
 
-    def head_work(self, outline: Outline) -> float:
+    def _heads(self, outline: Outline) -> float:
         blocks = len(outline.blocks)
         return float(sum(blocks - r for r in range(self.count(blocks))))
 
-    def decide_on_model(
+    def decide(
         self, model: nn.Module, anatomy: Anatomy, batches: list[dict[str, torch.Tensor]]
     ) -> dict[str, Any]:
         """Return the removed blocks, the order in which they went, and the loss after each."""

@@ -14,7 +14,8 @@ from compress.linear.algebra import principal_outputs
 from compress.linear.low_rank import LowRankLinear
 from compress.linear.matrix import as_linear
 from compress.linear.statistics import InputStatistics
-from compress.methods.base import MODULES, VALUES, LinearMethod, SiteWork
+from compress.methods.base import MODULES, VALUES, LinearMethod
+from compress.methods.work import SiteWork
 from compress.models.anatomy import Anatomy
 from compress.models.outline import LinearOutline, Outline, linear_outline
 

@@ -12,7 +12,8 @@ from compress.errors import CompressError
 from compress.linear.grid import QuantScheme, fake_quantize, find_group_qparams
 from compress.linear.matrix import as_linear
 from compress.linear.quantized import QuantizedLinear
-from compress.methods.base import PRECISION, VALUES, LinearMethod, SiteWork
+from compress.methods.base import PRECISION, VALUES, LinearMethod
+from compress.methods.work import SiteWork
 from compress.models.anatomy import Anatomy
 from compress.models.outline import LinearOutline, Outline
 

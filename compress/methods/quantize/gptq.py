@@ -12,8 +12,8 @@ from compress.linear.grid import QuantScheme
 from compress.linear.matrix import is_sparse
 from compress.linear.statistics import GRAM
 from compress.linear.sweep import sweep, sweep_bytes, sweep_work
-from compress.methods.base import SiteWork
 from compress.methods.quantize.base import QuantizeMethod
+from compress.methods.work import SiteWork
 from compress.models.anatomy import Site
 
 

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from compress.linear.grid import QuantScheme
-from compress.methods.base import SiteWork
 from compress.methods.quantize.base import QuantizeMethod
+from compress.methods.work import SiteWork
 
 
 class RoundToNearest(QuantizeMethod):

@@ -10,7 +10,8 @@ from pydantic import Field, field_validator, model_validator
 
 from compress.errors import CompressError
 from compress.linear.pattern import UNSTRUCTURED, Pattern
-from compress.methods.base import VALUES, ZEROS, LinearMethod, SiteWork
+from compress.methods.base import VALUES, ZEROS, LinearMethod
+from compress.methods.work import SiteWork
 from compress.models.anatomy import Anatomy
 from compress.models.outline import LinearOutline, Outline
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from compress.methods.base import SiteWork
 from compress.methods.sparsity.base import SparsityMethod
+from compress.methods.work import SiteWork
 
 
 class Magnitude(SparsityMethod):

@@ -11,8 +11,8 @@ from compress.linear.algebra import inverse_cholesky
 from compress.linear.matrix import is_sparse
 from compress.linear.statistics import GRAM
 from compress.linear.sweep import Pruning, sweep, sweep_bytes, sweep_work
-from compress.methods.base import SiteWork
 from compress.methods.sparsity.base import SparsityMethod
+from compress.methods.work import SiteWork
 from compress.models.anatomy import Site
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from compress.linear.statistics import MOMENTS
-from compress.methods.base import SiteWork
 from compress.methods.sparsity.base import SparsityMethod
+from compress.methods.work import SiteWork
 from compress.models.anatomy import Site
 
 

@@ -13,7 +13,8 @@ from compress.linear.algebra import absorb_columns, absorb_columns_in_mask, rela
 from compress.linear.layer import product, reading
 from compress.linear.matrix import is_sparse, matrix
 from compress.linear.statistics import GRAM, MOMENTS, NOTHING, InputStatistics
-from compress.methods.base import VALUES, WIDTH, BlockSurvey, Method, SiteWork
+from compress.methods.base import VALUES, WIDTH, SiteMethod
+from compress.methods.passes import Pass, Survey
 from compress.methods.width.allocation import allocate, rounded_width
 from compress.methods.width.importance import (
     ACTIVATION,
@@ -23,13 +24,14 @@ from compress.methods.width.importance import (
     residual_selection,
 )
 from compress.methods.width.removal import narrow_outline, pattern_chunk
+from compress.methods.work import BlockSurvey, SiteWork
 from compress.models.anatomy import ATTENTION_OUT, Anatomy, BlockAnatomy, Site
 from compress.models.outline import BlockOutline, Outline
 from compress.models.units import narrow_columns, narrow_rows, unit_columns, units_of_rows
 from compress.models.widths import set_width_attributes
 
 
-class WidthMethod(Method):
+class WidthMethod(SiteMethod):
     """Removes units of a block physically: rows of the producers, columns of the output projection.
 
     Which units go is decided when the block's turn comes, from inputs that have passed through the
@@ -214,7 +216,13 @@ class WidthMethod(Method):
     def statistic(self, site: Site) -> str:
         return GRAM if self.correction else self._scoring_statistic()
 
-    def survey_statistic(self, site: Site) -> str:
+    def passes(self) -> tuple[Pass, ...]:
+        if not self.surveys:
+            return super().passes()
+        survey = Survey(self.observe, self.decide, self._survey_statistic)
+        return survey, *super().passes()
+
+    def _survey_statistic(self, site: Site) -> str:
         return self._scoring_statistic() if site.kind == self.kind else NOTHING
 
     def observe(self, survey: BlockSurvey) -> list[float]:

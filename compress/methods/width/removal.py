@@ -10,7 +10,7 @@ import torch
 from compress.errors import CompressError
 from compress.linear.layer import reading, writing
 from compress.linear.quantized import scheme_of
-from compress.methods.base import SiteWork
+from compress.methods.work import SiteWork
 from compress.models.outline import BlockOutline
 from compress.models.units import units_of_rows
 from compress.models.widths import linear_sizes

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from compress.methods.learning import BlockWork, ModelWork
 from compress.methods.sparsity.maskllm.masks import (
     Draw,
     MaskedLinear,
@@ -16,6 +15,7 @@ from compress.methods.sparsity.maskllm.masks import (
     masked_linears,
     set_mode,
 )
+from compress.methods.work import BlockWork, ModelWork
 from compress.train.language import DistillationOptions
 from compress.train.moment import Moment
 from compress.train.options import TrainingOptions

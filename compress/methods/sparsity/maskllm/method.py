@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,8 +15,7 @@ from compress.errors import CompressError
 from compress.linear.algebra import refit_masked
 from compress.linear.statistics import GRAM, NOTHING
 from compress.linear.sweep import sweep_work
-from compress.methods.base import SiteWork
-from compress.methods.learning import BlockWork, Learning, ModelWork
+from compress.methods.passes import Learn, Pass, Sites, Stream, TrainModel
 from compress.methods.sparsity.base import ZeroingMethod
 from compress.methods.sparsity.maskllm.learning import (
     MaskSchedule,
@@ -31,11 +31,12 @@ from compress.methods.sparsity.maskllm.priors import (
     prior_mask,
     prior_statistic,
 )
+from compress.methods.work import BlockWork, ModelWork, SiteWork
 from compress.models.anatomy import Anatomy, Site
 from compress.models.outline import Outline
 from compress.train.language import DistillationOptions
 from compress.train.moment import derive_seed
-from compress.train.options import TrainingOptions, compute_dtype
+from compress.train.options import TrainingOptions
 
 _MOST_CANDIDATES = 70  # 4:8, the largest pattern of the literature
 _DAMPING = 1e-3
@@ -153,7 +154,7 @@ class MaskLLM(ZeroingMethod):
             raise ValueError("end_to_end follows scope: block; for scope: model set training")
         if self.tuning_scope == "model" and (self.tuning is None or self.least_squares):
             raise ValueError("tuning_scope: model needs tuning, and least_squares would undo it")
-        if self.distillation is not None and not self.learns.model:
+        if self.distillation is not None and not self._trains_model:
             raise ValueError(
                 "distillation needs scope: model, end_to_end or tuning_scope: model; blocks always "
                 "distil"
@@ -190,15 +191,38 @@ class MaskLLM(ZeroingMethod):
         return self.tuning if self.tuning_scope == "model" else None
 
     @property
-    def learns(self) -> Learning:
-        return Learning(
-            blocks=self.scope == "block" and self.training is not None,
-            model=self._whole is not None or self._tuned_whole is not None,
-            targets=self.targets_from,
-            observes=0 if prior_statistic(self.prior) == NOTHING else self.prior_batches,
-            updates=self.least_squares,
-            tunes=self.tuning is not None and self.tuning_scope == "block",
-        )
+    def _trains_model(self) -> bool:
+        return self._whole is not None or self._tuned_whole is not None
+
+    def passes(self) -> tuple[Pass, ...]:
+        """Blocks learn and change in one pass, or learn, train together, and then change."""
+        batches = 0 if prior_statistic(self.prior) == NOTHING else self.prior_batches
+        install = replace(self.sites, batches=batches)
+        learn: list[Sites | Learn] = [install]
+        if self.scope == "block" and self.training is not None:
+            learn.append(Learn(self.learn_block, self.training, self._learning_bytes))
+        finish: list[Sites | Learn] = []
+        if self.least_squares:
+            finish.append(Sites(self.targets, self.update, _gram))
+        if self.tuning is not None and self.tuning_scope == "block":
+            finish.append(Learn(self.tune_block, self.tuning, self._learning_bytes))
+        if not self._trains_model:
+            return (Stream((*learn, *finish), targets=self.targets_from, settle=self._settle),)
+        learns = len(learn) > 1
+        restore = Sites(self.targets, self.solve)
+        shares = 1 if self.distillation is None else 4 / 3  # the teacher goes forwards only
+        whole = tuple((o, shares) for o in (self._whole, self._tuned_whole) if o is not None)
+        return (
+            Stream(
+                tuple(learn), inputs=learns or batches > 0, batches=None if learns else batches,
+                targets=self.targets_from, keep=self._take,
+            ),
+            TrainModel(restore, self.learn_model, self._take, whole, self._learning_bytes),
+            Stream(
+                (restore, *finish), inputs=bool(finish), targets=self.targets_from,
+                settle=self._settle,
+            ),
+        )  # fmt: skip
 
     def files(self) -> tuple[Path, ...]:
         return () if self.prior in PRIORS else (Path(self.prior),)
@@ -219,28 +243,14 @@ class MaskLLM(ZeroingMethod):
                         )
                     shapes[label] = (linear.out_features, linear.in_features)
         check_prior_file(self.prior, shapes, self.parsed)
-        if self.learns.model and not outline.vocab_size:
+        if self._trains_model and not outline.vocab_size:
             raise CompressError(
                 "a language model, whose loss the masks learn from",
                 f"a {anatomy.model_type} without a language model head",
                 "Use scope: block, which learns from hidden states",
             )
 
-    def learning_tokens(self, tokens_per_batch: int, length: int) -> tuple[int, int]:
-        tuned_alone = self.tuning if self.tuning_scope == "block" else None
-        alone = (self.training if self.scope == "block" else None, tuned_alone)
-        by_block = sum(o.steps * o.batch * tokens_per_batch for o in alone if o is not None)
-        passes = 1 if self.distillation is None else 4 / 3  # the teacher goes forwards only
-        whole = (self._whole, self._tuned_whole)
-        by_model = sum(round(o.steps * o.batch * length * passes) for o in whole if o is not None)
-        return by_block, by_model
-
-    def learning_dtype(self, device: torch.device) -> torch.dtype:
-        options = (self._whole, self.training, self._tuned_whole, self.tuning)
-        precision = next((o.precision for o in options if o is not None), "float32")
-        return compute_dtype(precision, device)
-
-    def learning_bytes(self, weights: int) -> int:
+    def _learning_bytes(self, weights: int) -> int:
         logits = weights * self.parsed.candidates // self.parsed.m
         # Logits, gradient, two averages of Adam, shares and a temporary; the masked weight and its
         # gradient.
@@ -306,9 +316,6 @@ class MaskLLM(ZeroingMethod):
         if self._tuned_whole is not None:
             tune_on_model(work, self._tuned_whole, self.distillation)
 
-    def update_statistic(self, site: Site) -> str:
-        return GRAM
-
     def update(self, work: SiteWork) -> None:
         for name in work.names:
             linear = work.linear(name)
@@ -321,14 +328,28 @@ class MaskLLM(ZeroingMethod):
     def tune_block(self, work: BlockWork) -> None:
         tune_on_block(work, self.tuning)
 
-    def settle(self, block: nn.Module, dense: bool = False) -> dict[str, torch.Tensor]:
-        masks = {}
+    def _take(self, block: nn.Module) -> dict[str, torch.Tensor]:
+        """Masks and kept weights of a block, whose linears are put back as they were."""
+        learned = {}
         for path, linear in masked_linears(block).items():
-            if dense:  # learning goes on elsewhere
-                packed = PackedPattern(self.parsed.n, self.parsed.m)
-                masks[path] = pack_mask(linear.mask(), packed).cpu()
-                if linear.kept is not None:
-                    masks[path + _KEPT] = linear.kept.detach().cpu()
-            parent, _, leaf = path.rpartition(".")
-            setattr(block.get_submodule(parent), leaf, linear.settle(dense))
-        return masks
+            packed = PackedPattern(self.parsed.n, self.parsed.m)
+            learned[path] = pack_mask(linear.mask(), packed).cpu()
+            if linear.kept is not None:
+                learned[path + _KEPT] = linear.kept.detach().cpu()
+            put_back(block, path, linear.settle(dense=True))
+        return learned
+
+    def _settle(self, block: nn.Module) -> None:
+        """Put the linears of a block back with their zeros."""
+        for path, linear in masked_linears(block).items():
+            put_back(block, path, linear.settle())
+
+
+def _gram(_site: Site) -> str:
+    return GRAM
+
+
+def put_back(block: nn.Module, path: str, linear: nn.Module) -> None:
+    """Put a linear at a path of the block."""
+    parent, _, leaf = path.rpartition(".")
+    setattr(block.get_submodule(parent), leaf, linear)

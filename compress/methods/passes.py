@@ -1,0 +1,211 @@
+"""What a step does, as a list of passes that the engine carries out and journals.
+
+A method says what is to happen, in order, and hands over the functions that do it; how blocks are
+read, streamed, stored and resumed is the engine's. What :class:`Survey` or :class:`Whole` decided
+is in the ``decision`` of what comes after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress.linear.statistics import NOTHING
+from compress.methods.work import BlockSurvey, BlockWork, ModelWork, SiteWork
+from compress.models.anatomy import Anatomy, BlockAnatomy, Site
+from compress.models.outline import Outline
+from compress.train.options import TrainingOptions
+
+# Passes as a journal names them: the dense model is looked at; blocks learn, which changes nothing
+# yet; the whole model trains; blocks change and are stored.
+SURVEY, LEARN, TRAIN, SOLVE = "survey", "learn", "train", "solve"
+
+Shapes = list[tuple[int, int]]  # (out, in) of the linears that a step targets in one site
+
+
+def nothing(_site: Site) -> str:
+    """The statistic of a site whose inputs nobody has to know."""
+    return NOTHING
+
+
+def little_memory(shapes: Shapes, _gram: bool) -> int:
+    """Bytes of a solver that holds a few copies of one weight."""
+    return 12 * max(out * width for out, width in shapes)
+
+
+def little_work(shapes: Shapes) -> float:
+    """Multiply-accumulates of a solver that passes over each weight a few times."""
+    return 100.0 * sum(out * width for out, width in shapes)
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Inside a block: bring the sites with targets to a function, in the order of execution.
+
+    Attributes:
+        targets: linears of a site that are worked on; none: the site is passed over.
+        solve: changes the linears of one site (and, for width, their producers) in place.
+        statistic: what ``solve`` must know of a site's inputs: nothing, moments or gram.
+        batches: on how many calibration batches, at most, statistics are collected; None: all.
+        memory: bytes that solving a site takes at its peak beyond the block and the statistics,
+            from the shapes, and whether the statistics hold a Gram matrix.
+        work: what solving a site takes, in multiply-accumulates of float32 matrix products that
+            would take as long.
+    """
+
+    targets: Callable[[BlockAnatomy, Site], tuple[str, ...]]
+    solve: Callable[[SiteWork], None]
+    statistic: Callable[[Site], str] = nothing
+    batches: int | None = None
+    memory: Callable[[Shapes, bool], int] = little_memory
+    work: Callable[[Shapes], float] = little_work
+
+
+@dataclass(frozen=True)
+class Learn:
+    """Inside a block: train on its inputs and on what it is to return for them.
+
+    Attributes:
+        learn: trains; parameters that were there before do not require gradients.
+        options: of the training, for the forecast; a batch counts calibration batches.
+        memory: bytes that it holds beyond the weights, from the number of weights.
+    """
+
+    learn: Callable[[BlockWork], None]
+    options: TrainingOptions
+    memory: Callable[[int], int]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Look at the uncompressed model, block after block, then decide.
+
+    Attributes:
+        observe: condenses one block into a small JSON-able note.
+        decide: turns the notes of all blocks into a JSON-able decision.
+        statistic: what ``observe`` must know of a site's inputs.
+    """
+
+    observe: Callable[[BlockSurvey], Any]
+    decide: Callable[[list[Any], Anatomy], Any]
+    statistic: Callable[[Site], str] = nothing
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Decide with the whole model in memory.
+
+    Attributes:
+        decide: (model, anatomy, batches) -> a JSON-able decision.
+        forwards: how often the calibration batches pass through all blocks.
+        heads: how often they pass through the model's head.
+    """
+
+    decide: Callable[[nn.Module, Anatomy, list[dict[str, torch.Tensor]]], Any]
+    forwards: Callable[[Outline], float]
+    heads: Callable[[Outline], float]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Pass over the blocks, one in memory at a time, and work on each.
+
+    Attributes:
+        actions: what is done to a block, in order.
+        inputs: the inputs of each block are carried along, as the blocks in front of it make them.
+        batches: calibration batches, at most, that pass through the blocks; None: all.
+        targets: what a block that learns is to return: ``dense``, the outputs of the uncompressed
+            model, or ``prefix``, what the uncompressed block makes of the inputs that reach it now.
+        settle: called when all is done to a block: takes out what was put in to learn.
+        keep: instead of storing the block: takes out what was put in, leaves the block as it was
+            and returns what was learned, which later passes find in ``SiteWork.learned``.
+    """
+
+    actions: tuple[Sites | Learn, ...]
+    inputs: bool = True
+    batches: int | None = None
+    targets: str = "dense"
+    settle: Callable[[nn.Module], None] | None = None
+    keep: Callable[[nn.Module], dict[str, torch.Tensor]] | None = None
+
+    @property
+    def stage(self) -> str:
+        return SOLVE if self.keep is None else LEARN
+
+    @property
+    def learning(self) -> list[Learn]:
+        return [action for action in self.actions if isinstance(action, Learn)]
+
+
+@dataclass(frozen=True)
+class TrainModel:
+    """Train the whole model, in memory.
+
+    Attributes:
+        install: puts in what learns, from what earlier passes have learned.
+        learn: trains; parameters that were there before do not require gradients.
+        keep: as in :class:`Stream`, of each block.
+        options: of its trainings, each with the forward and backward passes that a sequence takes.
+        memory: bytes that it holds beyond the weights, from the number of weights.
+    """
+
+    install: Sites
+    learn: Callable[[ModelWork], None]
+    keep: Callable[[nn.Module], dict[str, torch.Tensor]]
+    options: tuple[tuple[TrainingOptions, float], ...]
+    memory: Callable[[int], int]
+
+
+@dataclass(frozen=True)
+class KeepBlocks:
+    """Drop blocks; the others are left as they are.
+
+    Attributes:
+        kept: (decision, anatomy) -> indices of the blocks that stay, in order.
+    """
+
+    kept: Callable[[Any, Anatomy], list[int]]
+
+
+Pass = Survey | Whole | Stream | TrainModel | KeepBlocks
+
+
+def trains(passes: tuple[Pass, ...]) -> bool:
+    """Whether gradients take part."""
+    return any(
+        isinstance(p, TrainModel) or (isinstance(p, Stream) and bool(p.learning)) for p in passes
+    )
+
+
+def sites_of(passes: tuple[Pass, ...]) -> list[Sites]:
+    """What is done to sites, wherever."""
+    return [
+        action
+        for p in passes
+        if isinstance(p, Stream)
+        for action in p.actions
+        if isinstance(action, Sites)
+    ]
+
+
+def targets_of(passes: tuple[Pass, ...], block: BlockAnatomy) -> list[str]:
+    """Linears of a block that a step works on, each once, in the order of execution."""
+    found = {
+        name: None
+        for action in sites_of(passes)
+        for site in block.sites
+        for name in action.targets(block, site)
+    }
+    return list(found)
+
+
+def kept_blocks(passes: tuple[Pass, ...], decision: Any, anatomy: Anatomy) -> list[int] | None:
+    """Indices of the blocks that stay, in order; None where the depth does not change."""
+    for p in passes:
+        if isinstance(p, KeepBlocks):
+            return p.kept(decision, anatomy)
+    return None
