@@ -15,7 +15,7 @@ import yaml
 import compress
 from compress.engine.sink import JournalSink
 from compress.engine.workspace import Workspace
-from compress.methods.catalog import METHODS
+from compress.methods.catalog import BUILT_IN
 
 TWO_STEPS = (
     {"method": "ffn_width", "share": 0.25, "allocation": "per_layer"},
@@ -69,7 +69,7 @@ def events(folder: Path) -> int:
     return len((folder / "journal.jsonl").read_text().splitlines())
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(BUILT_IN))
 def test_killed_twice(method, kill, checkpoint, text, helpers, tmp_path):
     recipe = helpers.recipe(checkpoint("llama"), [{"method": method, **OPTIONS[method]}], text)
     compress.run(recipe, tmp_path / "whole")

@@ -6,12 +6,12 @@ import torch
 
 import compress
 from compress.linear.matrix import matrix
-from compress.methods.catalog import METHODS
+from compress.methods.catalog import BUILT_IN
 from compress.models.anatomy import anatomy_of
 
 
 def test_every_method_is_in_the_suite(methods):
-    missing, gone = set(METHODS) - methods, methods - set(METHODS)
+    missing, gone = set(BUILT_IN) - methods, methods - set(BUILT_IN)
     assert not missing, f"give {missing} an entry in tests/conformance/conftest.py"
     assert not gone
 
