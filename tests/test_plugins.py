@@ -194,3 +194,9 @@ def test_a_package_and_a_script_that_clash(site):
     compress.register_method(declared("halve_twice"))
     with pytest.raises(CompressError, match="compress-first 1.5 and one of the module script"):
         METHODS.get("halve_twice")
+
+
+def test_the_lock_notes_the_package_of_a_method(site, checkpoint, helpers, tmp_path):
+    install(site, "compress-halve", HALVE, {"halve": "Halve"})
+    compress.run(helpers.recipe(checkpoint("llama"), ["halve"]), tmp_path / "run")
+    assert json.loads((tmp_path / "run/lock.json").read_text())["may"]["compress-halve"] == "1.5"

@@ -23,6 +23,7 @@ from compress.planning.evaluation_material import (
     generator_material,
 )
 from compress.planning.evaluation_text import TextMaterial, text_material
+from compress.planning.imports import import_digests
 from compress.planning.planner import Plan
 from compress.planning.recipe import split_evaluation
 from compress.planning.step_check import left_alone
@@ -200,6 +201,7 @@ class Evaluator:
             started=started,
             seconds=self._earlier + time.perf_counter() - self._began,
             trust_remote_code=self.plan.recipe.model.trust_remote_code,
+            imports=import_digests(self.plan.recipe.imports),
             notes=(*self.workspace.notes, *map(_mended, self.workspace.find(event="mended"))),
         )
 

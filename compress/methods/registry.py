@@ -94,6 +94,12 @@ class Registry(Generic[T]):
             claims = [_of_object(self._registered[name])]
         return " and ".join(claims)
 
+    def package(self, name: str) -> tuple[str, str] | None:
+        """Name and version of the installed package that offers a name; None where none does."""
+        for entry in self._installed().get(name, ()):
+            return entry.dist.name, entry.dist.version
+        return None
+
     def __iter__(self) -> Iterator[str]:
         return iter(sorted({*self._catalogue, *self._installed(), *self._registered}))
 
