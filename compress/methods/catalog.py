@@ -12,7 +12,7 @@ from compress.methods.registry import Registry
 if TYPE_CHECKING:
     from compress.methods.base import Method
 
-    M = TypeVar("M", bound=type[Method])
+M = TypeVar("M", bound=type)
 
 BUILT_IN: dict[str, str] = {
     name: f"compress.methods.{target}"
