@@ -9,6 +9,6 @@ Tiny random models on the CPU, no network, a few seconds a family.
 
 from __future__ import annotations
 
-from compress.conformance.check import check, check_options
+from compress.conformance.checking import check, check_options
 
 __all__ = ["check", "check_options"]

@@ -67,8 +67,15 @@ class TinyFamily:
         return {"text": {"source": str(self.text)}, "samples": _SAMPLES, "length": _LENGTH}
 
     def recipe(self, steps: list[Any], calibrated: bool = True) -> dict[str, Any]:
-        """A recipe of these steps on the checkpoint, as plain data."""
-        data = {"name": "conformance", "model": str(self.checkpoint), "steps": steps}
+        """A recipe of these steps on the checkpoint, as plain data.
+
+        On the CPU in float32: what ``auto`` would choose is measured, and so may differ from one
+        run to the next.
+        """
+        data = {
+            "name": "conformance", "model": str(self.checkpoint), "steps": steps,
+            "device": "cpu", "compute": "float32",
+        }  # fmt: skip
         return {**data, "calibration": self._calibration} if calibrated else data
 
     @cached_property

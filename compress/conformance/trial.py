@@ -63,7 +63,8 @@ class Trial:
         return self._applied(self.method, self.tiny.model())
 
     def _applied(self, method: Method, model: PreTrainedModel) -> PreTrainedModel:
-        return compress.apply(model, [method], self.tiny.batches if self._calibrated else None)
+        batches = self.tiny.batches if self._calibrated else None
+        return compress.apply(model, [method], batches, compute="float32")
 
     @cached_property
     def saved(self) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from compress.conformance import check_options
-from compress.conformance.check import FAMILIES
+from compress.conformance.checking import FAMILIES
 from compress.methods.catalog import BUILT_IN, METHODS
 
 

@@ -253,6 +253,8 @@ def test_options_with_which_nothing_happens_are_told():
         check(Halve, {"by": 1.0}, ("bert",))
     with pytest.raises(CompressError, match="valid options"):
         check(Halve, {"by": -1.0})
+    with pytest.raises(CompressError, match="valid options"):
+        check(Halve, idle={"bye": 1.0})
     with pytest.raises(CompressError, match="Did you mean 'llama'"):
         check(Halve, {}, ("lama",))
 

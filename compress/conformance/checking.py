@@ -52,7 +52,7 @@ def check(
         CompressError: naming the method, the family and what does not hold.
         Exception: whatever the method raises, with a note of where that was.
     """
-    check_options(method, options)
+    check_options(method, options, idle)
     step = method(**(method.example if options is None else options))
     for family in families:
         if family not in TINY:
@@ -102,8 +102,11 @@ def _quiet_and_single() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def check_options(method: type[Method], options: dict[str, Any] | None = None) -> None:
+def check_options(method: type[Method], *given: dict[str, Any] | None) -> None:
     """Check what a class says of itself and of its options; no model is touched.
+
+    Args:
+        given: options to try beside the class's ``example``; None counts for nothing.
 
     Raises:
         CompressError: an incomplete class, an option without a description, options that are not
@@ -117,14 +120,14 @@ def check_options(method: type[Method], options: dict[str, Any] | None = None) -
                 f"a description of the option {option}", "none",
                 f'Declare it as {option}: TYPE = Field(DEFAULT, description="...")', where=where,
             )  # fmt: skip
-    for said, given in (("options", options), ("example", method.example)):
-        if given is None:
+    for options in (*given, method.example):
+        if options is None:
             continue
         try:
-            made = method(**given)
+            made = method(**options)
         except ValidationError as error:
             raise CompressError(
-                f"valid {said}", f"{given!r}: {error.errors()[0]['msg']}", where=where
+                "valid options", f"{options!r}: {error.errors()[0]['msg']}", where=where
             ) from error
         again = method.model_validate(made.model_dump(mode="json"))
         if again != made:
@@ -133,7 +136,7 @@ def check_options(method: type[Method], options: dict[str, Any] | None = None) -
                 f"{again!r} instead of {made!r}", where=where,
             )  # fmt: skip
         try:
-            method(**given, no_such_option=1)
+            method(**options, no_such_option=1)
         except ValidationError:
             continue
         raise CompressError(
