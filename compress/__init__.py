@@ -32,6 +32,7 @@ _EXPORTS = {
     "list_methods": "compress.api",
     "load": "compress.api",
     "plan": "compress.api",
+    "register_method": "compress.methods.catalog",
     "run": "compress.api",
     "save": "compress.api",
 }

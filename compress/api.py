@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -215,9 +216,9 @@ def inspect(source: str | Path | PreTrainedModel, **options: Any) -> dict[str, A
         return inspect_model(source, **options)
     found = inspect_model(adapted(source))
     for name in found["methods"]:
-        reason = refusal(METHODS.get(name))
-        if reason is not None:
-            found["methods"][name] = f"no: {reason}"
+        with suppress(CompressError):  # one that cannot be used says so already
+            if (reason := refusal(METHODS.get(name))) is not None:
+                found["methods"][name] = f"no: {reason}"
     return {**found, "class": type(source).__name__, "origin": type(source).__name__}
 
 

@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 import compress
 from compress.engine.steps import run_step
 from compress.eval.bench.llama import write_llama
-from compress.methods.catalog import METHODS
+from compress.methods.catalog import BUILT_IN
 from compress.planning import forecast
 
 _LEARNING = {"steps": 2, "batch": 1, "precision": "float32"}
@@ -75,7 +75,7 @@ def model(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("name", "compute"),
-    [(name, "float32") for name in sorted(METHODS)]
+    [(name, "float32") for name in sorted(BUILT_IN)]
     + [(name, "bfloat16") for name in ("wanda", "gptq", "shortgpt", "sleb")],
 )
 def test_steps_hold_what_was_planned(name, compute, model, text, tmp_path, monkeypatch):

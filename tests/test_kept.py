@@ -13,33 +13,20 @@ import yaml
 
 import compress
 from compress.cli.app import main
+from compress.conformance.interruption import Killed, killed_at
 from compress.engine.workspace import Workspace
 from compress.errors import CompressError
 from compress.models.sources.cache import cached_folder
 from compress.system.files import new_folder, scratch_folder, whole_folder
 
 
-class Killed(BaseException):
-    """Not an error that anybody handles."""
-
-
 @pytest.fixture
-def interrupted(monkeypatch):
+def interrupted():
     """``interrupted(recipe, folder, number)``: a run that dies behind its number-th event."""
 
     def start(recipe, folder: Path, number: int) -> None:
-        append, seen = Workspace.append, []
-
-        def dying(self, event):
-            append(self, event)
-            seen.append(event)
-            if len(seen) == number:
-                raise Killed
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Workspace, "append", dying)
-            with pytest.raises(Killed):
-                compress.run(recipe, folder)
+        with pytest.raises(Killed), killed_at(number, written=True):
+            compress.run(recipe, folder)
 
     return start
 

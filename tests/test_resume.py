@@ -1,4 +1,7 @@
-"""Killed anywhere, a run that is started again ends with the same bytes."""
+"""Killed anywhere, a run that is started again ends with the same bytes.
+
+tests/conformance interrupts a run of every method; here are the places, the losses and the signals.
+"""
 
 from __future__ import annotations
 
@@ -13,87 +16,32 @@ import pytest
 import yaml
 
 import compress
+from compress.conformance.interruption import Killed, killed_at
 from compress.engine.sink import JournalSink
-from compress.engine.workspace import Workspace
-from compress.methods.catalog import METHODS
 
 TWO_STEPS = (
     {"method": "ffn_width", "share": 0.25, "allocation": "per_layer"},
     {"method": "gptq", "bits": 4, "group_size": 8},
 )
-OPTIONS = {
-    "magnitude": {"pattern": "2:4"},
-    "wanda": {"pattern": "2:4"},
-    "sparsegpt": {"pattern": "2:4"},
-    "maskllm": {"training": {"steps": 2, "batch": 2}, "end_to_end": {"steps": 2, "batch": 2}},
-    "rtn": {"group_size": 16},
-    "gptq": {"group_size": 16},
-    "w8a8": {},
-    "shortgpt": {"remove": 1},
-    "sleb": {"remove": 1},
-    "ffn_width": {"share": 0.25},
-    "head_width": {"share": 0.5},
-    "svd": {"ratio": 0.6},
-    "asvd": {"ratio": 0.6},
-    "svd_llm": {"ratio": 0.6},
+LEARNING = {
+    "method": "maskllm",
+    "training": {"steps": 2, "batch": 2},
+    "end_to_end": {"steps": 2, "batch": 2},
 }
-
-
-class Killed(BaseException):
-    """Not an error that anybody handles."""
-
-
-@pytest.fixture
-def kill(monkeypatch):
-    """``kill(n)``: die at the n-th journal event, before it is written; ``kill(None)``: live."""
-    append = Workspace.append
-
-    def arm(number: int | None, written: bool = False) -> None:
-        seen = 0
-
-        def dying(self, event):
-            nonlocal seen
-            seen += 1
-            if seen == number and not written:
-                raise Killed
-            append(self, event)
-            if seen == number:
-                raise Killed
-
-        monkeypatch.setattr(Workspace, "append", dying)
-
-    return arm
 
 
 def events(folder: Path) -> int:
     return len((folder / "journal.jsonl").read_text().splitlines())
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_killed_twice(method, kill, checkpoint, text, helpers, tmp_path):
-    recipe = helpers.recipe(checkpoint("llama"), [{"method": method, **OPTIONS[method]}], text)
-    compress.run(recipe, tmp_path / "whole")
-    total = events(tmp_path / "whole")
-    for number, written in ((3, False), (2, True)):
-        kill(number, written)
-        with pytest.raises(Killed):
-            compress.run(recipe, tmp_path / "killed")
-    assert events(tmp_path / "killed") < total
-    kill(None)
-    compress.run(recipe, tmp_path / "killed")
-    assert events(tmp_path / "killed") == total
-    same(helpers, tmp_path)
-
-
-def test_learning_killed_after_every_event(kill, checkpoint, text, helpers, tmp_path):
-    step = {"method": "maskllm", **OPTIONS["maskllm"]}
-    recipe = helpers.recipe(checkpoint("llama"), [step], text)
+def test_learning_killed_after_every_event(checkpoint, text, helpers, tmp_path):
+    recipe = helpers.recipe(checkpoint("llama"), [LEARNING], text)
     compress.run(recipe, tmp_path / "whole")
     deaths, alive = 0, False
     while not alive:
-        kill(2, False)  # one event a life
         try:
-            compress.run(recipe, tmp_path / "killed")
+            with killed_at(2, written=False):  # one event a life
+                compress.run(recipe, tmp_path / "killed")
             alive = True
         except Killed:
             deaths += 1
@@ -120,14 +68,12 @@ def two_steps(checkpoint, text, helpers, tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", range(1, 16))
-def test_killed_at_every_event_of_two_steps(number, two_steps, kill, helpers, tmp_path):
+def test_killed_at_every_event_of_two_steps(number, two_steps, helpers, tmp_path):
     recipe, whole = two_steps
     total = events(whole)
     assert total == 15
-    kill(number, written=number % 2 == 0)
-    with pytest.raises(Killed):
+    with pytest.raises(Killed), killed_at(number, written=number % 2 == 0):
         compress.run(recipe, tmp_path / "killed")
-    kill(None)
     result = compress.run(recipe, tmp_path / "killed")
     assert helpers.contents(result.model) == helpers.contents(whole / "model")
     # One event is lost at most: what had been done is not done again.
@@ -184,12 +130,10 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_what_was_lost_is_done_again(damage, two_steps, kill, helpers, tmp_path):
+def test_what_was_lost_is_done_again(damage, two_steps, helpers, tmp_path):
     recipe, whole = two_steps
-    kill(11)
-    with pytest.raises(Killed):
+    with pytest.raises(Killed), killed_at(11, written=False):
         compress.run(recipe, tmp_path / "killed")
-    kill(None)
     DAMAGE[damage](tmp_path / "killed" / "work")
     result = compress.run(recipe, tmp_path / "killed")
     assert helpers.contents(result.model) == helpers.contents(whole / "model")

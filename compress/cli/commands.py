@@ -109,11 +109,11 @@ def _alike(blocks: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def print_methods() -> None:
-    """Print the names of all methods."""
+    """Print the names of all methods, those of installed packages too; imports none of them."""
     from compress.methods.catalog import METHODS
 
-    print_table("methods (options: compress methods NAME)", ["name", "what it does"],
-                [[name, METHODS.summary(name)] for name in METHODS])  # fmt: skip
+    rows = [[name, METHODS.origin(name), METHODS.summary(name)] for name in METHODS]
+    print_table("methods (options: compress methods NAME)", ["name", "from", "what it does"], rows)
 
 
 def print_method(name: str) -> None:
@@ -122,6 +122,7 @@ def print_method(name: str) -> None:
 
     cls = METHODS.get(name)
     print(f"{cls.name}: {cls.summary}")
+    print(f"from     {METHODS.origin(name)}")
     print(f"source   {cls.source}")
     print(f"needs {cls.needs}")
     print(f"reads    {', '.join(sorted(cls.reads))}; writes {', '.join(sorted(cls.writes))}")

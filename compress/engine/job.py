@@ -29,10 +29,12 @@ from compress.engine.steps import run_step
 from compress.engine.workspace import Workspace
 from compress.errors import CompressError
 from compress.methods.base import DEPTH, MODULES, WIDTH
+from compress.methods.catalog import METHODS
 from compress.methods.passes import kept_blocks, trains
 from compress.models.loading import read_config
 from compress.models.stream import StreamedModel
 from compress.planning.checks import reader_of
+from compress.planning.imports import import_digests
 from compress.planning.planner import Plan
 from compress.planning.recipe import Recipe, parse_size
 from compress.system import memory, processes
@@ -100,6 +102,7 @@ class Job:
             must["evaluation tokens"] = self.evaluator.digest
         may = {"python": platform.python_version(), "compress": _version("compress")}
         may |= {name: _version(name) for name in _VERSIONED}
+        may |= dict(filter(None, (METHODS.package(m.name) for m in self.recipe.steps)))
         may["threads"] = torch.get_num_threads()
         # Not before here: a recipe that was refused may be mended and run in the same folder.
         self.workspace.claim(self.recipe.to_yaml())
@@ -125,7 +128,8 @@ class Job:
         for number, method in enumerate(self.recipe.steps):
             for path in method.files():
                 found[f"{path} (step {number + 1})"] = file_sha256(path)
-        return found
+        imported = import_digests(self.recipe.imports)
+        return found | {f"{name} (imported)": digest for name, digest in imported.items()}
 
     def calibrate(self) -> None:
         """Read the calibration text, where the recipe has one."""

@@ -22,7 +22,8 @@ def resolved(path: Path) -> str:
     from compress.planning.recipe import read_recipe
 
     try:
-        return read_recipe(path).to_yaml()
+        # Not its imports: whoever runs a recipe in a folder has not asked for the code of another.
+        return read_recipe(path, run=False).to_yaml()
     except CompressError as error:
         text = _read(path)
         if not isinstance(_plain(text), dict):

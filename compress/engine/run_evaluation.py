@@ -15,6 +15,7 @@ from compress.engine.workspace import Workspace
 from compress.eval import EvaluationResult
 from compress.eval.report import DataEntry, Report, RunInfo, StepEntry
 from compress.planning.evaluation_inputs import evaluation_inputs
+from compress.planning.imports import import_digests
 from compress.planning.planner import Plan
 from compress.planning.recipe import split_evaluation
 from compress.planning.step_check import left_alone
@@ -129,6 +130,7 @@ class RunEvaluation:
             started=started,
             seconds=self._earlier + time.perf_counter() - self._began,
             trust_remote_code=recipe.model.trust_remote_code,
+            imports=import_digests(recipe.imports),
             notes=(*self.workspace.notes, *map(_mended, self.workspace.find(event="mended"))),
         )
 

@@ -11,6 +11,7 @@ from compress.engine.intact import check_finished, check_source
 from compress.engine.job import Job, device_of, settled_precision
 from compress.engine.workspace import Workspace
 from compress.errors import CompressError
+from compress.planning.imports import is_file
 from compress.planning.planner import Plan, plan
 from compress.planning.recipe import Recipe
 from compress.system import memory, processes
@@ -99,6 +100,7 @@ def _refuse_inputs_inside(recipe: Recipe, folder: Path) -> None:
     text = (recipe.evaluation or {}).get("text")
     names.append(text.get("source") if isinstance(text, dict) else text)
     names += [str(path) for method in recipe.steps for path in method.files()]
+    names += filter(is_file, recipe.imports)
     for name in names:
         if not isinstance(name, str) or not name or not os.path.exists(at_home(name)):
             continue

@@ -1,29 +1,60 @@
-"""All methods by name. Adding one means adding a line; nothing is imported until it is used."""
+"""All methods by name. Ours have a line each here; nothing is imported until it is used.
+
+A class says itself what it does (``summary``), in one place; the registry reads it there.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any, TypeVar
+
 from compress.methods.registry import Registry
 
-METHODS: Registry = Registry("method")
+if TYPE_CHECKING:
+    from compress.methods.base import Method
 
-for _name, _target, _summary in (
-    ("magnitude", "sparsity.magnitude:Magnitude", "zero the smallest weights; no data needed"),
-    ("wanda", "sparsity.wanda:Wanda", "zero weights with small weight x activation norm"),
-    ("sparsegpt", "sparsity.sparsegpt:SparseGPT", "zero weights, update the others (OBS)"),
-    (
-        "maskllm",
-        "sparsity.maskllm.method:MaskLLM",
-        "learn N:M masks by gradients",
-    ),
-    ("rtn", "quantize.rtn:RoundToNearest", "round weights to 2-8 bits; no data needed"),
-    ("gptq", "quantize.gptq:GPTQ", "round weights to 2-8 bits with error feedback"),
-    ("w8a8", "quantize.rtn:W8A8", "int8 weights, dynamic per-token int8 activations"),
-    ("shortgpt", "depth.shortgpt:ShortGPT", "remove the blocks that change their input least"),
-    ("sleb", "depth.sleb:SLEB", "remove blocks one at a time by the loss without them"),
-    ("ffn_width", "width.ffn:FFNWidth", "remove FFN neurons, refit the down projection"),
-    ("head_width", "width.heads:HeadWidth", "remove whole KV groups, refit the output projection"),
-    ("svd", "factorize.svd:SVD", "low-rank factors of each weight; no data needed"),
-    ("asvd", "factorize.asvd:ASVD", "low-rank factors that favour large inputs"),
-    ("svd_llm", "factorize.svd_llm:SVDLLM", "low-rank factors with the least output error"),
-):
-    METHODS.register(_name, f"compress.methods.{_target}", _summary)
+M = TypeVar("M", bound=type)
+
+BUILT_IN: dict[str, str] = {
+    name: f"compress.methods.{target}"
+    for name, target in (
+        ("magnitude", "sparsity.magnitude:Magnitude"),
+        ("wanda", "sparsity.wanda:Wanda"),
+        ("sparsegpt", "sparsity.sparsegpt:SparseGPT"),
+        ("maskllm", "sparsity.maskllm.method:MaskLLM"),
+        ("rtn", "quantize.rtn:RoundToNearest"),
+        ("gptq", "quantize.gptq:GPTQ"),
+        ("w8a8", "quantize.rtn:W8A8"),
+        ("shortgpt", "depth.shortgpt:ShortGPT"),
+        ("sleb", "depth.sleb:SLEB"),
+        ("ffn_width", "width.ffn:FFNWidth"),
+        ("head_width", "width.heads:HeadWidth"),
+        ("svd", "factorize.svd:SVD"),
+        ("asvd", "factorize.asvd:ASVD"),
+        ("svd_llm", "factorize.svd_llm:SVDLLM"),
+    )
+}
+
+
+def _check(target: Any) -> None:
+    from compress.methods.contract import check_class  # imports torch
+
+    check_class(target)
+
+
+METHODS: Registry[type[Method]] = Registry("method", BUILT_IN, "compress.methods", _check)
+
+
+def register_method(cls: M) -> M:
+    """Make a method known by its ``name``, so that recipes can use it; for use as a decorator.
+
+    ::
+
+        @compress.register_method
+        class Mine(LinearMethod): ...
+
+    Installed packages need no such call: they declare an entry point of ``compress.methods``.
+
+    Raises:
+        CompressError: no complete method class, or a name that another one has.
+    """
+    return METHODS.register(cls)

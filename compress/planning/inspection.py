@@ -80,7 +80,10 @@ def _block(block: Any) -> dict[str, Any]:
 
 def _verdict(name: str, streamed: StreamedModel, outline: Outline) -> str:
     """Whether a method takes this model: with its default options, or those of its example."""
-    cls = METHODS.get(name)
+    try:
+        cls = METHODS.get(name)
+    except CompressError as error:  # a package that is broken, or that clashes with another
+        return f"not usable: {error}"
     method = cls(**cls.example)
     options = ", ".join(f"{key}: {value}" for key, value in cls.example.items())
     try:

@@ -24,6 +24,8 @@ from compress.errors import CompressError, did_you_mean
 from compress.methods.base import Method
 from compress.methods.catalog import METHODS
 from compress.planning import recipe_yaml
+from compress.planning.imports import run_imports
+from compress.planning.overrides import override
 from compress.system.precision import Compute
 from compress.train.create.spec import TrainSpec
 
@@ -95,6 +97,11 @@ class Recipe(BaseModel):
         description="figures of the report (compress.eval.report.figures) that this recipe gave "
         "when it was written; a run says whether it has reproduced them",
     )
+    imports: tuple[str, ...] = Field(
+        (),
+        description="modules, or paths of .py files that start at the recipe's folder, that are "
+        "run before the steps are read, so that methods in them can register themselves",
+    )
     model: ModelSpec
     seed: int = Field(0, ge=-(2**63), lt=2**63)
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
@@ -140,17 +147,29 @@ def _ordered(value: Any) -> Any:
     return {k: _ordered(value[k]) for k in sorted(value)} if isinstance(value, dict) else value
 
 
-def parse_recipe(data: Any, where: str = "recipe") -> Recipe:
+def parse_recipe(
+    data: Any, where: str = "recipe", *, folder: Path = Path(), run: bool = True
+) -> Recipe:
     """Check plain data and build a recipe.
 
+    Args:
+        folder: where relative paths under ``imports`` start.
+        run: run what stands under ``imports``. Without, its methods are unknown unless something
+            else has imported them.
+
     Raises:
-        CompressError: an unknown key (with the closest known one), a wrong value or method.
+        CompressError: an unknown key (with the closest known one), a wrong value or method, or
+            imports that fail.
     """
     if not isinstance(data, dict):
         raise CompressError("a mapping with `model` and `steps`", type(data).__name__, where=where)
     data = dict(data)
-    parsed = parse_steps(data.pop("steps", None) or [], where)
+    steps = data.pop("steps", None) or []
     recipe = _validate(Recipe, data, where)
+    if recipe.imports and run:
+        found = run_imports(recipe.imports, folder, where)
+        recipe = recipe.model_copy(update={"imports": found})
+    parsed = parse_steps(steps, where)
     if isinstance(recipe.evaluation, dict):
         split_evaluation(recipe.evaluation, f"{where}, evaluation")
     _check_expected(recipe, where)
@@ -223,17 +242,22 @@ def split_evaluation(section: dict[str, Any], where: str = "evaluation"):
     return spec, _validate(EvaluationSpec, section, where)
 
 
-def read_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
+def read_recipe(
+    name: str | Path, overrides: list[str] | None = None, *, run: bool = True
+) -> Recipe:
     """Read a recipe by path or by the name of a shipped one, with ``key.path=value`` overrides.
+
+    Args:
+        run: as in :func:`parse_recipe`.
 
     Raises:
         CompressError: no such file or recipe, YAML that does not parse, or what parse_recipe says.
     """
     path = find_recipe(name)
     data = recipe_yaml.read(path)
-    for override in overrides or []:
-        _override(data, override)
-    return parse_recipe(data, str(path))
+    for text in overrides or []:
+        override(data, text)
+    return parse_recipe(data, str(path), folder=path.parent, run=run)
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -315,39 +339,3 @@ def _model_at(cls: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel
             (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None
         )
     return current
-
-
-def _override(data: Any, text: str) -> None:
-    """Apply ``a.0.b=value`` (the value is YAML) to nested plain data."""
-    path, separator, value = text.partition("=")
-    if not separator or not path:
-        raise CompressError("--set KEY.PATH=VALUE, as in --set steps.0.sparsity=0.6", repr(text))
-    *parents, last = path.split(".")
-    target = data
-    for part in parents:
-        if isinstance(target, list):
-            target = target[_index(target, part, text)]
-        elif isinstance(target, dict):
-            if isinstance(target.get(part), str) and part == "model":
-                target[part] = {"source": target[part]}
-            target = target.setdefault(part, {})
-        else:
-            raise CompressError("--set to name a place in the recipe", repr(text))
-    try:
-        parsed = recipe_yaml.parse(value)
-    except ValueError as error:
-        raise CompressError("a YAML value in --set", f"{text[:200]!r}: {error}") from None
-    if isinstance(target, list):
-        target[_index(target, last, text)] = parsed
-    elif isinstance(target, dict):
-        target[last] = parsed
-    else:
-        raise CompressError("--set to name a place in the recipe", repr(text))
-
-
-def _index(target: list, part: str, text: str) -> int:
-    if not (part.isascii() and part.isdigit()) or int(part[:9]) >= len(target):
-        raise CompressError(
-            f"an index from 0 to {len(target) - 1} in --set", f"{part!r} in {text!r}"
-        )
-    return int(part)

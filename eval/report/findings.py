@@ -58,6 +58,11 @@ def _safety(report: Report) -> Iterator[Finding]:
             level="warning",
             text="trust_remote_code was on: code that came with the model ran on this machine.",
         )
+    for name, digest in report.run.imports.items():
+        yield Finding(
+            level="note",
+            text=f"Code that the recipe names ran on this machine: {name} (sha256 {digest[:12]}).",
+        )
 
 
 def _cached(report: Report) -> Iterator[Finding]:

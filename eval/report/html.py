@@ -230,6 +230,7 @@ def _run(report: Report) -> Iterator[str]:
             ("Calibration passes in", run.compute),
             ("Took", seconds(run.seconds) if run.seconds is not None else None),
             ("trust_remote_code", "on" if run.trust_remote_code else None),
+            *((f"Imported {name}, sha256", digest) for name, digest in run.imports.items()),
         ]
     )
     if run.recipe is not None:

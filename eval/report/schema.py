@@ -38,6 +38,10 @@ class RunInfo(BaseModel):
         default=None, description="of the last start, and of the steps that earlier starts finished"
     )
     trust_remote_code: bool = False
+    imports: dict[str, str] = Field(
+        default_factory=dict,
+        description="modules and files that the recipe had imported -> sha256 of the file",
+    )
     notes: tuple[str, ...] = Field(
         default=(), description="what happened on the way: parts made again, a recipe that changed"
     )

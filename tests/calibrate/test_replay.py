@@ -10,7 +10,7 @@ import torch
 
 from compress.engine.context import MemorySink, StepContext
 from compress.engine.steps import run_step
-from compress.methods.catalog import METHODS
+from compress.methods.catalog import BUILT_IN
 from compress.models.stream import StreamedModel
 from compress.planning.recipe import parse_step
 from compress.system.activations import Activations
@@ -72,7 +72,7 @@ def plain_outputs(model, anatomy, batches) -> list[list[torch.Tensor]]:
 @pytest.mark.parametrize("step", STEPS, ids=lambda s: s["method"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_handed_on_equals_plain_forward(family, step, tiny, tokens, tmp_path):
-    assert step["method"] in METHODS
+    assert step["method"] in BUILT_IN
     model = tiny(family)
     # Two shapes, since arguments are learned for each.
     batches = [{"input_ids": tokens[:3]}, {"input_ids": tokens[3:5]}, {"input_ids": tokens[5:, :9]}]

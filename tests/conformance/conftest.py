@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import SimpleNamespace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-import compress
-from compress.data.calibration import calibration_batches
-from compress.data.calibration_spec import CalibrationSpec
+from compress.conformance.tiny import TinyFamily
+from compress.conformance.trial import Trial, lower_rank
+from compress.methods.base import Method
+from compress.methods.catalog import METHODS
 
 # A variant is a family with other config fields: "<family>-<name>".
 VARIANTS: dict[str, dict[str, Any]] = {"llama-bidirectional": {"is_causal": False}}
@@ -79,88 +79,62 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny):
-    """As everywhere, and for the variants too."""
-    return lambda name, **fields: tiny(family_of(name), **VARIANTS.get(name, {}), **fields)
+def families(tmp_path_factory) -> Callable[[str], TinyFamily]:
+    """``families(family)``: the tiny model of a family or variant."""
+    made: dict[str, TinyFamily] = {}
+
+    def get(family: str) -> TinyFamily:
+        if family not in made:
+            folder = tmp_path_factory.mktemp(family)
+            made[family] = TinyFamily(family.partition("-")[0], folder, **VARIANTS.get(family, {}))
+        return made[family]
+
+    return get
 
 
 @pytest.fixture(scope="session")
-def checkpoint(checkpoint):
-    """As everywhere, and for the variants too."""
-    return lambda name, **fields: checkpoint(family_of(name), **VARIANTS.get(name, {}), **fields)
+def trial(families, tmp_path_factory) -> Callable[[str, str], Trial]:
+    """``trial(case, family)``: the step of a case on a family, its results made once."""
+    made: dict[tuple[str, str], Trial] = {}
+
+    def get(case: str, family: str) -> Trial:
+        if (case, family) not in made:
+            folder = tmp_path_factory.mktemp("trials") / f"{family}-{method_of(case)}"
+            step = method(case, CASES[case].options)
+            made[case, family] = Trial(step, families(family), folder)
+        return made[case, family]
+
+    return get
 
 
 @pytest.fixture(scope="session")
-def helpers(helpers):
-    """As everywhere, and for the variants too."""
-    return SimpleNamespace(**{**vars(helpers), "auto": lambda name: helpers.auto(family_of(name))})
+def calibration(families) -> Callable[[str], list[dict[str, torch.Tensor]]]:
+    """``calibration(family)``: batches of model inputs."""
+    return lambda family: families(family).batches
 
 
 def method_of(case: str) -> str:
     return case.partition(" in ")[0]
 
 
-def family_of(name: str) -> str:
-    return name.partition("-")[0] if name in VARIANTS else name
+def method(case: str, options: dict[str, Any]) -> Method:
+    return METHODS.get(method_of(case))(**options)
 
 
 @pytest.fixture(scope="session")
-def cases() -> dict[str, Case]:
-    return CASES
+def idle() -> Callable[[str], tuple[Method, float, Callable[[Any], None] | None]]:
+    """``idle(case)``: a step with nothing to do, its tolerance, and what makes a model that has
+    nothing for it."""
+
+    def get(case: str) -> tuple[Method, float, Callable[[Any], None] | None]:
+        given = CASES[case]
+        prepare = partial(lower_rank, rank=given.low_rank) if given.low_rank else None
+        return method(case, given.idle), given.tolerance, prepare
+
+    return get
 
 
 @pytest.fixture(scope="session")
 def methods() -> set[str]:
     """The methods that the suite covers."""
     return {method_of(case) for case in CASES}
-
-
-@pytest.fixture(scope="session")
-def step() -> Callable[[str], dict[str, Any]]:
-    """``step(method)``: the recipe step with the options of the suite."""
-    return lambda case: {"method": method_of(case), **CASES[case].options}
-
-
-@pytest.fixture(scope="session")
-def calibration(tiny, tokenizer, text) -> Callable[[str], list[dict[str, torch.Tensor]]]:
-    """``calibration(family)``: the batches that a recipe of ``helpers.recipe`` makes."""
-
-    def get(family: str) -> list[dict[str, torch.Tensor]]:
-        spec = CalibrationSpec(text={"source": str(text)}, samples=8, length=24)
-        made = calibration_batches(spec, tokenizer, tiny(family).config)
-        if made.labels is None:
-            return made.batches
-        return [{**b, "labels": y} for b, y in zip(made.batches, made.labels, strict=True)]
-
-    return get
-
-
-@pytest.fixture(scope="session")
-def compressed(tiny, calibration, step, tmp_path_factory) -> Callable[[str, str], SimpleNamespace]:
-    """``compressed(method, family)``: a live model after the step, and where it was saved."""
-    made: dict[tuple[str, str], SimpleNamespace] = {}
-
-    def get(method: str, family: str) -> SimpleNamespace:
-        if (method, family) not in made:
-            model = compress.apply(tiny(family), [step(method)], calibration(family))
-            folder = tmp_path_factory.mktemp("saved") / f"{family}-{method}"
-            compress.save(model, folder)
-            made[method, family] = SimpleNamespace(model=model, folder=folder)
-        return made[method, family]
-
-    return get
-
-
-@pytest.fixture(scope="session")
-def ran(checkpoint, step, text, helpers, tmp_path_factory) -> Callable[[str, str], Path]:
-    """``ran(method, family)``: the folder of a run of the step on the saved model."""
-    made: dict[tuple[str, str], Path] = {}
-
-    def get(method: str, family: str) -> Path:
-        if (method, family) not in made:
-            out = tmp_path_factory.mktemp("runs") / f"{family}-{method}"
-            compress.run(helpers.recipe(checkpoint(family), [step(method)], text), out)
-            made[method, family] = out
-        return made[method, family]
-
-    return get

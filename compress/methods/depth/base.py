@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 
 from compress.errors import CompressError
 from compress.methods.base import DEPTH, Method
+from compress.methods.passes import KeepBlocks, Pass, Survey
+from compress.methods.work import BlockSurvey
 from compress.models.anatomy import Anatomy
 from compress.models.families import Family
 from compress.models.outline import BlockOutline, Outline
@@ -87,6 +89,17 @@ class DepthMethod(Method):
             blocks=tuple(_renumbered(block, i) for i, block in enumerate(stay)),
             notes=(*outline.notes, note) if removed else outline.notes,
         )
+
+    def observe(self, survey: BlockSurvey) -> Any:
+        """Condense one block of the uncompressed model into a small JSON-able note."""
+        raise NotImplementedError
+
+    def decide(self, notes: list[Any], anatomy: Anatomy) -> dict[str, Any]:
+        """Turn the notes of all blocks into a decision."""
+        raise NotImplementedError
+
+    def passes(self) -> tuple[Pass, ...]:
+        return Survey(self.observe, self.decide), KeepBlocks(self.kept_blocks)
 
     def kept_blocks(self, decision: Any, anatomy: Anatomy) -> list[int]:
         """Indices of the blocks that stay, in order."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from compress.methods.depth.base import DepthMethod
-from compress.methods.passes import KeepBlocks, Pass, Survey
 from compress.methods.work import BlockSurvey
 from compress.models.anatomy import Anatomy
 
@@ -20,9 +19,6 @@ class ShortGPT(DepthMethod):
     name: ClassVar[str] = "shortgpt"
     summary: ClassVar[str] = "remove the blocks that change their input least, in one shot"
     source: ClassVar[str] = "Men et al. 2024, arXiv 2403.03853, eq. 1"
-
-    def passes(self) -> tuple[Pass, ...]:
-        return Survey(self.observe, self.decide), KeepBlocks(self.kept_blocks)
 
     def observe(self, survey: BlockSurvey) -> dict[str, float]:
         return {"influence": survey.influence}

@@ -45,7 +45,7 @@ class SLEB(DepthMethod):
             )
 
     def passes(self) -> tuple[Pass, ...]:
-        whole = Whole(self.decide, forwards=self._forwards, heads=self._heads)
+        whole = Whole(self.search, forwards=self._forwards, heads=self._heads)
         return whole, KeepBlocks(self.kept_blocks)
 
     def _forwards(self, outline: Outline) -> float:
@@ -58,7 +58,7 @@ class SLEB(DepthMethod):
         blocks = len(outline.blocks)
         return float(sum(blocks - r for r in range(self.count(blocks))))
 
-    def decide(
+    def search(
         self, model: nn.Module, anatomy: Anatomy, batches: list[dict[str, torch.Tensor]]
     ) -> dict[str, Any]:
         """Return the removed blocks, the order in which they went, and the loss after each."""

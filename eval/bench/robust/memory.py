@@ -21,7 +21,7 @@ from compress.eval.bench.memory import CASES, LIMIT, run_case
 from compress.eval.bench.options import say
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import journal, run_measured, write_recipe
-from compress.methods.catalog import METHODS
+from compress.methods.catalog import BUILT_IN
 
 COMMAND = "python -m compress.eval.bench.robust --only memory"
 MIDDLE = {
@@ -51,7 +51,7 @@ def measure(work: Path, arguments: argparse.Namespace) -> list[Row]:
     config = LlamaConfig(**shape, tie_word_embeddings=False)
     model = write_llama(work / f"llama-{shape['hidden_size']}", config, torch.bfloat16)
     samples = 4 if arguments.smoke else 16
-    for name in sorted(METHODS):
+    for name in sorted(BUILT_IN):
         found = _remembered(
             work / f"method-{name}.json", lambda name=name: _step(name, model, work, samples)
         )

@@ -1,0 +1,62 @@
+"""What a class must say about itself to be taken for a method; looked at before it is used."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from compress.errors import CompressError
+from compress.methods.base import (
+    CALIBRATION,
+    DEPTH,
+    MODULES,
+    PRECISION,
+    VALUES,
+    WIDTH,
+    ZEROS,
+    Method,
+)
+
+KINDS = frozenset({VALUES, ZEROS, WIDTH, DEPTH, MODULES, PRECISION})
+_CHOICES = {"needs": ("nothing", CALIBRATION)}
+
+
+def check_class(cls: Any) -> None:
+    """Refuse what is no complete method class.
+
+    Raises:
+        CompressError: no subclass of Method; a class attribute that is missing or says nothing
+            known; an option called ``method``, which recipes could not give.
+    """
+    if not isinstance(cls, type) or not issubclass(cls, Method):
+        raise CompressError(
+            "a class derived from compress.methods.base.Method", repr(cls)[:100],
+            "Derive the class from Method, LinearMethod or the base of another method",
+        )  # fmt: skip
+    where = f"{cls.__module__}.{cls.__qualname__}"
+    for attribute in ("name", "summary", "source"):
+        said = getattr(cls, attribute, None)
+        if not isinstance(said, str) or not said.strip():
+            raise CompressError(f"a text as class attribute `{attribute}`", repr(said), where=where)
+    if not re.fullmatch(r"[A-Za-z]\w*", cls.name, re.ASCII):
+        raise CompressError(
+            "a name of letters, digits and underscores", repr(cls.name), where=where
+        )
+    for attribute in ("reads", "writes"):
+        said = getattr(cls, attribute, None)
+        if not isinstance(said, (set, frozenset)) or not said <= KINDS:
+            raise CompressError(
+                f"a set out of {', '.join(sorted(KINDS))} as class attribute `{attribute}`",
+                repr(said), where=where,
+            )  # fmt: skip
+    for attribute, known in _CHOICES.items():
+        if getattr(cls, attribute) not in known:
+            raise CompressError(
+                f"{' or '.join(known)} as class attribute `{attribute}`",
+                repr(getattr(cls, attribute)), where=where,
+            )  # fmt: skip
+    if "method" in cls.model_fields:
+        raise CompressError(
+            "options of other names than `method`", "one of that name",
+            "In a recipe `method` names the method itself", where=where,
+        )  # fmt: skip

@@ -1,0 +1,92 @@
+"""The code in docs/adding-a-method.md does what the page says, in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+PAGE = Path(__file__).parent.parent / "docs" / "adding-a-method.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """A folder with the files of the page: the first line of each says its name."""
+    folder = tmp_path_factory.mktemp("page")
+    for source in blocks("python"):
+        name = re.match(r"# (\w+\.py)\n", source)[1]
+        assert not (folder / name).exists()
+        (folder / name).write_text(source)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def python(written):
+    """``python(*arguments)``: the output of an interpreter that finds the files, which may not
+    reach a hub."""
+
+    def call(*arguments: object) -> str:
+        environment = {
+            **os.environ, "PYTHONPATH": str(written), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=written, env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    return call
+
+
+def test_the_scripts_of_the_page(python):
+    """One after the other in one process: starting it takes most of the time."""
+    code = "import runpy, sys; [runpy.run_path(p, run_name='__main__') for p in sys.argv[1:]]"
+    told = python("-c", code, "try_it.py", "light_blocks.py", "family.py")
+    for words in (
+        "row_zeros keeps its promises",
+        "light_blocks keeps its promises",
+        "arcee can be narrowed",
+    ):
+        assert words in told
+
+
+def test_every_block_is_run(written):
+    assert {p.name for p in written.glob("*.py")} == {
+        "compress_row_zeros.py", "try_it.py", "light_blocks.py", "family.py",
+    }  # fmt: skip
+
+
+def test_the_recipe_of_the_page(written, python, checkpoint, text, tmp_path):
+    (source,) = blocks("yaml")
+    recipe = yaml.safe_load(source)
+    recipe |= {"model": str(checkpoint("llama"))}
+    recipe["calibration"] |= {"text": {"source": str(text)}, "samples": 2, "length": 16}
+    (written / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    python("-m", "compress", "run", written / "recipe.yaml", "--out", tmp_path / "run", "--quiet")
+    assert (tmp_path / "run/model/config.json").exists()
+
+
+def test_the_package_of_the_page(written, python):
+    (source,) = blocks("toml")
+    project = tomllib.loads(source)["project"]
+    info = written / "compress_row_zeros-0.1.0.dist-info"  # what pip makes of it
+    info.mkdir()
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
+    lines = [f"{k} = {v}" for k, v in project["entry-points"]["compress.methods"].items()]
+    (info / "entry_points.txt").write_text("\n".join(["[compress.methods]", *lines, ""]))
+    listed = python("-m", "compress", "methods")
+    assert "the package compress-row-zeros 0.1.0" in listed and "zero a share of each row" in listed
+    assert "Share of the weights of a row" in python("-m", "compress", "methods", "row_zeros")
