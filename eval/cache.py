@@ -41,7 +41,17 @@ _LAYOUT = 1  # of an entry; part of its key
 
 # What decides no figure: how models are changed, planned, trained and reported, and who calls. All
 # else, also what is yet to be written, does. (``eval`` may lie inside the package or beside it.)
-_NO_PART = ("api.py", "cli", "engine", "eval", "methods", "planning", "recipes", "train")
+_NO_PART = (
+    "api.py",
+    "cli",
+    "conformance",
+    "engine",
+    "eval",
+    "methods",
+    "planning",
+    "recipes",
+    "train",
+)
 _NO_PART_OF_EVAL = ("bench", "report", "results")
 
 

@@ -136,7 +136,7 @@ def check_options(method: type[Method], *given: dict[str, Any] | None) -> None:
                 f"{again!r} instead of {made!r}", where=where,
             )  # fmt: skip
         try:
-            method(**options, no_such_option=1)
+            method.model_validate({**options, "no_such_option": 1})
         except ValidationError:
             continue
         raise CompressError(
