@@ -78,7 +78,7 @@ def test_done_run_answers_at_once_and_touches_nothing(finished, monkeypatch):
     recipe, result, _ = finished
     before = stamps(result.folder)
     monkeypatch.setattr(
-        "compress.engine.runner.plan", lambda *_a, **_k: pytest.fail("planned again")
+        "compress.engine.planned.plan", lambda *_a, **_k: pytest.fail("planned again")
     )
     again = compress.run(recipe, result.folder)
     assert stamps(result.folder) == before

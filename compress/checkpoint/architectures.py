@@ -15,8 +15,9 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from compress.checkpoint.guards import guarded
-from compress.checkpoint.records import apply_record
+from compress.checkpoint.records import BlockRecord, apply_record, module_specs
 from compress.errors import CompressError
+from compress.models.anatomy import find_blocks
 
 OWN = "Compress"  # prefix of class names
 
@@ -84,10 +85,6 @@ def _own_class(
 
 def place_modules(model: PreTrainedModel) -> None:
     """Replace linears by the modules that the model's config names, without values."""
-    from compress.checkpoint.config import module_specs
-    from compress.checkpoint.records import BlockRecord
-    from compress.models.anatomy import find_blocks
-
     _, blocks = find_blocks(model)
     for block, specs in zip(blocks, module_specs(model.config, len(blocks)), strict=True):
         apply_record(block, BlockRecord(modules=specs))

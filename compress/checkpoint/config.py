@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from transformers import AutoModel, PreTrainedConfig
 
-from compress.checkpoint.records import BlockRecord
+from compress.checkpoint.architectures import OWN, own_config_class
+from compress.checkpoint.records import BlockRecord, module_specs
 from compress.checkpoint.targets import group_by_value, parse_pattern, target_patterns
 from compress.checkpoint.tensors_config import (
     quantization_section,
@@ -23,7 +24,6 @@ from compress.checkpoint.tensors_config import (
     unpacks_on_load,
 )
 from compress.errors import CompressError
-from compress.linear.layer import LayerSpec, parse_spec
 from compress.models.anatomy import anatomy_of, stock_type
 from compress.models.families import FAMILIES, Family
 from compress.models.loading import auto_class
@@ -119,15 +119,6 @@ def read_records(
         )
         for index in range(num_blocks)
     ]
-
-
-def module_specs(config: PreTrainedConfig, num_blocks: int) -> list[dict[str, LayerSpec]]:
-    """Return {path: spec} of the new modules of every block."""
-    specs: list[dict[str, LayerSpec]] = [{} for _ in range(num_blocks)]
-    for name, spec in (getattr(config, "compressed_modules", None) or {}).items():
-        index, _, path = name.partition(".")
-        specs[int(index)][path] = parse_spec(spec)
-    return specs
 
 
 def keep_layers(
@@ -328,8 +319,6 @@ def _set_heads(
 
 
 def _own_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    from compress.checkpoint.architectures import OWN, own_config_class
-
     new = _as_class(own_config_class(config.model_type), config)
     new.architectures = [OWN + name for name in config.architectures or []]
     new._attn_implementation = config._attn_implementation
@@ -343,6 +332,4 @@ def _as_class(config_class: type[PreTrainedConfig], config: PreTrainedConfig) ->
 
 
 def _strip(architecture: str) -> str:
-    from compress.checkpoint.architectures import OWN
-
     return architecture.removeprefix(OWN)

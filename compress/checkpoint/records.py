@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
+from transformers import PreTrainedConfig
 
 from compress.checkpoint.packing import check_names, check_shape, pack, stored_shapes, unpack
 from compress.errors import CompressError
@@ -17,6 +18,7 @@ from compress.linear.layer import (
     LinearShape,
     is_layer,
     layer_class,
+    parse_spec,
 )
 from compress.linear.matrix import features, is_conv1d, is_linear
 from compress.linear.quantized import QuantizedLinear, scheme_of
@@ -40,6 +42,15 @@ class BlockRecord(BaseModel):
     modules: dict[str, AnySpec] = Field(default_factory=dict)
     quantization: dict[str, QuantScheme] = Field(default_factory=dict)
     zeros: dict[str, str] = Field(default_factory=dict)
+
+
+def module_specs(config: PreTrainedConfig, num_blocks: int) -> list[dict[str, LayerSpec]]:
+    """Return {path: spec} of the new modules of every block."""
+    specs: list[dict[str, LayerSpec]] = [{} for _ in range(num_blocks)]
+    for name, spec in (getattr(config, "compressed_modules", None) or {}).items():
+        index, _, path = name.partition(".")
+        specs[int(index)][path] = parse_spec(spec)
+    return specs
 
 
 def record_block(block: nn.Module, anatomy: BlockAnatomy) -> BlockRecord:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from compress.engine.job import Job
 from compress.engine.learning import train_model
-from compress.engine.runner import planned
+from compress.engine.planned import planned
 from compress.engine.sink import JournalSink, ReadingSink
 from compress.engine.workspace import Workspace
 from compress.methods.passes import SURVEY, Survey, TrainModel, Whole

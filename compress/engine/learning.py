@@ -18,9 +18,10 @@ from torch import nn
 from compress.engine.context import StepContext, fill_whole, hidden_file, release_whole
 from compress.linear.casting import computing
 from compress.methods.passes import TRAIN, Stream, TrainModel
-from compress.methods.work import ModelWork, SiteWork
+from compress.methods.work import SiteWork
 from compress.models.replay import BlockCall
 from compress.system.activations import Activations
+from compress.train.whole import ModelWork
 
 
 @contextmanager

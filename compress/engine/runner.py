@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from compress.engine.intact import check_finished, check_source
-from compress.engine.job import Job, device_of, settled_precision
+from compress.engine.job import Job
+from compress.engine.planned import planned
 from compress.engine.workspace import Workspace
 from compress.errors import CompressError
 from compress.planning.imports import is_file
-from compress.planning.planner import Plan, plan
 from compress.planning.recipe import Recipe
-from compress.system import memory, processes
+from compress.system import processes
 from compress.system.intake import at_home
 from compress.system.progress import Progress
 
@@ -127,31 +127,6 @@ def _still_complete(recipe: Recipe, workspace: Workspace, progress: Progress) ->
         progress.say("note: the report was removed, so it is made again")
         return False
     return True
-
-
-def planned(
-    recipe: Recipe,
-    workspace: Workspace,
-    data_root: str | Path | None,
-    max_memory: int | None,
-    cache_dir: str | Path | None,
-    progress: Progress,
-) -> Plan:
-    """The plan of a run; a model that the recipe trains first is trained where it is not yet."""
-    options = {"max_memory": max_memory, "cache_dir": cache_dir, "data_root": data_root}
-    made = plan(recipe, **options)
-    if recipe.model.train is None:
-        return made
-    from compress.train.create.create import create_for
-
-    workspace.claim(recipe.to_yaml())
-    device = device_of(recipe.device)
-    trained = create_for(
-        recipe, workspace, device, data_root, cache_dir, progress,
-        guard=lambda: memory.check_limit(max_memory),
-        precision=settled_precision(workspace, recipe, device),
-    )  # fmt: skip
-    return plan(recipe, trained=trained, **options)
 
 
 def _finished(workspace: Workspace, report: Any = None) -> RunResult:

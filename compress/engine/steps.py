@@ -30,11 +30,12 @@ from compress.methods.passes import (
     TrainModel,
     Whole,
 )
-from compress.methods.work import BlockSurvey, BlockWork, SiteWork
+from compress.methods.work import BlockSurvey, SiteWork
 from compress.models.anatomy import Site, block_anatomy
 from compress.models.replay import BlockCall, BlockReplay
 from compress.models.stream import capture_inputs
 from compress.system.activations import Activations, LostActivations
+from compress.train.reconstruction import BlockWork
 
 
 def run_step(method: Method, context: StepContext) -> Any:

@@ -7,11 +7,13 @@ kept in the end is what did best on batches that nothing was learned from.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
+from compress.models.anatomy import BlockAnatomy
 from compress.models.replay import BlockCall
 from compress.system.activations import Activations
 from compress.train.language import relative_error
@@ -26,17 +28,33 @@ _LOOKS = 4  # at even distances, the end among them
 State = TypeVar("State")
 
 
-class BlockTask(Protocol):
-    """A block and what it is to return; see :class:`compress.methods.learning.BlockWork`."""
+@dataclass
+class BlockWork:
+    """One block, as a method gets it to learn on.
+
+    Attributes:
+        block, anatomy: in float32, its parameters not requiring gradients.
+        inputs: hidden states that enter the block, from the compressed blocks in front of it; a
+            calibration batch an entry.
+        targets: what the block is to return for them.
+        calls: how the model calls the block, an entry a batch.
+        device: where the block lives.
+        seed: seed of all random numbers; another one for each block.
+        guard: raises when a limit of the run is exceeded.
+        precision: what ``precision: auto`` of a training means.
+        metrics: figures for the journal, set by the method.
+    """
 
     block: nn.Module
+    anatomy: BlockAnatomy
     inputs: Activations
     targets: Activations
     calls: list[BlockCall]
     device: torch.device
     seed: int
-    guard: Callable[[], None]
-    precision: Precision
+    guard: Callable[[], None] = lambda: None
+    precision: Precision = "auto"
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 class BlockOutputs(nn.Module):
@@ -104,7 +122,7 @@ class BestSeen(Generic[State]):
 
 
 def learn_outputs(
-    task: BlockTask,
+    work: BlockWork,
     parameters: list[nn.Parameter],
     options: TrainingOptions,
     *,
@@ -124,8 +142,8 @@ def learn_outputs(
     Returns:
         What did best on held-out batches; with a ``take`` the caller puts its state back.
     """
-    outputs = BlockOutputs(task.block, task.inputs, task.targets, task.calls)
-    learned, held = split_held_out(len(task.inputs))
+    outputs = BlockOutputs(work.block, work.inputs, work.targets, work.calls)
+    learned, held = split_held_out(len(work.inputs))
 
     def measure() -> float:
         """In float32 also while learning computes in 16 bits."""
@@ -143,8 +161,8 @@ def learn_outputs(
         return error - reward, {"error": float(error.detach())}
 
     fit(
-        outputs, loss, Indices(learned), options, parameters=parameters, seed=task.seed,
-        guard=task.guard, device=task.device, auto=task.precision,
+        outputs, loss, Indices(learned), options, parameters=parameters, seed=work.seed,
+        guard=work.guard, device=work.device, auto=work.precision,
     )  # fmt: skip
     best.look()
     if take is None:

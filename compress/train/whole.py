@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -25,8 +25,19 @@ from compress.train.options import Precision, TrainingOptions
 from compress.train.source import TokenSource
 
 
-class ModelTask(Protocol):
-    """A model and what it learns from; see :class:`compress.methods.learning.ModelWork`."""
+@dataclass
+class ModelWork:
+    """A whole model, as a method gets it to learn on.
+
+    Attributes:
+        model, anatomy: in float32 on ``device``, its parameters not requiring gradients.
+        batches: calibration batches; ``labels`` among them for masked language models.
+        folder: for training checkpoints; None where nothing is durable.
+        seed: seed of all random numbers.
+        progress: where to tell how far it is. guard: raises when a limit is exceeded.
+        precision: what ``precision: auto`` of a training means.
+        metrics: figures for the journal, set by the method.
+    """
 
     model: nn.Module
     anatomy: Anatomy
@@ -34,13 +45,14 @@ class ModelTask(Protocol):
     device: torch.device
     folder: Path | None
     seed: int
-    progress: Progress | None
-    guard: Callable[[], None]
-    precision: Precision
+    progress: Progress | None = None
+    guard: Callable[[], None] = lambda: None
+    precision: Precision = "auto"
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def learn_language(
-    task: ModelTask,
+    work: ModelWork,
     parameters: list[nn.Parameter],
     options: TrainingOptions,
     distillation: DistillationOptions | None,
@@ -61,10 +73,10 @@ def learn_language(
     Returns:
         The mean loss of the last tenth of the steps.
     """
-    if is_masked_generator(task.model.config):
-        language = GeneratorLoss(task.model, distillation)
+    if is_masked_generator(work.model.config):
+        language = GeneratorLoss(work.model, distillation)
     else:
-        language = LanguageLoss(task.model, task.anatomy, distillation)
+        language = LanguageLoss(work.model, work.anatomy, distillation)
 
     def loss(_module: nn.Module, batch: dict[str, torch.Tensor], moment: Moment):
         batch, observed = language.prepare(batch, moment), None
@@ -76,9 +88,9 @@ def learn_language(
         return value - reward, figures
 
     result = fit(
-        task.model, loss, token_windows(task.batches), options, parameters=parameters,
-        folder=task.folder, seed=task.seed, name=name, progress=task.progress, guard=task.guard,
-        device=task.device, auto=task.precision,
+        work.model, loss, token_windows(work.batches), options, parameters=parameters,
+        folder=work.folder, seed=work.seed, name=name, progress=work.progress, guard=work.guard,
+        device=work.device, auto=work.precision,
     )  # fmt: skip
     last = result.history[-max(1, options.steps // 10) :]
     return sum(line["loss"] for line in last) / len(last)

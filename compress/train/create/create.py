@@ -9,7 +9,7 @@ import tempfile
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,10 +25,6 @@ from compress.train.create.material import frame_of, prepare, read_data
 from compress.train.create.objective import describe_generation, loss_for
 from compress.train.create.spec import TrainSpec
 from compress.train.options import Precision
-
-if TYPE_CHECKING:
-    from compress.engine.workspace import Workspace
-    from compress.planning.recipe import Recipe
 
 RECORD = "training.json"  # beside the trained model: what it was trained from
 HISTORY = "training.jsonl"
@@ -117,24 +113,6 @@ def create(
         )
     shutil.rmtree(work, ignore_errors=True)
     return _source(spec, folder, adapted, with_note(data.description, frame))
-
-
-def create_for(
-    recipe: Recipe,
-    workspace: Workspace,
-    device: torch.device,
-    data_root: str | Path | None,
-    cache_dir: str | Path | None,
-    progress: Progress,
-    guard: Callable[[], None],
-    precision: Precision,
-) -> Source:
-    """The model that a run trains first, in the run's folder."""
-    return create(
-        recipe.model.train, workspace.folder / "base", workspace.work / "base", seed=recipe.seed,
-        data_root=data_root, cache_dir=cache_dir, device=device, progress=progress, guard=guard,
-        precision=precision,
-    )  # fmt: skip
 
 
 def _model(spec: TrainSpec, adapted: Source | None, reader: Any, seed: int) -> Any:
