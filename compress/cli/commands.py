@@ -125,7 +125,7 @@ def print_method(name: str) -> None:
     print(f"from     {METHODS.origin(name)}")
     print(f"source   {cls.source}")
     print(f"needs {cls.needs}")
-    print(f"reads    {', '.join(sorted(cls.reads))}; writes {', '.join(sorted(cls.writes))}")
+    print(f"writes   {', '.join(sorted(cls.writes))}")
     rows = []
     for option, field in cls.model_fields.items():
         kind = getattr(field.annotation, "__name__", None) or str(field.annotation)

@@ -1,6 +1,6 @@
 """What a compression method is: a frozen set of options, and functions on one block or one model.
 
-A method touches no files, prints nothing and keeps no state. It declares what it reads and writes
+A method touches no files, prints nothing and keeps no state. It declares what it writes
 (that is how a plan knows which orders work) and what it wants to know about the inputs of each
 linear; the engine in :mod:`compress.engine.steps` brings it the blocks, one at a time.
 """
@@ -8,6 +8,7 @@ linear; the engine in :mod:`compress.engine.steps` brings it the blocks, one at 
 from __future__ import annotations
 
 import fnmatch
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,12 +41,12 @@ VALUES, ZEROS, WIDTH, DEPTH, MODULES, PRECISION = (
 CALIBRATION = "calibration"
 
 
-class Method(BaseModel):
+class Method(BaseModel, ABC):
     """Base of all methods; its fields are the options of a recipe step.
 
     Class attributes:
         name: what recipes call it. summary: one line. source: paper and section or equation.
-        reads, writes: which of values, zeros, width, depth, modules, precision.
+        writes: which of values, zeros, width, depth, modules, precision.
         needs: ``nothing`` or ``calibration``.
         example: options that make a valid step of a method that has none by default.
     """
@@ -55,7 +56,6 @@ class Method(BaseModel):
     name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
-    reads: ClassVar[frozenset[str]] = frozenset({VALUES})
     writes: ClassVar[frozenset[str]]
     needs: ClassVar[str] = CALIBRATION
     example: ClassVar[dict[str, Any]] = {}
@@ -71,29 +71,29 @@ class Method(BaseModel):
         """Files that the options name; what they hold must not change while a run goes on."""
         return ()
 
+    @abstractmethod
     def predict(self, outline: Outline) -> Outline:
         """Return the outline of the model after the step."""
-        raise CompressError(f"{self.name} to predict its result", "nothing", "Report this defect")
 
+    @abstractmethod
     def passes(self) -> tuple[Pass, ...]:
         """What the step does, in order."""
-        raise CompressError(f"{self.name} to say what it does", "nothing", "Report this defect")
 
 
 class SiteMethod(Method):
     """A method that changes the sites of each block, one after the other, in one pass."""
 
+    @abstractmethod
     def targets(self, block: BlockAnatomy, site: Site) -> tuple[str, ...]:
         """Linears of a site that the step changes."""
-        raise NotImplementedError
 
     def statistic(self, site: Site) -> str:
         """What :meth:`solve` must know of a site's inputs: nothing, moments or gram."""
         return NOTHING
 
+    @abstractmethod
     def solve(self, work: SiteWork) -> None:
         """Change the linears of one site (and, for width, their producers) in place."""
-        raise NotImplementedError
 
     def solving_bytes(self, shapes: Shapes, gram: bool) -> int:
         """Memory that solving one site takes; see :class:`compress.methods.passes.Sites`."""

@@ -18,7 +18,6 @@ from compress.methods.base import (
 )
 
 KINDS = frozenset({VALUES, ZEROS, WIDTH, DEPTH, MODULES, PRECISION})
-_CHOICES = {"needs": ("nothing", CALIBRATION)}
 
 
 def check_class(cls: Any) -> None:
@@ -42,19 +41,20 @@ def check_class(cls: Any) -> None:
         raise CompressError(
             "a name of letters, digits and underscores", repr(cls.name), where=where
         )
-    for attribute in ("reads", "writes"):
-        said = getattr(cls, attribute, None)
-        if not isinstance(said, (set, frozenset)) or not said <= KINDS:
-            raise CompressError(
-                f"a set out of {', '.join(sorted(KINDS))} as class attribute `{attribute}`",
-                repr(said), where=where,
-            )  # fmt: skip
-    for attribute, known in _CHOICES.items():
-        if getattr(cls, attribute) not in known:
-            raise CompressError(
-                f"{' or '.join(known)} as class attribute `{attribute}`",
-                repr(getattr(cls, attribute)), where=where,
-            )  # fmt: skip
+    if not isinstance(writes := getattr(cls, "writes", None), (set, frozenset)) or writes - KINDS:
+        raise CompressError(
+            f"a set out of {', '.join(sorted(KINDS))} as class attribute `writes`",
+            repr(writes), where=where,
+        )  # fmt: skip
+    if cls.needs not in ("nothing", CALIBRATION):
+        raise CompressError(
+            f"nothing or {CALIBRATION} as class attribute `needs`", repr(cls.needs), where=where
+        )
+    if missing := sorted(cls.__abstractmethods__):
+        raise CompressError(
+            f"functions that the base leaves to the class ({', '.join(missing)})", "none",
+            "Write them, or derive from a base that has them", where=where,
+        )  # fmt: skip
     if "method" in cls.model_fields:
         raise CompressError(
             "options of other names than `method`", "one of that name",

@@ -15,10 +15,12 @@ import torch
 from torch import nn
 
 from compress.linear.statistics import NOTHING
-from compress.methods.work import BlockSurvey, BlockWork, ModelWork, SiteWork
+from compress.methods.work import BlockSurvey, SiteWork
 from compress.models.anatomy import Anatomy, BlockAnatomy, Site
 from compress.models.outline import Outline
 from compress.train.options import TrainingOptions
+from compress.train.reconstruction import BlockWork
+from compress.train.whole import ModelWork
 
 # Passes as a journal names them: the dense model is looked at; blocks learn, which changes nothing
 # yet; the whole model trains; blocks change and are stored.

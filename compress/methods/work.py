@@ -1,10 +1,13 @@
-"""What a method is given to work on: a site, a surveyed block, a block or a model to train."""
+"""What a method is given to work on without gradients: a site, or a block that is surveyed.
+
+A block or a model to train is a :class:`compress.train.reconstruction.BlockWork` or a
+:class:`compress.train.whole.ModelWork`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +16,7 @@ from torch import nn
 from compress.linear.layer import parts_of
 from compress.linear.matrix import matrix
 from compress.linear.statistics import InputStatistics
-from compress.models.anatomy import Anatomy, BlockAnatomy, Site
-from compress.models.replay import BlockCall
-from compress.system.activations import Activations
-from compress.system.progress import Progress
-from compress.train.options import Precision
+from compress.models.anatomy import BlockAnatomy, Site
 
 
 @dataclass
@@ -57,8 +56,7 @@ class SiteWork:
 
     def replace(self, name: str, module: nn.Module) -> None:
         """Put another module in the place of a linear."""
-        parent, _, leaf = name.rpartition(".")
-        setattr(self.block.get_submodule(parent), leaf, module)
+        self.block.set_submodule(name, module)
 
     def groups(self) -> Iterator[tuple[list[str], InputStatistics | None]]:
         """Yield targeted linears that read the same input, with the statistics of that input.
@@ -97,58 +95,3 @@ class BlockSurvey:
     block: nn.Module
     statistics: dict[str, InputStatistics]
     influence: float
-
-
-@dataclass
-class BlockWork:
-    """One block, as a method gets it to learn on.
-
-    Attributes:
-        block, anatomy: in float32, its parameters not requiring gradients.
-        inputs: hidden states that enter the block, from the compressed blocks in front of it; a
-            calibration batch an entry.
-        targets: what the block is to return for them.
-        calls: how the model calls the block, an entry a batch.
-        device: where the block lives.
-        seed: of everything random; another one for each block.
-        guard: raises when a limit of the run is exceeded.
-        precision: what ``precision: auto`` of a training means.
-        metrics: figures for the journal, set by the method.
-    """
-
-    block: nn.Module
-    anatomy: BlockAnatomy
-    inputs: Activations
-    targets: Activations
-    calls: list[BlockCall]
-    device: torch.device
-    seed: int
-    guard: Callable[[], None] = lambda: None
-    precision: Precision = "auto"
-    metrics: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class ModelWork:
-    """A whole model, as a method gets it to learn on.
-
-    Attributes:
-        model, anatomy: in float32 on ``device``, its parameters not requiring gradients.
-        batches: calibration batches; ``labels`` among them for masked language models.
-        folder: for training checkpoints; None where nothing is durable.
-        seed: of everything random.
-        progress: where to tell how far it is. guard: raises when a limit is exceeded.
-        precision: what ``precision: auto`` of a training means.
-        metrics: figures for the journal, set by the method.
-    """
-
-    model: nn.Module
-    anatomy: Anatomy
-    batches: list[dict[str, torch.Tensor]]
-    device: torch.device
-    folder: Path | None
-    seed: int
-    progress: Progress | None = None
-    guard: Callable[[], None] = lambda: None
-    precision: Precision = "auto"
-    metrics: dict[str, float] = field(default_factory=dict)

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field
 
-from compress.methods.depth.base import DepthMethod
+from compress.methods.depth.base import SurveyDepthMethod
 from compress.methods.factorize.base import FactorizeMethod
 from compress.methods.sparsity.base import SparsityMethod
 from compress.methods.width.base import WidthMethod
@@ -65,7 +65,7 @@ class Axes(FactorizeMethod):
         return basis, float(1 - energy[kept].sum() / energy.sum())
 
 
-class Light(DepthMethod):
+class Light(SurveyDepthMethod):
     """Remove the blocks whose weights have the least energy."""
 
     name: ClassVar[str] = "light"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -90,21 +91,25 @@ class DepthMethod(Method):
             notes=(*outline.notes, note) if removed else outline.notes,
         )
 
-    def observe(self, survey: BlockSurvey) -> Any:
-        """Condense one block of the uncompressed model into a small JSON-able note."""
-        raise NotImplementedError
-
-    def decide(self, notes: list[Any], anatomy: Anatomy) -> dict[str, Any]:
-        """Turn the notes of all blocks into a decision."""
-        raise NotImplementedError
-
-    def passes(self) -> tuple[Pass, ...]:
-        return Survey(self.observe, self.decide), KeepBlocks(self.kept_blocks)
-
     def kept_blocks(self, decision: Any, anatomy: Anatomy) -> list[int]:
         """Indices of the blocks that stay, in order."""
         removed = set(decision["removed"])
         return [i for i in range(len(anatomy.blocks)) if i not in removed]
+
+
+class SurveyDepthMethod(DepthMethod):
+    """Block removal that looks at each block of the uncompressed model, then decides."""
+
+    @abstractmethod
+    def observe(self, survey: BlockSurvey) -> Any:
+        """Condense one block of the uncompressed model into a small JSON-able note."""
+
+    @abstractmethod
+    def decide(self, notes: list[Any], anatomy: Anatomy) -> dict[str, Any]:
+        """Turn the notes of all blocks into a decision."""
+
+    def passes(self) -> tuple[Pass, ...]:
+        return Survey(self.observe, self.decide), KeepBlocks(self.kept_blocks)
 
 
 def _renumbered(block: BlockOutline, index: int) -> BlockOutline:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from compress.methods.depth.base import DepthMethod
+from compress.methods.depth.base import SurveyDepthMethod
 from compress.methods.work import BlockSurvey
 from compress.models.anatomy import Anatomy
 
 
-class ShortGPT(DepthMethod):
+class ShortGPT(SurveyDepthMethod):
     """Remove the blocks with the lowest Block Influence, all at once.
 
     The influence of a block is 1 - E[cos(input, output)] over the tokens of the calibration set:

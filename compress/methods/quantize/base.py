@@ -25,7 +25,6 @@ _SHRINK_STEPS, _SMALLEST, _POWER = 100, 0.2, 2.4
 class QuantizeMethod(LinearMethod):
     """Options of weight quantisers. Groups run along the input dimension."""
 
-    reads: ClassVar[frozenset[str]] = frozenset({VALUES})
     writes: ClassVar[frozenset[str]] = frozenset({VALUES, PRECISION})
 
     bits: int = Field(4, ge=2, le=8, description="Bits a weight.")

@@ -15,12 +15,11 @@ from compress.methods.sparsity.maskllm.masks import (
     masked_linears,
     set_mode,
 )
-from compress.methods.work import BlockWork, ModelWork
 from compress.train.language import DistillationOptions
 from compress.train.moment import Moment
 from compress.train.options import TrainingOptions
-from compress.train.reconstruction import learn_outputs
-from compress.train.whole import learn_language
+from compress.train.reconstruction import BlockWork, learn_outputs
+from compress.train.whole import ModelWork, learn_language
 
 
 @dataclass(frozen=True)

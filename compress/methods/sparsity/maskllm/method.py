@@ -31,12 +31,14 @@ from compress.methods.sparsity.maskllm.priors import (
     prior_mask,
     prior_statistic,
 )
-from compress.methods.work import BlockWork, ModelWork, SiteWork
+from compress.methods.work import SiteWork
 from compress.models.anatomy import Anatomy, Site
 from compress.models.outline import Outline
 from compress.train.language import DistillationOptions
 from compress.train.moment import derive_seed
 from compress.train.options import TrainingOptions
+from compress.train.reconstruction import BlockWork
+from compress.train.whole import ModelWork
 
 _MOST_CANDIDATES = 70  # 4:8, the largest pattern of the literature
 _DAMPING = 1e-3
@@ -336,20 +338,14 @@ class MaskLLM(ZeroingMethod):
             learned[path] = pack_mask(linear.mask(), packed).cpu()
             if linear.kept is not None:
                 learned[path + _KEPT] = linear.kept.detach().cpu()
-            put_back(block, path, linear.settle(dense=True))
+            block.set_submodule(path, linear.settle(dense=True))
         return learned
 
     def _settle(self, block: nn.Module) -> None:
         """Put the linears of a block back with their zeros."""
         for path, linear in masked_linears(block).items():
-            put_back(block, path, linear.settle())
+            block.set_submodule(path, linear.settle())
 
 
 def _gram(_site: Site) -> str:
     return GRAM
-
-
-def put_back(block: nn.Module, path: str, linear: nn.Module) -> None:
-    """Put a linear at a path of the block."""
-    parent, _, leaf = path.rpartition(".")
-    setattr(block.get_submodule(parent), leaf, linear)
