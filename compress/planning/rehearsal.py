@@ -212,7 +212,8 @@ def _packed(model: PreTrainedModel, anatomy: Anatomy) -> torch.Tensor:
             module.set_submodule(name, QuantizedLinear.from_linear(linear, scheme, *grid))
     with tempfile.TemporaryDirectory(prefix="compress-rehearsal-") as folder:
         save_model(model, folder)
-        return _logits(auto_class(model.config).from_pretrained(folder).eval())
+        # Its own class, not an auto class: code of a checkpoint is not in this folder.
+        return _logits(type(model).from_pretrained(folder).eval())
 
 
 def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -149,7 +149,8 @@ class OwnForCausalLM(LlamaForCausalLM):
 """
 
 
-def test_code_of_the_checkpoint_that_is_allowed(own_checkpoint, helpers, tmp_path, tokens):
+@pytest.mark.parametrize("step", [{"method": "magnitude", "pattern": "2:4"}, ROUND])
+def test_code_of_the_checkpoint_that_is_allowed(step, own_checkpoint, helpers, tmp_path, tokens):
     """From the plan to the proof, and the result loads."""
     folder = own_checkpoint("llama")
     (folder / "modeling_own.py").write_text(_CODE)
@@ -159,7 +160,7 @@ def test_code_of_the_checkpoint_that_is_allowed(own_checkpoint, helpers, tmp_pat
         auto_map={auto: f"modeling_own.{name}" for auto, name in classes.items()},
     )  # fmt: skip
     trusted = {"model": {"source": str(folder), "trust_remote_code": True}}
-    recipe = {**helpers.recipe(folder, [{"method": "magnitude", "pattern": "2:4"}]), **trusted}
+    recipe = {**helpers.recipe(folder, [step]), **trusted}
     run = compress.run(recipe, tmp_path / "run")
     model, _ = compress.load(run.model, trust_remote_code=True)
     assert type(model).__name__ == "OwnForCausalLM"
