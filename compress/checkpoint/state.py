@@ -154,7 +154,7 @@ class ModelTensors:
         prefix = model.base_model_prefix + "."
         self._stored = {}
         left = []
-        renamings = _renamings(model)
+        renamings, conversions = _transforms(model)
         for stored in index.names():
             name = stored
             for renaming in renamings if name not in wanted else ():
@@ -165,6 +165,7 @@ class ModelTensors:
                 self._stored[name] = stored
             elif not is_guard(name, index.shape(stored)):
                 left.append(name)
+        _check_unconverted(left, conversions, model)
         self.unused = unused_weights(model, left)
         missing = sorted(wanted - self._stored.keys() - tied)
         if missing:
@@ -232,14 +233,27 @@ class RoundedTensors:
         return tensor if dtype is None else tensor.to(dtype)
 
 
-def _renamings(model: nn.Module) -> list[Any]:
+def _transforms(model: nn.Module) -> tuple[list[Any], list[Any]]:
     """How transformers renames tensors of this model as it loads them (BERT's ``gamma``,
-    GPT-NeoX's ``embed_out``)."""
+    GPT-NeoX's ``embed_out``), and which it makes others of (Mixtral's experts, merged)."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming
 
     mapping = get_model_conversion_mapping(model)
-    return [step for step in mapping if isinstance(step, WeightRenaming)]
+    renamings = [step for step in mapping if isinstance(step, WeightRenaming)]
+    return renamings, [step for step in mapping if not isinstance(step, WeightRenaming)]
+
+
+def _check_unconverted(names: list[str], conversions: list[Any], model: nn.Module) -> None:
+    """Refuse tensors that are no parameters as they are stored: blocks are read one by one."""
+    converted = [n for n in names if any(c.rename_source_key(n)[1] for c in conversions)]
+    if converted:
+        raise CompressError(
+            "a checkpoint that stores each parameter as one tensor",
+            f"{len(converted)} tensors ({converted[0]} first) that transformers merges or splits "
+            f"to make the parameters of {type(model).__name__}",
+            "Load the model in Python, then use compress.apply and compress.save",
+        )
 
 
 @contextmanager

@@ -54,6 +54,20 @@ def test_inspect_refuses_what_a_step_refuses(mixture):
         )
 
 
+def test_tensors_that_transformers_merges_are_refused_for_what_they_are(mixture, tmp_path):
+    mixture.save_pretrained(tmp_path / "stored")
+    recipe = {"model": str(tmp_path / "stored"), "steps": [{"method": "magnitude"}]}
+    with pytest.raises(compress.CompressError, match=r"merges or splits .* compress.apply"):
+        compress.plan(recipe)
+    # What is advised works: the model in memory is saved as transformers stores it.
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "stored")
+    with pytest.warns(UserWarning, match="alone"):
+        compress.save(compress.apply(model, [{"method": "magnitude"}]), tmp_path / "made")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "made")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
 @pytest.fixture(scope="module")
 def packed(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("packed") / "model"
