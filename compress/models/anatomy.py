@@ -9,8 +9,9 @@ module tree cannot show.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -25,6 +26,7 @@ from compress.models.families import (
     Family,
     inferred_family,
 )
+from compress.models.norms import NormFinder
 
 QKV, ATTENTION_OUT, UP, DOWN, OTHER = "qkv", "attention_out", "up", "down", "other"
 
@@ -41,6 +43,10 @@ _ROLES: tuple[tuple[str, str], ...] = (
 )
 
 
+def _no_norm() -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Site:
     """Linears that share one input, and the module whose forward a replay may skip to get there.
@@ -53,12 +59,25 @@ class Site:
         bound: modules of the core, other than linears, whose size goes with the core's width: a
             norm over all heads (OLMo-2, Cohere), a norm a head (StableLM). They tie the heads or
             neurons together, so that none can go without changing what the others compute.
+        find_norm: looks for :attr:`norm`; finds nothing for a site that is not of a whole model.
     """
 
     kind: str
     linears: tuple[str, ...]
     core: str | None = None
     bound: tuple[str, ...] = ()
+    find_norm: Callable[[], str | None] = field(default=_no_norm, repr=False, compare=False)
+
+    @property
+    def norm(self) -> str | None:
+        """Path inside the block of the norm whose output all linears of the site read.
+
+        None where they read something else, the norm of the block before (BERT's query, key and
+        value), or what could not be found out. Others may read that output too: another site
+        (Phi's attention and FFN share a norm) or the residual stream (BERT). Asking the first time
+        takes tenths of a second, see :mod:`compress.models.norms`.
+        """
+        return self.find_norm()
 
 
 @dataclass(frozen=True)
@@ -163,17 +182,28 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
     config = model.config
     family = family_of(config)
     path, blocks = find_blocks(model)
+    paths = [f"{path}.{i}" for i in range(len(blocks))]
+    norms = NormFinder(model, paths)
     anatomies = tuple(
-        block_anatomy(block, f"{path}.{i}", i, config, family) for i, block in enumerate(blocks)
+        block_anatomy(block, paths[i], i, config, family, norms) for i, block in enumerate(blocks)
     )
     applications = getattr(config, family.layers) if family.shared_blocks else len(blocks)
     return Anatomy(stock_type(config), family, path, anatomies, applications)
 
 
 def block_anatomy(
-    block: nn.Module, path: str, index: int, config: PreTrainedConfig, family: Family
+    block: nn.Module,
+    path: str,
+    index: int,
+    config: PreTrainedConfig,
+    family: Family,
+    norms: NormFinder | None = None,
 ) -> BlockAnatomy:
-    """Infer one block's sites and widths from its modules as they are now."""
+    """Infer one block's sites and widths from its modules as they are now.
+
+    Args:
+        norms: of the model that the block is part of; without, sites know no norm.
+    """
     # What a layer is made of acts as the one linear that it replaced.
     layers = tuple(f"{n}." for n, m in block.named_modules() if is_layer(m))
     names = [n for n, m in block.named_modules() if is_map(m) and not n.startswith(layers)]
@@ -193,6 +223,8 @@ def block_anatomy(
     heads, kv_heads, head_dim = _heads(block, roles, config, family)
     ffn = _size(block, roles[DOWN][0])[1] if DOWN in roles else 0
     sites = tuple(_with_bound(site, block, heads, kv_heads, head_dim, ffn) for site in sites)
+    if norms is not None:
+        sites = tuple(replace(s, find_norm=partial(norms.find, index, s.linears)) for s in sites)
     return BlockAnatomy(path, index, sites, heads, kv_heads, head_dim, ffn, family)
 
 
