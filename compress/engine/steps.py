@@ -18,7 +18,7 @@ from compress.engine.learning import Reference, frozen, reference_of, train_mode
 from compress.errors import CompressError
 from compress.linear.casting import computing
 from compress.linear.matrix import is_linear
-from compress.linear.statistics import GRAM, MOMENTS, NOTHING, InputStatistics
+from compress.linear.statistics import NOTHING, InputStatistics
 from compress.methods.base import Method
 from compress.methods.passes import (
     SURVEY,
@@ -275,13 +275,13 @@ def _collect(
     """Statistics of a site's inputs; linears of a site with one input share one object."""
     if kind == NOTHING or replay is None:
         return {}
-    if any(not is_linear(block.get_submodule(n)) for n in names):
-        kind = GRAM  # a low-rank pair's second factor needs it to derive its own statistics
+    # A low-rank pair's second factor reads what the first makes of the site's input.
+    derivable = any(not is_linear(block.get_submodule(n)) for n in names)
     found: dict[str, InputStatistics] = {}
 
     def observe(name: str, x: torch.Tensor) -> None:
         if name not in found:
-            found[name] = InputStatistics(x.shape[-1], kind, device)
+            found[name] = InputStatistics(x.shape[-1], kind, device, derivable)
         found[name].update(x)
 
     replay.visit(site, observe)
@@ -296,8 +296,7 @@ def _survey_block(
     statistics: dict[str, InputStatistics] = {}
     for site in anatomy.sites:
         kind = step.statistic(site)
-        if kind in (MOMENTS, GRAM):
-            statistics |= _collect(kind, block, site, site.linears, replay, context.source.device)
+        statistics |= _collect(kind, block, site, site.linears, replay, context.source.device)
     outputs = Activations(hidden_file(context, SURVEY, index + 1), checked=True)
     similarity, rows = 0.0, 0
 

@@ -1,40 +1,80 @@
-"""What methods may know about the inputs of a linear: moments and the Gram matrix."""
+"""What methods may know about the inputs of a linear: moments, the Gram matrix, ranges."""
 
 from __future__ import annotations
 
 import torch
 
-NOTHING, MOMENTS, GRAM = "nothing", "moments", "gram"
+from compress.errors import CompressError
+
+NOTHING, MOMENTS, GRAM, RANGES = "nothing", "moments", "gram", "ranges"
 
 # Above this width the Gram matrix is built from column panels of its upper triangle only, which
 # saves up to half of the multiplications; below it one full product is faster.
 _PANEL = 128
 
 
+def statistics_bytes(kind: str, width: int, derivable: bool = False) -> int:
+    """Bytes that :class:`InputStatistics` of these arguments hold."""
+    if kind == NOTHING:
+        return 0
+    return 8 * width + (4 * width**2 if holds_gram(kind, derivable) else 0)
+
+
+def holds_gram(kind: str, derivable: bool = False) -> bool:
+    """Whether :class:`InputStatistics` of these arguments hold a Gram matrix."""
+    return kind == GRAM or (kind == MOMENTS and derivable)
+
+
 class InputStatistics:
-    """Sums over the rows of all inputs seen: count, squares, absolute values and, if asked, X^T X.
+    """What is known of the rows of all inputs seen, [rows, width]; all of it in float32.
 
     Args:
         width: number of input features.
-        kind: ``moments`` or ``gram`` (moments and the Gram matrix [width, width]).
-        device: where the sums live.
+        kind: ``moments`` (mean squares and mean absolute values of each feature), ``gram`` (X^T X
+            [width, width], from which the mean squares follow) or ``ranges`` (the least and the
+            largest value of each feature).
+        device: where the numbers live.
+        derivable: the statistics of a linear map of the inputs can be asked for
+            (:meth:`through`), which takes the Gram matrix; of no effect on ranges, which cannot be
+            derived.
     """
 
-    def __init__(self, width: int, kind: str, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        width: int,
+        kind: str,
+        device: torch.device | str = "cpu",
+        derivable: bool = False,
+    ) -> None:
+        if kind not in (MOMENTS, GRAM, RANGES):
+            raise ValueError(f"statistics are {MOMENTS}, {GRAM} or {RANGES}, not {kind!r}")
         self.width, self.kind, self.count = width, kind, 0
-        self._gram = torch.zeros(width, width, device=device) if kind == GRAM else None
-        self._square = torch.zeros(width, device=device)
-        self._absolute = torch.zeros(width, device=device)
+        self._gram = self._square = self._absolute = self._least = self._largest = None
+        if holds_gram(kind, derivable):
+            self._gram = torch.zeros(width, width, device=device)
+        elif kind == MOMENTS:
+            self._square = torch.zeros(width, device=device)
+        if kind == MOMENTS:
+            self._absolute = torch.zeros(width, device=device)
+        if kind == RANGES:
+            self._least = torch.full((width,), torch.inf, device=device)
+            self._largest = torch.full((width,), -torch.inf, device=device)
 
     def update(self, x: torch.Tensor) -> None:
         """Add inputs ``x`` [..., width]."""
         rows = x.detach().reshape(-1, self.width)
         self.count += rows.shape[0]
-        if self._gram is None:
-            rows = rows.float()
-            self._square += rows.square().sum(0)
-            self._absolute += rows.abs().sum(0)
-            return
+        if self._least is not None and len(rows):
+            self._least = torch.minimum(self._least, rows.amin(0).float())
+            self._largest = torch.maximum(self._largest, rows.amax(0).float())
+        if self._absolute is not None:
+            self._absolute += rows.float().abs().sum(0)
+        if self._square is not None:
+            self._square += rows.float().square().sum(0)
+        if self._gram is not None:
+            self._add_products(rows)
+
+    def _add_products(self, rows: torch.Tensor) -> None:
         if rows.is_cuda and rows.dtype != torch.float32:
             self._gram += torch.mm(rows.t(), rows, out_dtype=torch.float32)
             return
@@ -51,25 +91,51 @@ class InputStatistics:
     @property
     def gram(self) -> torch.Tensor:
         """X^T X, symmetric [width, width] (not divided by the count)."""
-        if self._gram is None:
-            raise ValueError("these statistics were collected without the Gram matrix")
-        whole = torch.triu(self._gram)
-        whole += torch.triu(self._gram, 1).t()
+        gram = self._collected(self._gram, "the Gram matrix")
+        whole = torch.triu(gram)
+        whole += torch.triu(gram, 1).t()
         return whole
 
     @property
     def norm(self) -> torch.Tensor:
         """Root mean square of each feature [width]."""
         square = self._square if self._gram is None else self._gram.diagonal()
-        return (square / max(self.count, 1)).sqrt()
+        return (self._collected(square, "moments") / max(self.count, 1)).sqrt()
 
     @property
     def mean_absolute(self) -> torch.Tensor:
         """Mean absolute value of each feature [width] (moments only)."""
-        return self._absolute / max(self.count, 1)
+        return self._collected(self._absolute, "mean absolute values") / max(self.count, 1)
+
+    @property
+    def least(self) -> torch.Tensor:
+        """Least value of each feature [width]; infinity where no row was seen (ranges only)."""
+        return self._collected(self._least, "ranges")
+
+    @property
+    def largest(self) -> torch.Tensor:
+        """Largest value of each feature [width]; -infinity where no row was seen (ranges only)."""
+        return self._collected(self._largest, "ranges")
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Least and largest value of all features (ranges only)."""
+        return float(self.least.min()), float(self.largest.max())
 
     def through(self, weight: torch.Tensor) -> InputStatistics:
-        """Statistics of x W^T from those of x (needs the Gram matrix); weight [out, width]."""
+        """Statistics of x W^T from those of x; weight [out, width].
+
+        They hold the Gram matrix and what follows from it.
+
+        Raises:
+            CompressError: these are ranges.
+        """
+        if self.kind == RANGES:
+            raise CompressError(
+                "statistics from which those of a linear map of the inputs follow",
+                "ranges, which tell nothing of sums of features",
+                "Leave the layers that earlier steps have put in place of linears alone",
+            )
         carried = InputStatistics(weight.shape[0], GRAM, weight.device)
         carried._gram, carried.count = weight @ self.gram @ weight.t(), self.count
         return carried
@@ -77,6 +143,15 @@ class InputStatistics:
     def keep(self, columns: torch.Tensor) -> None:
         """Forget all features but ``columns``."""
         self.width = len(columns)
-        self._square, self._absolute = self._square[columns], self._absolute[columns]
+        for name in ("_square", "_absolute", "_least", "_largest"):
+            values = getattr(self, name)
+            if values is not None:
+                setattr(self, name, values[columns])
         if self._gram is not None:
             self._gram = self.gram[columns][:, columns]
+
+    @staticmethod
+    def _collected(values: torch.Tensor | None, what: str) -> torch.Tensor:
+        if values is None:
+            raise ValueError(f"these statistics were collected without {what}")
+        return values

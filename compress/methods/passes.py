@@ -51,7 +51,7 @@ class Sites:
     Attributes:
         targets: linears of a site that are worked on; none: the site is passed over.
         solve: changes the linears of one site (and, for width, their producers) in place.
-        statistic: what ``solve`` must know of a site's inputs: nothing, moments or gram.
+        statistic: what ``solve`` must know of a site's inputs: nothing, moments, gram or ranges.
         batches: on how many calibration batches, at most, statistics are collected; None: all.
         memory: bytes that solving a site takes at its peak beyond the block and the statistics,
             from the shapes, and whether the statistics hold a Gram matrix.
@@ -89,7 +89,7 @@ class Survey:
     Attributes:
         observe: condenses one block into a small JSON-able note.
         decide: turns the notes of all blocks into a JSON-able decision.
-        statistic: what ``observe`` must know of a site's inputs.
+        statistic: what ``observe`` must know of a site's inputs, as in :class:`Sites`.
     """
 
     observe: Callable[[BlockSurvey], Any]

@@ -6,13 +6,12 @@ seconds follow from a measurement of this machine in the types that are computed
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from compress.linear.statistics import GRAM
+from compress.linear.statistics import holds_gram, statistics_bytes
 from compress.methods.base import Method
 from compress.methods.passes import (
     Learn,
@@ -25,8 +24,8 @@ from compress.methods.passes import (
     Whole,
     sites_of,
 )
-from compress.models.anatomy import Site
-from compress.models.outline import BlockOutline, Outline
+from compress.models.anatomy import OTHER, Site
+from compress.models.outline import BlockOutline, LinearOutline, Outline
 from compress.system.precision import product_speed
 from compress.train.options import compute_dtype
 
@@ -70,7 +69,8 @@ class Work:
 def work(method: Method, outline: Outline, calibration: CalibrationSpec | None) -> Work:
     """What a step computes."""
     steps = method.passes()
-    solving = sum(a.work(shapes) for a, _, shapes in _targeted(steps, outline))
+    targeted = _targeted(steps, outline)
+    solving = sum(target.action.work(target.shapes) for target in targeted)
     if method.needs == "nothing" or calibration is None:
         return Work(solving=solving)
     tokens = calibration.samples * calibration.length
@@ -78,16 +78,18 @@ def work(method: Method, outline: Outline, calibration: CalibrationSpec | None) 
     attention = sum(
         b.anatomy.heads * b.anatomy.head_dim * calibration.length for b in outline.blocks
     )
-    forwards = heads = grams = 0.0
+    forwards = heads = 0.0
     for step in steps:
         if isinstance(step, Whole):
             forwards, heads = forwards + step.forwards(outline), heads + step.heads(outline)
         elif isinstance(step, Survey) or (isinstance(step, Stream) and step.inputs):
             forwards += 1
-    for action, site, shapes in _targeted(steps, outline):
-        if action.statistic(site) == GRAM:
-            # Only the upper triangle is computed, in panels.
-            grams += 0.6 * max(width for _, width in shapes) ** 2
+    # Only the upper triangle is computed, in panels.
+    grams = sum(0.6 * width**2 for target in targeted for width in target.statistics.grams)
+    for step in steps:
+        if isinstance(step, Survey):
+            held = (s for block in outline.blocks for s in _surveyed(step, block))
+            grams += sum(0.6 * width**2 for statistics in held for width in statistics.grams)
     in_batch = calibration.batch * calibration.length
     by_block = sum(a.options.steps * a.options.batch * in_batch for a in _learning(steps))
     by_model = sum(
@@ -120,11 +122,8 @@ def peak_bytes(
     compute: torch.dtype = torch.float32,
 ) -> int:
     """Bytes held at once by a step beyond what the process holds before it."""
-    widths = [
-        max(width for _, width in shapes)
-        for action, site, shapes in _targeted(method.passes(), outline)
-        if action.statistic(site) == GRAM
-    ]
+    targeted = _targeted(method.passes(), outline)
+    widths = [width for target in targeted for width in target.statistics.grams]
     # LAPACK works on copies in column order.
     workspace = 8 * max(widths, default=0) ** 2
     return _LIBRARIES + workspace + tensor_bytes(method, outline, calibration, compute)
@@ -153,12 +152,17 @@ def tensor_bytes(
         return whole + 4 * tokens * outline.hidden_size + batch + min(logits, _LOGITS)
     block = 4 * max(_block_parameters(b) for b in outline.blocks)
     narrow = block * outline.value_bits // 32 if outline.value_bits < 32 else 0
-    site_bytes = gram = 0
-    for action, site, shapes in _targeted(passes, outline):
-        width = max(width for _, width in shapes)
-        own = 4 * width**2 if action.statistic(site) == GRAM else 0
-        gram = max(gram, own)
-        site_bytes = max(site_bytes, own + action.memory(shapes, own > 0))
+    site_bytes = statistics = 0
+    for target in _targeted(passes, outline):
+        own = target.statistics.bytes
+        statistics = max(statistics, own)
+        solving = target.action.memory(target.shapes, bool(target.statistics.grams))
+        site_bytes = max(site_bytes, own + solving)
+    for step in passes:
+        if isinstance(step, Survey):
+            # Those of all sites of a block are there when it is observed.
+            held = [sum(s.bytes for s in _surveyed(step, block)) for block in outline.blocks]
+            statistics = max(statistics, *held)
     largest = 4 * max(x.weights for b in outline.blocks for x in b.linears.values())
     # Filled from a file of another type, and written to one, with one tensor under way.
     moved = block + narrow + largest
@@ -169,17 +173,67 @@ def tensor_bytes(
     for action in _learning(passes):
         weights = max(sum(x.weights for x in b.linears.values()) for b in outline.blocks)
         site_bytes = max(site_bytes, action.memory(weights) + 8 * batch)
-    return max(moved, outer + batch, block + cast + gram + batch, block + site_bytes)
+    return max(moved, outer + batch, block + cast + statistics + batch, block + site_bytes)
 
 
-def _targeted(passes: tuple[Pass, ...], outline: Outline) -> Iterator[tuple[Sites, Site, Shapes]]:
-    """What is done to sites, and (out, in) of the linears there."""
+@dataclass(frozen=True)
+class _Statistics:
+    """Statistics of the inputs of linears of a site.
+
+    Attributes:
+        kind: as methods name it.
+        widths: of the inputs that differ: one in a site whose linears share it.
+        derivable: for parts of a layer too.
+    """
+
+    kind: str
+    widths: tuple[int, ...]
+    derivable: bool
+
+    @classmethod
+    def of(cls, kind: str, site: Site, linears: list[LinearOutline]) -> _Statistics:
+        widths = tuple(x.in_features for x in linears)
+        own = widths if site.kind == OTHER else (max(widths),)
+        return cls(kind, own, any(x.layer for x in linears))
+
+    @property
+    def bytes(self) -> int:
+        return sum(statistics_bytes(self.kind, width, self.derivable) for width in self.widths)
+
+    @property
+    def grams(self) -> tuple[int, ...]:
+        """Widths of the Gram matrices."""
+        return self.widths if holds_gram(self.kind, self.derivable) else ()
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What is done to a site, (out, in) of the linears there, and what must be known of them."""
+
+    action: Sites
+    shapes: Shapes
+    statistics: _Statistics
+
+
+def _targeted(passes: tuple[Pass, ...], outline: Outline) -> list[_Target]:
+    found = []
     for action in sites_of(passes):
         for block in outline.blocks:
             for site in block.anatomy.sites:
                 linears = [block.linears[name] for name in action.targets(block.anatomy, site)]
                 if linears:
-                    yield action, site, [(x.out_features, x.in_features) for x in linears]
+                    shapes = [(x.out_features, x.in_features) for x in linears]
+                    statistics = _Statistics.of(action.statistic(site), site, linears)
+                    found.append(_Target(action, shapes, statistics))
+    return found
+
+
+def _surveyed(survey: Survey, block: BlockOutline) -> list[_Statistics]:
+    """What a survey collects of a block."""
+    return [
+        _Statistics.of(survey.statistic(site), site, [block.linears[n] for n in site.linears])
+        for site in block.anatomy.sites
+    ]
 
 
 def _learning(passes: tuple[Pass, ...]) -> list[Learn]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from compress.errors import CompressError
+from compress.linear.statistics import RANGES
 from compress.methods.base import MODULES, PRECISION, VALUES, WIDTH, ZEROS, Method
-from compress.methods.passes import targets_of
+from compress.methods.passes import sites_of, targets_of
 from compress.models.outline import Outline
 
 # What an earlier step made, a later one would destroy: (earlier writes, later writes, why).
@@ -61,3 +62,25 @@ def check_rounded(method: Method, outline: Outline) -> None:
                     f"{block.anatomy.path}.{name}, which is quantised: {method.name} {reasons[0]}",
                     "Start from the model before it was quantised",
                 )
+
+
+def check_ranges(method: Method, outline: Outline) -> None:
+    """Refuse ranges for layers of several linears: those of the inner ones cannot be derived.
+
+    Raises:
+        CompressError: with the layer.
+    """
+    for action in sites_of(method.passes()):
+        for block in outline.blocks:
+            for site in block.anatomy.sites:
+                if action.statistic(site) != RANGES:
+                    continue
+                for name in action.targets(block.anatomy, site):
+                    linear = block.linears[name]
+                    if len(linear.parts) > 1:
+                        raise CompressError(
+                            f"plain linears, of whose inputs {method.name} has to know the ranges",
+                            f"{block.anatomy.path}.{name}, in whose place an earlier step has put "
+                            f"a layer of kind {linear.layer}",
+                            f"Exclude it, or put {method.name} before that step",
+                        )

@@ -18,7 +18,7 @@ from compress.models.anatomy import Anatomy
 from compress.models.outline import Outline, outline_of
 from compress.models.stream import StreamedModel
 from compress.models.supported import check_kind
-from compress.planning.order import check_needs, check_order, check_rounded
+from compress.planning.order import check_needs, check_order, check_ranges, check_rounded
 from compress.planning.rehearsal import rehearse_method
 
 
@@ -35,6 +35,7 @@ def check_step(method: Method, streamed: StreamedModel, outline: Outline) -> Out
     method.check(streamed.anatomy, outline)
     check_patterns(method, streamed.anatomy, streamed.model)
     check_rounded(method, outline)
+    check_ranges(method, outline)
     rehearse_method(method, streamed.model)
     after = method.predict(outline)
     note = left_alone(method, outline)

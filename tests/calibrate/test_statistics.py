@@ -1,0 +1,179 @@
+"""Ranges of a site's inputs: right, in the memory that was planned, refused where unknown."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+import compress
+from compress.conformance.tiny import TinyFamily
+from compress.linear.statistics import (
+    GRAM,
+    MOMENTS,
+    NOTHING,
+    RANGES,
+    InputStatistics,
+    statistics_bytes,
+)
+from compress.methods.base import VALUES, LinearMethod
+from compress.methods.passes import Survey
+from compress.models.anatomy import ATTENTION_OUT, anatomy_of
+
+SOLVED: dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor, tuple[float, float]]] = {}
+SURVEYED: list[Any] = []
+
+
+class LookAtRanges(LinearMethod):
+    """Changes nothing; tells what it was told."""
+
+    name: ClassVar[str] = "look_at_ranges"
+    summary: ClassVar[str] = "notes the ranges of inputs"
+    source: ClassVar[str] = "this test"
+    writes: ClassVar[frozenset[str]] = frozenset({VALUES})
+
+    def statistic(self, site):
+        return RANGES
+
+    def predict(self, outline):
+        return outline
+
+    def solve(self, work):
+        for name in work.names:
+            seen = work.statistics[name]
+            SOLVED[work.anatomy.index, name] = seen.least, seen.largest, seen.span
+
+    def passes(self):
+        survey = Survey(self.observe, self.decide, self._surveyed)
+        return survey, *super().passes()
+
+    def _surveyed(self, site):
+        return RANGES if site.kind == ATTENTION_OUT else NOTHING
+
+    def observe(self, survey):
+        return {name: s.largest.tolist() for name, s in survey.statistics.items()}
+
+    def decide(self, notes, anatomy):
+        SURVEYED[:] = notes
+
+
+@pytest.fixture(autouse=True)
+def _registered():
+    compress.register_method(LookAtRanges)
+    SOLVED.clear()
+
+
+def plain_inputs(model, batches) -> dict[tuple[int, str], torch.Tensor]:
+    """Inputs [tokens, width] of every linear in ordinary forwards, without padding."""
+    found: dict[tuple[int, str], list[torch.Tensor]] = {}
+    real = None
+
+    def hook(key):
+        return lambda _module, args: found.setdefault(key, []).append(args[0][real])
+
+    for block in anatomy_of(model).blocks:
+        for name in block.linears:
+            module = model.get_submodule(f"{block.path}.{name}")
+            module.register_forward_pre_hook(hook((block.index, name)))
+    with torch.no_grad():
+        for batch in batches:
+            ids = batch["input_ids"]
+            real = batch.get("attention_mask", torch.ones_like(ids)) != 0
+            model(**{k: v for k, v in batch.items() if k != "labels"})
+    return {key: torch.cat(values) for key, values in found.items()}
+
+
+def check(expected: dict[tuple[int, str], torch.Tensor], compute: str) -> None:
+    exact = compute == "float32"
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if exact else {"rtol": 0.05, "atol": 0.05}
+    assert SOLVED.keys() == expected.keys()
+    for key, inputs in expected.items():
+        least, largest, span = SOLVED[key]
+        torch.testing.assert_close(least, inputs.amin(0), **tolerance)
+        torch.testing.assert_close(largest, inputs.amax(0), **tolerance)
+        assert span == (float(least.min()), float(largest.max()))
+        if not exact:
+            assert torch.equal(largest, largest.bfloat16().float())  # what the product has read
+    for index, note in enumerate(SURVEYED):
+        ((name, values),) = note.items()
+        torch.testing.assert_close(torch.tensor(values), SOLVED[index, name][1])
+
+
+@pytest.fixture(scope="module", params=["llama", "bert"])
+def family(request, tmp_path_factory):
+    return TinyFamily(request.param, tmp_path_factory.mktemp("ranges") / request.param)
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+@pytest.mark.parametrize("how", ["streamed", "live"])
+def test_ranges_are_those_of_a_plain_forward(how, compute, family, tmp_path):
+    steps = [{"method": "look_at_ranges"}]
+    if how == "streamed":
+        compress.run({**family.recipe(steps), "compute": compute}, tmp_path / "run")
+    else:
+        compress.apply(family.model(), steps, family.batches, compute=compute)
+    check(plain_inputs(family.model(), family.batches), compute)
+
+
+def test_padding_has_no_range(tiny, tokens):
+    ids = torch.zeros(2, 40, dtype=torch.long)
+    ids[0, :24], ids[1, :9] = tokens[0], tokens[1, :9]
+    mask = torch.zeros_like(ids)
+    mask[0, :24], mask[1, :9] = 1, 1
+    batches = [{"input_ids": ids, "attention_mask": mask}]
+    compress.apply(tiny("llama"), [{"method": "look_at_ranges"}], batches, compute="float32")
+    check(plain_inputs(tiny("llama"), batches), "float32")
+
+
+def test_layers_whose_inner_ranges_nobody_knows_are_refused_by_the_plan(family):
+    steps = [{"method": "svd", "ratio": 0.5}, {"method": "look_at_ranges"}]
+    with pytest.raises(compress.CompressError, match=r"ranges.*low_rank"):
+        compress.plan(family.recipe(steps))
+    ranges = InputStatistics(4, RANGES)
+    with pytest.raises(compress.CompressError, match="sums of features"):
+        ranges.through(torch.eye(4))
+
+
+def test_statistics_say_what_they_were_collected_without():
+    x = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+    found = {kind: InputStatistics(4, kind) for kind in (MOMENTS, GRAM, RANGES)}
+    for statistics in found.values():
+        statistics.update(x[:3].bfloat16())
+        statistics.update(x[3:].bfloat16()[None])
+        statistics.update(x[:0])
+        statistics.keep(torch.tensor([3, 1]))
+    kept = x.bfloat16().float()[:, [3, 1]]
+    assert torch.equal(found[RANGES].least, kept.amin(0))
+    assert torch.equal(found[RANGES].largest, kept.amax(0))
+    torch.testing.assert_close(found[MOMENTS].norm, kept.square().mean(0).sqrt())
+    torch.testing.assert_close(found[GRAM].norm, found[MOMENTS].norm)
+    torch.testing.assert_close(found[MOMENTS].mean_absolute, kept.abs().mean(0))
+    for kind, missing in ((RANGES, "norm"), (RANGES, "gram"), (MOMENTS, "least"),
+                          (MOMENTS, "gram"), (GRAM, "mean_absolute"), (GRAM, "span")):  # fmt: skip
+        with pytest.raises(ValueError, match="collected without"):
+            getattr(found[kind], missing)
+    with pytest.raises(ValueError, match="'range'"):
+        InputStatistics(4, "range")
+
+
+def test_moments_of_parts_can_be_derived():
+    """Where a site has layers, moments keep the Gram matrix too, and lose nothing by it."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(9, 4, generator=generator), torch.randn(3, 4, generator=generator)
+    statistics = InputStatistics(4, MOMENTS, derivable=True)
+    statistics.update(x)
+    torch.testing.assert_close(statistics.mean_absolute, x.abs().mean(0))
+    torch.testing.assert_close(
+        statistics.through(weight).norm, (x @ weight.t()).square().mean(0).sqrt()
+    )
+
+
+@pytest.mark.parametrize("derivable", [False, True])
+@pytest.mark.parametrize("kind", [MOMENTS, GRAM, RANGES])
+def test_bytes_are_those_held(kind, derivable):
+    statistics = InputStatistics(64, kind, derivable=derivable)
+    held = [v for v in vars(statistics).values() if isinstance(v, torch.Tensor)]
+    held = sum(v.nbytes for v in held)
+    # The mean squares are on the Gram matrix's diagonal.
+    assert held <= statistics_bytes(kind, 64, derivable) <= held + 8 * 64
