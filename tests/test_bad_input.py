@@ -206,6 +206,16 @@ def test_state_space_model(checkpoint, refused):
         refused(checkpoint("mamba"), "mamba", steps=[step])
 
 
+def test_a_linear_that_is_never_called_has_no_statistics(tiny, tokens):
+    """Mamba multiplies by the weights of dt_proj without calling it."""
+    for method in ("wanda", "sparsegpt"):
+        with pytest.raises(compress.CompressError, match=r"none at mixer\.dt_proj\. Exclude"):
+            compress.apply(tiny("mamba"), [{"method": method}], tokens)
+        step = {"method": method, "exclude": ["*.dt_proj"]}
+        model = compress.apply(tiny("mamba"), [step], tokens)
+        assert float((model.backbone.layers[0].mixer.in_proj.weight == 0).float().mean()) == 0.5
+
+
 def test_causal_model_in_a_masked_evaluation(checkpoint, refused, helpers, text):
     section = helpers.evaluation(text, objective="masked")
     refused(checkpoint("llama"), "is_causal", evaluation=section)

@@ -115,11 +115,14 @@ def test_memory_limit(checkpoint, text, helpers):
     [
         ({"method": "ffn_width", "share": 0.5}, "layers"),
         ({"method": "shortgpt", "remove": 1}, "layers"),
+        ({"method": "wanda"}, "layers"),
+        ({"method": "maskllm"}, "layers"),
     ],
 )
 def test_shared_layers_are_refused(step, word, checkpoint, text, helpers):
-    with pytest.raises(CompressError, match="albert"):
+    with pytest.raises(CompressError, match=f"albert.*{word}"):
         compress.plan(helpers.recipe(checkpoint("albert"), [step], text))
+    assert "share one set" in compress.inspect(checkpoint("albert"))["methods"][step["method"]]
 
 
 def test_shared_layers_take_data_free_steps(checkpoint, helpers, tmp_path):

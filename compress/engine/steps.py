@@ -31,7 +31,7 @@ from compress.methods.passes import (
     Whole,
 )
 from compress.methods.work import BlockSurvey, SiteWork
-from compress.models.anatomy import Site, block_anatomy
+from compress.models.anatomy import OTHER, Site, block_anatomy
 from compress.models.replay import BlockCall, BlockReplay
 from compress.models.stream import capture_inputs
 from compress.system.activations import Activations, LostActivations
@@ -147,12 +147,6 @@ def _first_inputs(
 ) -> tuple[Activations, list[list[BlockCall]]]:
     """Inputs of block ``start``, of at most ``limit`` batches, and how each block is called."""
     source = context.source
-    if source.anatomy.family.shared_blocks:
-        raise CompressError(
-            "a model whose layers have weights of their own",
-            f"{source.anatomy.model_type}, whose layers share one set",
-            "Use a method that needs no calibration (magnitude, rtn)",
-        )
     hidden = Activations(hidden_file(context, stage, 0))
     source.fill_outer()
     chosen = context.batches[:limit]
@@ -246,7 +240,10 @@ def _visit(
         names = action.targets(anatomy, site)
         if not names:
             continue
-        statistics = _collect(action.statistic(site), block, site, names, replay, source.device)
+        kind = action.statistic(site)
+        statistics = _collect(kind, block, site, names, replay, source.device)
+        if kind != NOTHING and len(statistics) < len(names):
+            raise _unseen(next(n for n in names if n not in statistics))
         work = SiteWork(
             block,
             anatomy,
@@ -262,6 +259,14 @@ def _visit(
             replay.keep_columns(site, work.kept_columns)
         metrics.update({f"{site.kind}.{k}": v for k, v in work.metrics.items()})
     return metrics
+
+
+def _unseen(name: str) -> CompressError:
+    return CompressError(
+        "calibration inputs that reach every linear", f"none at {name}",
+        "Exclude it: either the model uses its weights without calling it, or it is an expert to "
+        "which no token was sent (more samples may reach it)",
+    )  # fmt: skip
 
 
 def _collect(
@@ -285,8 +290,9 @@ def _collect(
         found[name].update(x)
 
     replay.visit(site, observe)
-    shared = found.get(site.linears[0])
-    return {name: found.get(name, shared) for name in names}
+    if site.kind != OTHER:
+        return dict.fromkeys(names, found[site.linears[0]])
+    return {name: found[name] for name in names if name in found}
 
 
 def _survey_block(

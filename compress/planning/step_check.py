@@ -13,7 +13,7 @@ from torch import nn
 
 from compress.errors import CompressError, did_you_mean
 from compress.methods.base import LinearMethod, Method, matches
-from compress.methods.passes import targets_of
+from compress.methods.passes import Stream, Survey, TrainModel, targets_of
 from compress.models.anatomy import Anatomy
 from compress.models.outline import Outline, outline_of
 from compress.models.stream import StreamedModel
@@ -33,6 +33,7 @@ def check_step(method: Method, streamed: StreamedModel, outline: Outline) -> Out
             nothing, or the step would change weights that are rounded.
     """
     method.check(streamed.anatomy, outline)
+    check_shared(method, streamed.anatomy)
     check_patterns(method, streamed.anatomy, streamed.model)
     check_rounded(method, outline)
     check_ranges(method, outline)
@@ -67,6 +68,22 @@ def passed(number: int, method: Method, streamed: StreamedModel, outline: Outlin
         return check_step(method, streamed, outline)
     except CompressError as error:
         raise error.within(f"steps.{number} ({method.name})") from None
+
+
+def check_shared(method: Method, anatomy: Anatomy) -> None:
+    """Refuse to carry inputs from layer to layer where all layers are one.
+
+    Raises:
+        CompressError: naming the type.
+    """
+    observes = (p for p in method.passes() if isinstance(p, Survey | TrainModel)
+                or isinstance(p, Stream) and p.inputs)  # fmt: skip
+    if anatomy.family.shared_blocks and any(observes):
+        raise CompressError(
+            "a model whose layers have weights of their own",
+            f"{anatomy.model_type}, whose layers share one set",
+            "Use a method that needs no calibration (magnitude, rtn)",
+        )
 
 
 def check_patterns(method: Method, anatomy: Anatomy, model: nn.Module) -> None:
