@@ -119,6 +119,7 @@ def source_info(source: Source, digest: str) -> dict[str, Any]:
     return {
         "model": source.origin, "model_sha256": digest,
         "source_bytes": shipped and shipped.bytes, "source_format": shipped and shipped.format,
+        "source_notes": source.notes,
     }  # fmt: skip
 
 

@@ -51,6 +51,8 @@ def findings(report: Report) -> tuple[Finding, ...]:
 
 
 def _safety(report: Report) -> Iterator[Finding]:
+    for note in report.run.source_notes:
+        yield Finding(level="note", text=f"{note[:1].upper()}{note[1:]}.")
     for note in report.run.notes:
         yield Finding(level="note", text=f"On the way: {note}.")
     if report.run.trust_remote_code:

@@ -26,6 +26,11 @@ class RunInfo(BaseModel):
         "another format to be compressed (a GGUF file); else the original's own checkpoint counts",
     )
     source_format: str | None = Field(default=None, description="what that file holds")
+    source_notes: tuple[str, ...] = Field(
+        default=(),
+        description="what else is to be known of the original: rounded already, trained by this "
+        "run and on what",
+    )
     recipe_name: str | None = None
     recipe: dict[str, Any] | None = Field(default=None, description="the recipe, resolved")
     command: str | None = Field(default=None, description="the command line")

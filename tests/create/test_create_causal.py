@@ -66,6 +66,10 @@ def test_a_run_trains_then_compresses_what_it_trained(sections, text, tmp_path, 
     assert torch.equal(after[after != 0], before[after != 0])
     assert float((after == 0).float().mean()) == 0.5
     assert result.report.run.model == "llama, trained by this recipe"
+    told = [finding.text for finding in result.report.findings]
+    assert any(
+        t.startswith("The original was trained by this run: ") and text.name in t for t in told
+    )
     tokenizer, _ = load_tokenizer(result.model)
     assert tokenizer.decode(tokenizer("äé 1").input_ids) == "äé 1"
     assert not (tmp_path / "run" / "work").exists()
