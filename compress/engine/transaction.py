@@ -207,8 +207,7 @@ def explained(error: BaseException, began: bool, atomic: bool, where: str) -> Ba
         error.add_note("compress.apply: the model is as it was before.")
         return error
     left = (
-        f"The model is partly compressed ({where}): there was no room for a copy of its weights. "
-        "Load it again"
+        f"The model is partly compressed ({where}): no copy of its weights was kept. Load it again"
     )
     if isinstance(error, CompressError):
         fix = f"{error.fix}. {left}" if error.fix else left
