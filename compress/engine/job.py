@@ -23,6 +23,7 @@ from compress.data.calibration import Calibration, calibration_batches
 from compress.engine.context import StepContext
 from compress.engine.evaluation import Lab
 from compress.engine.intact import digests, model_digests, rewind_damaged
+from compress.engine.original import Original
 from compress.engine.run_evaluation import RunEvaluation
 from compress.engine.sink import JournalSink
 from compress.engine.steps import run_step
@@ -30,7 +31,7 @@ from compress.engine.workspace import Workspace
 from compress.errors import CompressError
 from compress.methods.base import DEPTH, MODULES, WIDTH
 from compress.methods.catalog import METHODS
-from compress.methods.passes import kept_blocks, trains
+from compress.methods.passes import trains, uses_original
 from compress.models.loading import read_config
 from compress.models.stream import StreamedModel
 from compress.planning.checks import reader_of
@@ -158,35 +159,35 @@ class Job:
         name = f"step {number + 1}/{len(self.recipe.steps)} {method.name}"
         source = self.state.streamed(self.device)
         sink = self.sink(number, source, JournalSink)
-        finished = self.workspace.find(event="step", step=number)
-        if not finished:
-            memory.give_back()
-            memory.reset_peak()
-            started, resumed = time.perf_counter(), bool(self.workspace.find(step=number))
-            torch.manual_seed(self.recipe.seed)
-            context = self.context(source, sink)
-            context.progress = self.progress
-            context.joined = lambda: processes.joined(number)
-            context.report = lambda stage, index, count, _note: self.progress.update(
-                f"{name} ({stage})", index + 1, count
-            )
-            decision = run_step(method, context)
-            kept = kept_blocks(method.passes(), decision, source.anatomy)
-            event = {
-                "event": "step",
-                "step": number,
-                "method": method.name,
-                "seconds": time.perf_counter() - started,
-                "peak_bytes": memory.peak(),
-                "planned_bytes": self.plan.steps[number].peak_bytes,
-                "planned_seconds": self.plan.steps[number].seconds,
-                "resumed": resumed,
-                "kept": kept,
-                "decision": decision,
-            }
-            self.workspace.append(event)
-            finished = [event]
-        self.state = sink.result(finished[0]["kept"])
+        context = self.context(source, sink)
+        if self.workspace.find(event="step", step=number):
+            run_step(method, context)  # of which all passes are finished
+            self.state = sink.state
+            return
+        memory.give_back()
+        memory.reset_peak()
+        started, resumed = time.perf_counter(), bool(self.workspace.find(step=number))
+        torch.manual_seed(self.recipe.seed)
+        context.progress = self.progress
+        context.joined = lambda: processes.joined(number)
+        context.report = lambda stage, index, count, _note: self.progress.update(
+            f"{name} ({stage})", index + 1, count
+        )
+        decision = run_step(method, context)
+        event = {
+            "event": "step",
+            "step": number,
+            "method": method.name,
+            "seconds": time.perf_counter() - started,
+            "peak_bytes": memory.peak(),
+            "planned_bytes": self.plan.steps[number].peak_bytes,
+            "planned_seconds": self.plan.steps[number].seconds,
+            "resumed": resumed,
+            "groups": context.groups,
+            "decision": decision,
+        }
+        self.workspace.append(event)
+        self.state = sink.state
 
     def sink(self, number: int, source: StreamedModel, kind: type[JournalSink]) -> JournalSink:
         """Where a step's blocks go, and what its journal says."""
@@ -207,7 +208,15 @@ class Job:
             sink=sink,
             guard=lambda: memory.check_limit(self.limit),
             precision=settled_precision(self.workspace, self.recipe, self.device),
+            original=self._original(),
         )
+
+    def _original(self) -> Original | None:
+        """The model that the recipe began with, where a step asks for it."""
+        if not any(uses_original(method.passes()) for method in self.recipe.steps):
+            return None
+        state = self.plan.state
+        return Original(lambda: state.streamed(self.device), state.load)
 
     def write(self) -> None:
         """Assemble the checkpoint and prove that it is the model."""

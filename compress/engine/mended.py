@@ -63,7 +63,9 @@ def changed_parts(earlier: str, now: str, events: list[dict[str, Any]]) -> list[
 
 def begun(events: list[dict[str, Any]]) -> int:
     """Number of steps that have done something."""
-    return 1 + max((e["step"] for e in events if e["event"] in ("block", "step")), default=-1)
+    return 1 + max(
+        (e["step"] for e in events if e["event"] in ("block", "outer", "step")), default=-1
+    )
 
 
 def _fixed(recipe: dict[str, Any], events: list[dict[str, Any]]) -> dict[str, Any]:

@@ -157,8 +157,7 @@ class RunEvaluation:
         entries = []
         for number, method in enumerate(self.plan.recipe.steps):
             event = self.workspace.find(event="step", step=number)[0]
-            kept = event["kept"]
-            notes = () if kept is None else (f"kept blocks {', '.join(map(str, kept))}",)
+            notes = _grouped(event)
             alone = left_alone(method, self.plan.steps[number].before)
             notes += (alone,) if alone else ()
             entries.append(
@@ -174,6 +173,22 @@ class RunEvaluation:
                 )
             )
         return tuple(entries)
+
+
+def _grouped(event: dict[str, Any]) -> tuple[str, ...]:
+    """What a step has made of the list of blocks, as a sentence; nothing where it left it alone."""
+    kept = event.get("kept")  # of earlier versions, which only ever dropped blocks
+    groups = event.get("groups") or [[index] for index in kept or ()]
+    if not groups:
+        return ()
+    found = [f"kept blocks {', '.join(str(group[0]) for group in groups)}"]
+    if any(len(group) > 1 for group in groups):
+        found = [f"made one block of each of {', '.join(map(_span, groups))}"]
+    return tuple(found)
+
+
+def _span(group: list[int]) -> str:
+    return str(group[0]) if len(group) == 1 else f"{group[0]}-{group[-1]}"
 
 
 def _mended(event: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from compress.errors import CompressError
 from compress.linear.statistics import NOTHING
 from compress.methods.passes import (
     Pass,
+    Rounds,
     Shapes,
     Sites,
     Stream,
@@ -76,7 +77,7 @@ class Method(BaseModel, ABC):
         """Return the outline of the model after the step."""
 
     @abstractmethod
-    def passes(self) -> tuple[Pass, ...]:
+    def passes(self) -> tuple[Pass | Rounds, ...]:
         """What the step does, in order."""
 
 
