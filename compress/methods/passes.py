@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from compress.linear.statistics import NOTHING
-from compress.methods.work import BlockSurvey, SiteWork
+from compress.methods.work import BlockSurvey, OuterWork, SiteWork
 from compress.models.anatomy import Anatomy, BlockAnatomy, Site
 from compress.models.outline import Outline
 from compress.train.options import TrainingOptions
@@ -74,12 +74,12 @@ class Learn:
     Attributes:
         learn: trains; parameters that were there before do not require gradients.
         options: of the training, for the forecast; a batch counts calibration batches.
-        memory: bytes that it holds beyond the weights, from the number of weights.
+        memory: bytes that it holds beyond the weights, from the shapes of the block's linears.
     """
 
     learn: Callable[[BlockWork], None]
     options: TrainingOptions
-    memory: Callable[[int], int]
+    memory: Callable[[Shapes], int]
 
 
 @dataclass(frozen=True)
@@ -120,19 +120,23 @@ class Stream:
         actions: what is done to a block, in order.
         inputs: the inputs of each block are carried along, as the blocks in front of it make them.
         batches: calibration batches, at most, that pass through the blocks; None: all.
-        targets: what a block that learns is to return: ``dense``, the outputs of the uncompressed
-            model, or ``prefix``, what the uncompressed block makes of the inputs that reach it now.
+        targets: what a block that learns is to return. ``dense``: the outputs of the model that
+            enters the step. ``prefix``: what the uncompressed block makes of the inputs that reach
+            it now. ``original``: the outputs of the model that the recipe began with, behind the
+            last block that this one stands for.
         settle: called when all is done to a block: takes out what was put in to learn.
         keep: instead of storing the block: takes out what was put in, leaves the block as it was
             and returns what was learned, which later passes find in ``SiteWork.learned``.
+        outer: changes what lies outside the blocks, before the first of them.
     """
 
     actions: tuple[Sites | Learn, ...]
     inputs: bool = True
     batches: int | None = None
-    targets: str = "dense"
+    targets: Literal["dense", "prefix", "original"] = "dense"
     settle: Callable[[nn.Module], None] | None = None
     keep: Callable[[nn.Module], dict[str, torch.Tensor]] | None = None
+    outer: Callable[[OuterWork], None] | None = None
 
     @property
     def stage(self) -> str:
@@ -152,14 +156,18 @@ class TrainModel:
         learn: trains; parameters that were there before do not require gradients.
         keep: as in :class:`Stream`, of each block.
         options: of its trainings, each with the forward and backward passes that a sequence takes.
-        memory: bytes that it holds beyond the weights, from the number of weights.
+        memory: bytes that it holds beyond the weights, from the shapes of all linears in blocks.
+        keep_outer: what was learned outside the blocks; the ``outer`` of a later pass finds it.
+        teacher: the model that the recipe began with is asked for, and so in memory as well.
     """
 
-    install: Sites
+    install: Sites | None
     learn: Callable[[ModelWork], None]
     keep: Callable[[nn.Module], dict[str, torch.Tensor]]
     options: tuple[tuple[TrainingOptions, float], ...]
-    memory: Callable[[int], int]
+    memory: Callable[[Shapes], int]
+    keep_outer: Callable[[nn.Module], dict[str, torch.Tensor]] | None = None
+    teacher: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from compress.linear.layer import parts_of
 from compress.linear.matrix import matrix
 from compress.linear.statistics import InputStatistics
-from compress.models.anatomy import BlockAnatomy, Site
+from compress.models.anatomy import Anatomy, BlockAnatomy, Site
 
 
 @dataclass
@@ -95,3 +96,20 @@ class BlockSurvey:
     block: nn.Module
     statistics: dict[str, InputStatistics]
     influence: float
+
+
+@dataclass
+class OuterWork:
+    """What lies outside the blocks, to be changed: embeddings, final norm, head.
+
+    Attributes:
+        model: its outer modules have their weights, in float32; its blocks do not.
+        anatomy: of the model as it is before the change.
+        decision: what an earlier pass of the step decided, None where none did.
+        learned: what an earlier pass of the step kept of what lies outside the blocks, by name.
+    """
+
+    model: PreTrainedModel
+    anatomy: Anatomy
+    decision: Any = None
+    learned: dict[str, torch.Tensor] = field(default_factory=dict)

@@ -140,12 +140,17 @@ def tensor_bytes(
     whole, outer = 4 * outline.parameters, 4 * outline.outer_parameters
     batch = _batch_bytes(outline, calibration)
     passes = method.passes()
-    trained = [step.memory for step in passes if isinstance(step, TrainModel)]
+    trained = [step for step in passes if isinstance(step, TrainModel)]
     if trained:
-        weights = sum(x.weights for b in outline.blocks for x in b.linears.values())
+        shapes = [s for b in outline.blocks for s in _matrices(b)]
+        held = max(
+            # Of what learns outside the blocks: the gradient and two averages of Adam.
+            step.memory(shapes) + (3 * outer if step.keep_outer is not None else 0)
+            for step in trained
+        )
         # Stored for the backward pass: a dozen states a block, the widest layer twice.
         kept = 8 * len(outline.blocks) * batch
-        return round(1.2 * (whole + max(memory(weights) for memory in trained) + kept))
+        return round(1.2 * (whole + held + kept))
     if any(isinstance(step, Whole) for step in passes):
         tokens = calibration.samples * calibration.length
         # Hidden states of all batches, and logits of a piece in three versions.
@@ -167,8 +172,8 @@ def tensor_bytes(
         return max(moved, block + site_bytes, outer)
     cast = block * compute.itemsize // 4 if compute.itemsize < 4 else 0
     for action in _learning(passes):
-        weights = max(sum(x.weights for x in b.linears.values()) for b in outline.blocks)
-        site_bytes = max(site_bytes, action.memory(weights) + 8 * batch)
+        held = max(action.memory(_matrices(b)) for b in outline.blocks)
+        site_bytes = max(site_bytes, held + 8 * batch)
     return max(moved, outer + batch, block + cast + gram + batch, block + site_bytes)
 
 
@@ -184,6 +189,11 @@ def _targeted(passes: tuple[Pass, ...], outline: Outline) -> Iterator[tuple[Site
 
 def _learning(passes: tuple[Pass, ...]) -> list[Learn]:
     return [action for step in passes if isinstance(step, Stream) for action in step.learning]
+
+
+def _matrices(block: BlockOutline) -> Shapes:
+    """(out, in) of all plain linears of a block, those that layers are made of among them."""
+    return [shape for linear in block.linears.values() for shape in linear.matrices]
 
 
 def _block_parameters(block: BlockOutline) -> int:

@@ -71,7 +71,11 @@ class LanguageLoss:
     def __call__(
         self, batch: dict[str, torch.Tensor], lesson: Lesson | None = None
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """The loss (a scalar) and its parts, named ``cross_entropy``, ``kl`` and ``hidden``."""
+        """The loss (a scalar) and its parts, named ``cross_entropy``, ``kl`` and ``hidden``.
+
+        Raises:
+            CompressError: hidden states are compared that are not of one width.
+        """
         inputs, targets = model_inputs(batch), self.targets(batch)
         last, layers = trunk_hidden(self.model, self.anatomy, inputs, self.layers)
         count = (targets != IGNORED).sum().clamp_min(1)
@@ -95,6 +99,12 @@ class LanguageLoss:
         figures["kl"] = float(divergence.detach())
         if self.layers:
             pairs = [(layers[i], lesson.layers[i]) for i in self.layers]
+            for mine, theirs in pairs:
+                if mine.shape[-1] != theirs.shape[-1]:
+                    raise other_width(
+                        mine.shape[-1], theirs.shape[-1],
+                        "Set distillation.hidden: 0, which leaves the predictions",
+                    )  # fmt: skip
             error = sum(relative_error(mine, theirs) for mine, theirs in pairs) / len(pairs)
             loss = loss + weights.hidden * error
             figures["hidden"] = float(error.detach())
@@ -142,6 +152,14 @@ def compared_layers(distillation: DistillationOptions | None, blocks: int) -> tu
     if distillation is None or not distillation.hidden:
         return ()
     return distillation.layers or (blocks - 1,)
+
+
+def other_width(mine: int, theirs: int, fix: str) -> CompressError:
+    """The error of a student whose residual stream is not as wide as its teacher's."""
+    return CompressError(
+        f"hidden states of the teacher's width, {theirs}, to compare them",
+        f"a student of width {mine}", fix,
+    )  # fmt: skip
 
 
 def relative_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

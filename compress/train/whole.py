@@ -38,6 +38,10 @@ class ModelWork:
         progress: where to tell how far it is. guard: raises when a limit is exceeded.
         precision: what ``precision: auto`` of a training means.
         metrics: figures for the journal, set by the method.
+        teacher: loads the model that the recipe began with: whole, in float32, in evaluation mode,
+            on ``device``, without gradients; None where there is none.
+        origins: a pair a block: it stands for the blocks first to stop - 1 of that model, so what
+            it returns is compared with what block stop - 1 returns.
     """
 
     model: nn.Module
@@ -50,6 +54,8 @@ class ModelWork:
     guard: Callable[[], None] = lambda: None
     precision: Precision = "auto"
     metrics: dict[str, float] = field(default_factory=dict)
+    teacher: Callable[[], nn.Module] | None = None
+    origins: list[tuple[int, int]] = field(default_factory=list)
 
 
 def learn_language(

@@ -17,7 +17,7 @@ from compress.errors import CompressError
 from compress.generators.description import is_masked_generator
 from compress.methods.distill.parameters import opened
 from compress.models.anatomy import anatomy_of
-from compress.train.language import DistillationOptions, compared_layers
+from compress.train.language import DistillationOptions, compared_layers, other_width
 from compress.train.options import TrainingOptions, compute_dtype
 from compress.train.reconstruction import BlockWork, learn_outputs
 from compress.train.source import TokenSource
@@ -75,7 +75,7 @@ def learn_block(
         return  # a block that the step leaves out
     mine, theirs = work.inputs.read(0).shape[-1], work.targets.read(0).shape[-1]
     if mine != theirs:
-        raise _other_width(mine, theirs, "Use scope: model, which learns from predictions")
+        raise other_width(mine, theirs, "Use scope: model, which learns from predictions")
     chosen = list(parameters.values())
     with opened(chosen):
         best = learn_outputs(
@@ -95,7 +95,7 @@ def learn_model(
     Metric: ``distill.loss``, the mean of the last tenth of the steps.
 
     Raises:
-        CompressError: no uncompressed model, or nothing of it that could be compared.
+        CompressError: no uncompressed model, or hidden states that cannot be compared with its.
     """
     if work.teacher is None:
         raise CompressError(
@@ -142,13 +142,8 @@ def _taught(
 
 def _teacher(work: ModelWork, distillation: DistillationOptions) -> ModelTeacher:
     model = work.teacher()
-    anatomy = anatomy_of(model)
     compared = compared_layers(distillation, len(work.anatomy.blocks))
-    if compared and anatomy.hidden != work.anatomy.hidden:
-        raise _other_width(
-            work.anatomy.hidden, anatomy.hidden, "Set distillation.hidden: 0, which leaves logits"
-        )
-    return ModelTeacher(model, anatomy, {i: work.origins[i][1] - 1 for i in compared})
+    return ModelTeacher(model, anatomy_of(model), {i: work.origins[i][1] - 1 for i in compared})
 
 
 @contextmanager
@@ -160,13 +155,6 @@ def _folder(training: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="compress-teacher-") as folder:
         yield Path(folder)
-
-
-def _other_width(mine: int, theirs: int, fix: str) -> CompressError:
-    return CompressError(
-        f"hidden states of the uncompressed model's width, {theirs}, to compare them",
-        f"a student of width {mine}", fix,
-    )  # fmt: skip
 
 
 def restore(module: nn.Module, learned: dict[str, torch.Tensor]) -> None:

@@ -238,7 +238,7 @@ class Distill(LinearMethod):
         thin = sum(self.adapted.rank * (out + width) for out, width in shapes)
         # The same of the adapters. A weight with zeros is summed up with what is added to it: the
         # mask, the sum and its gradient, and a temporary of the largest.
-        largest = max(out * width for out, width in shapes)
+        largest = max((out * width for out, width in shapes), default=0)
         return 28 * thin + (1 + 4 + 2) * weights + 12 * largest
 
 
