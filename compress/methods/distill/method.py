@@ -13,7 +13,7 @@ from compress.methods.base import PRECISION, VALUES, LinearMethod
 from compress.methods.distill.learning import Teaching, learn_block, learn_model, restore
 from compress.methods.distill.lora import Adapter, LoraOptions, adapters
 from compress.methods.distill.parameters import learning, plain_linears
-from compress.methods.passes import Learn, Pass, Shapes, Sites, Stream, TrainModel
+from compress.methods.passes import Learn, Pass, Shapes, Stream, TrainModel
 from compress.methods.work import OuterWork, SiteWork
 from compress.models.anatomy import Anatomy, BlockAnatomy, anatomy_of
 from compress.models.outline import LinearOutline, Outline
@@ -160,7 +160,7 @@ class Distill(LinearMethod):
         return outline
 
     def passes(self) -> tuple[Pass, ...]:
-        place = Sites(self.targets, self.place)
+        place = self.sites
         if self.scope == "block":
             learn = Learn(self.learn_block, self.training, self._learning_bytes)
             return (Stream((place, learn), targets="original", settle=self.merge),)
@@ -178,7 +178,7 @@ class Distill(LinearMethod):
             ),
         )  # fmt: skip
 
-    def place(self, work: SiteWork) -> None:
+    def solve(self, work: SiteWork) -> None:
         """Put adapters in the places of a site's linears, and in what was learned so far."""
         if self.adapted is not None:
             for path in plain_linears(work.block, work.names):
