@@ -113,11 +113,18 @@ class LanguageLoss:
     def targets(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The token to predict at each position [batch, length], -100 where there is none.
 
+        A model that sees both ways and learns from a teacher alone needs no labels: without them
+        the two are compared wherever there is a token.
+
         Raises:
             CompressError: a masked model's batch has no labels.
         """
         labels = batch.get("labels")
         if type(self.model).__name__.endswith("ForMaskedLM") or _bidirectional(self.model):
+            if labels is None and self.distillation is not None and not self.distillation.labels:
+                ids = batch["input_ids"]
+                seen = batch.get("attention_mask")
+                return ids if seen is None else ids.masked_fill(seen == 0, IGNORED)
             if labels is None:
                 raise CompressError(
                     f"labels in each batch, for {type(self.model).__name__}: the masked tokens, "

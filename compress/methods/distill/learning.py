@@ -77,7 +77,7 @@ def learn_block(
     if mine != theirs:
         raise other_width(mine, theirs, "Use scope: model, which learns from predictions")
     chosen = list(parameters.values())
-    with opened(chosen):
+    with opened(parameters):
         best = learn_outputs(
             work, chosen, options, prepare=lambda _moment: 0.0, settle=lambda: None
         )
@@ -110,7 +110,10 @@ def learn_model(
         )  # fmt: skip
     windows = token_windows(work.batches)
     chosen = list(parameters.values())
-    with opened(chosen), _taught(work, windows, options, teaching, generator) as (source, teacher):
+    with (
+        opened(parameters),
+        _taught(work, windows, options, teaching, generator) as (source, teacher),
+    ):
         work.metrics["distill.loss"] = learn_language(
             work, chosen, options, teaching.distillation, name="distill",
             prepare=lambda _moment: 0.0, taught_by=teacher, source=source,

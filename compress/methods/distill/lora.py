@@ -56,7 +56,7 @@ class Adapter(nn.Module):
 
     def learned(self) -> dict[str, nn.Parameter]:
         """A and B by their names here."""
-        return {n: p for n, p in self.named_parameters() if ".lora_" in n}
+        return {n: p for n, p in self.named_parameters() if is_adapters(n)}
 
     def added(self) -> torch.Tensor:
         """What the adapter adds to the weight, in its layout."""
@@ -76,6 +76,11 @@ class Adapter(nn.Module):
         return functional.linear(
             x, weight.t() if is_conv1d(self.inner) else weight, self.inner.bias
         )
+
+
+def is_adapters(name: str) -> bool:
+    """Whether a parameter of this name is one that peft has added."""
+    return ".lora_" in name
 
 
 def adapters(module: nn.Module) -> dict[str, Adapter]:

@@ -11,7 +11,7 @@ from torch import nn
 from compress.linear.layer import is_layer, parts_of
 from compress.linear.matrix import is_linear
 from compress.linear.quantized import scheme_of
-from compress.methods.distill.lora import Adapter, adapters
+from compress.methods.distill.lora import Adapter, adapters, is_adapters
 
 
 def plain_linears(block: nn.Module, names: Iterable[str]) -> list[str]:
@@ -67,14 +67,17 @@ def _vectors(block: nn.Module, names: set[str]) -> Iterator[tuple[str, nn.Parame
 
 
 @contextmanager
-def opened(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def opened(parameters: dict[str, nn.Parameter]) -> Iterator[None]:
     """Let parameters learn; entries of matrices that are zero get no gradient meanwhile, so they
-    stay zero whatever the optimiser does with the others."""
+    stay zero whatever the optimiser does with the others. Adapters, one of whose matrices is zero
+    to begin with, mask what they add themselves."""
     handles = []
-    for parameter in parameters:
+    for name, parameter in parameters.items():
         parameter.requires_grad_(True)
+        if parameter.dim() < 2 or is_adapters(name):
+            continue
         zeros = parameter.detach() == 0
-        if parameter.dim() >= 2 and bool(zeros.any()):
+        if bool(zeros.any()):
             handles.append(parameter.register_hook(_masking(zeros)))
     try:
         yield
