@@ -31,6 +31,7 @@ OPTIONS = {
     "asvd": {"ratio": 0.3},
     "svd_llm": {"ratio": 0.3},
     "maskllm": {"training": _LEARNING, "prior": "magnitude"},
+    "distill": {"training": _LEARNING},
 }
 
 

@@ -37,10 +37,14 @@ class Trial:
         method: the step, with options that change a tiny model noticeably.
         tiny: the family to try it on.
         folder: to write to; need not exist.
+        first: steps that the model goes through before, for a method that needs something to work
+            on; what is demanded is demanded of ``method``.
     """
 
-    def __init__(self, method: Method, tiny: TinyFamily, folder: Path) -> None:
-        self.method, self.tiny, self.folder = method, tiny, folder
+    def __init__(
+        self, method: Method, tiny: TinyFamily, folder: Path, first: tuple[Method, ...] = ()
+    ) -> None:
+        self.method, self.tiny, self.folder, self.first = method, tiny, folder, first
 
     def demands(self) -> Iterator[tuple[str, Callable[[], None]]]:
         """All demands on this step, with their names as sentences."""
@@ -60,11 +64,17 @@ class Trial:
     @cached_property
     def live(self) -> PreTrainedModel:
         """The model in memory after the step."""
-        return self._applied(self.method, self.tiny.model())
+        return self._applied((*self.first, self.method), self.tiny.model())
 
-    def _applied(self, method: Method, model: PreTrainedModel) -> PreTrainedModel:
+    @cached_property
+    def entering(self) -> PreTrainedModel:
+        """The model in memory that enters the step."""
+        model = self.tiny.model()
+        return self._applied(self.first, model) if self.first else model
+
+    def _applied(self, steps: tuple[Method, ...], model: PreTrainedModel) -> PreTrainedModel:
         batches = self.tiny.batches if self._calibrated else None
-        return compress.apply(model, [method], batches, compute="float32")
+        return compress.apply(model, list(steps), batches, compute="float32")
 
     @cached_property
     def saved(self) -> Path:
@@ -73,7 +83,7 @@ class Trial:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        return self.tiny.recipe([self.method], self._calibrated)
+        return self.tiny.recipe([*self.first, self.method], self._calibrated)
 
     @cached_property
     def run(self) -> Path:
@@ -84,7 +94,7 @@ class Trial:
         after = logits(self.live)
         if not bool(torch.isfinite(after).all()):
             raise CompressError("finite logits after the step", "NaN or infinite ones")
-        found = difference(after, self.tiny.logits)
+        found = difference(after, logits(self.entering) if self.first else self.tiny.logits)
         if found <= _NOTICEABLE:
             raise CompressError(
                 "logits that differ after the step",
@@ -94,7 +104,7 @@ class Trial:
 
     def changes_what_it_declares(self) -> None:
         """Compares ``writes`` with what differs in the live model, and the rest with what was."""
-        before = self.tiny.model()
+        before = self.entering
         found, declared = changed_kinds(before, self.live), self.method.writes
         if found - declared:
             raise CompressError(
@@ -166,9 +176,13 @@ class Trial:
         self._same_bytes(again, "a second run")
 
     def interrupted_run_resumes(self) -> None:
-        """Dies before its third journal event, and again after the second one from there."""
+        """Dies before its third journal event, and again after the second one from there; where
+        other steps come first, also amidst the events that follow on them."""
         folder = self.folder / "killed"
-        for number, written in ((3, False), (2, True)):
+        deaths = [(3, False), (2, True)]
+        if self.first:
+            deaths += [(2, False)] * (len(_events(self.run)) // 2)
+        for number, written in deaths:
             with killed_at(number, written), suppress(Killed):
                 compress.run(self.recipe, folder)
         compress.run(self.recipe, folder)
@@ -199,7 +213,7 @@ class Trial:
         if prepare is not None:
             prepare(model)
         before = logits(model)
-        found = difference(logits(self._applied(idle, model)), before)
+        found = difference(logits(self._applied((idle,), model)), before)
         if not found <= tolerance:
             raise CompressError(
                 f"logits within {tolerance:g} of those before with {_options(idle)}",

@@ -48,6 +48,8 @@ class Method(BaseModel, ABC):
     Class attributes:
         name: what recipes call it. summary: one line. source: paper and section or equation.
         writes: which of values, zeros, width, depth, modules, precision.
+        spares: of these kinds, what the step leaves as it is wherever it meets it, although it
+            changes what is beside it: no order is refused for them.
         needs: ``nothing`` or ``calibration``.
         example: options that make a valid step of a method that has none by default.
     """
@@ -58,6 +60,7 @@ class Method(BaseModel, ABC):
     summary: ClassVar[str]
     source: ClassVar[str]
     writes: ClassVar[frozenset[str]]
+    spares: ClassVar[frozenset[str]] = frozenset()
     needs: ClassVar[str] = CALIBRATION
     example: ClassVar[dict[str, Any]] = {}
 

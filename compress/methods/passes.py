@@ -74,12 +74,12 @@ class Learn:
     Attributes:
         learn: trains; parameters that were there before do not require gradients.
         options: of the training, for the forecast; a batch counts calibration batches.
-        memory: bytes that it holds beyond the weights, from the number of weights.
+        memory: bytes that it holds beyond the weights, from the shapes of the block's linears.
     """
 
     learn: Callable[[BlockWork], None]
     options: TrainingOptions
-    memory: Callable[[int], int]
+    memory: Callable[[Shapes], int]
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class TrainModel:
         learn: trains; parameters that were there before do not require gradients.
         keep: as in :class:`Stream`, of each block.
         options: of its trainings, each with the forward and backward passes that a sequence takes.
-        memory: bytes that it holds beyond the weights, from the number of weights.
+        memory: bytes that it holds beyond the weights, from the shapes of all linears in blocks.
         keep_outer: what was learned outside the blocks; the ``outer`` of a later pass finds it.
         teacher: the model that the recipe began with is asked for, and so in memory as well.
     """
@@ -174,7 +174,7 @@ class TrainModel:
     learn: Callable[[ModelWork], None]
     keep: Callable[[nn.Module], dict[str, torch.Tensor]]
     options: tuple[tuple[TrainingOptions, float], ...]
-    memory: Callable[[int], int]
+    memory: Callable[[Shapes], int]
     keep_outer: Callable[[nn.Module], dict[str, torch.Tensor]] | None = None
     teacher: bool = False
 

@@ -127,7 +127,7 @@ def plan(
     for number, method in enumerate(recipe.steps):
         after = passed(number, method, streamed, outline)
         work = forecast.work(method, outline, recipe.calibration)
-        peak = base + forecast.peak_bytes(method, outline, recipe.calibration, compute)
+        peak = base + forecast.peak_bytes(method, outline, recipe.calibration, compute, original)
         seconds = work.seconds(outline, compute, forecast.learning_dtype(method, device))
         steps.append(PlannedStep(method, outline, after, work.macs, peak, seconds))
         outline = after
