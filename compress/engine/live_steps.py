@@ -20,8 +20,10 @@ from compress.engine.transaction import (
     global_state,
     keeping_gradients,
 )
+from compress.errors import CompressError
 from compress.methods.base import Method
 from compress.methods.passes import uses_original
+from compress.models.anatomy import find_blocks
 from compress.models.stream import StreamedModel
 
 
@@ -95,9 +97,22 @@ def _plain(batches: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tenso
 def _original(
     model: PreTrainedModel, teacher: PreTrainedModel | None, steps: Sequence[Method]
 ) -> Original | None:
-    """The model as it was before all steps, in float32, where a step asks for it."""
+    """The model as it was before all steps, in float32, where a step asks for it.
+
+    Raises:
+        CompressError: a teacher with another number of blocks: what each block of the model stands
+            for is known of the steps of this call only.
+    """
     if not any(uses_original(method.passes()) for method in steps):
         return None
+    if teacher is not None:
+        mine, theirs = len(find_blocks(model)[1]), len(find_blocks(teacher)[1])
+        if mine != theirs:
+            raise CompressError(
+                f"a teacher with as many blocks as the model ({mine})", str(theirs),
+                "Give the steps that dropped or merged blocks to the same call, with the model as "
+                "it was before them",
+            )  # fmt: skip
     kept = copy.deepcopy(model if teacher is None else teacher)
     kept = kept.to(model.device).float().eval().requires_grad_(False)
     return Original(lambda: StreamedModel(kept, device=model.device))
