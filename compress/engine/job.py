@@ -72,6 +72,7 @@ class Job:
         else:
             self.dtype = made.state.source.storage_dtype
         self.state: ModelState = made.state
+        self._source: StreamedModel | None = None  # of the state, where it has been built
         self.calibration: Calibration | None = None
         self.evaluator: RunEvaluation | None = None
         self.scratch = workspace.work / "activations"
@@ -157,12 +158,12 @@ class Job:
 
     def _step(self, number: int, method: Any) -> None:
         name = f"step {number + 1}/{len(self.recipe.steps)} {method.name}"
-        source = self.state.streamed(self.device)
+        source = self._source or self.state.streamed(self.device)
         sink = self.sink(number, source, JournalSink)
         context = self.context(source, sink)
         if self.workspace.find(event="step", step=number):
             run_step(method, context)  # of which all passes are finished
-            self.state = sink.state
+            self.state, self._source = sink.state, context.source
             return
         memory.give_back()
         memory.reset_peak()
@@ -187,7 +188,7 @@ class Job:
             "decision": decision,
         }
         self.workspace.append(event)
-        self.state = sink.state
+        self.state, self._source = sink.state, context.source
 
     def sink(self, number: int, source: StreamedModel, kind: type[JournalSink]) -> JournalSink:
         """Where a step's blocks go, and what its journal says."""

@@ -13,7 +13,7 @@ from compress.engine.context import MemorySink
 from compress.engine.transaction import Transaction
 from compress.methods.passes import SOLVE, SURVEY, kind_of
 from compress.models.anatomy import BlockAnatomy, anatomy_of
-from compress.models.groups import Groups, merged_origins, single
+from compress.models.groups import Groups, merged_origins, set_blocks, single
 from compress.models.stream import StreamedModel
 
 
@@ -75,17 +75,3 @@ class LiveSink(MemorySink):
 
     def origins(self) -> list[tuple[int, int]]:
         return self._origins
-
-
-def set_blocks(model: nn.Module, path: str, blocks: list[nn.Module]) -> None:
-    """Give a live model another list of blocks, numbered from 0.
-
-    Args:
-        path: of the list in the model.
-    """
-    for index, block in enumerate(blocks):
-        for module in block.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = index
-    parent, _, leaf = path.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, nn.ModuleList(blocks))

@@ -39,6 +39,8 @@ VALUES, ZEROS, WIDTH, DEPTH, MODULES, PRECISION = (
     "precision",
 )
 
+HEADS, NEURONS, HIDDEN = "heads", "neurons", "hidden"
+
 CALIBRATION = "calibration"
 
 
@@ -51,6 +53,9 @@ class Method(BaseModel, ABC):
         spares: of these kinds, what the step leaves as it is wherever it meets it, although it
             changes what is beside it: no order is refused for them.
         needs: ``nothing`` or ``calibration``.
+        narrows: of a method that writes width: which of heads, neurons and hidden (channels of the
+            residual stream) it takes away; each is tried on a miniature of families that nobody has
+            described.
         example: options that make a valid step of a method that has none by default.
     """
 
@@ -62,6 +67,7 @@ class Method(BaseModel, ABC):
     writes: ClassVar[frozenset[str]]
     spares: ClassVar[frozenset[str]] = frozenset()
     needs: ClassVar[str] = CALIBRATION
+    narrows: ClassVar[frozenset[str]] = frozenset()
     example: ClassVar[dict[str, Any]] = {}
 
     def check(self, anatomy: Anatomy, outline: Outline) -> None:

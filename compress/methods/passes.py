@@ -246,6 +246,11 @@ def uses_original(passes: tuple[Pass | Rounds, ...]) -> bool:
     )
 
 
+def changes_outer(passes: tuple[Pass | Rounds, ...]) -> bool:
+    """Whether what lies outside the blocks may change."""
+    return any(isinstance(p, Stream) and p.outer is not None for p in _each_once(passes))
+
+
 def trains(passes: tuple[Pass | Rounds, ...]) -> bool:
     """Whether gradients take part."""
     return any(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import nn
+
 from compress.errors import CompressError
 
 Groups = list[list[int]]  # indices of neighbouring blocks, a list a block of the result
@@ -70,3 +72,17 @@ def composed(earlier: Groups | None, later: Groups) -> Groups:
     if earlier is None:
         return later
     return [[index for block in group for index in earlier[block]] for group in later]
+
+
+def set_blocks(model: nn.Module, path: str, blocks: list[nn.Module]) -> None:
+    """Give a live model another list of blocks, numbered from 0.
+
+    Args:
+        path: of the list in the model.
+    """
+    for index, block in enumerate(blocks):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
+    parent, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, nn.ModuleList(blocks))
