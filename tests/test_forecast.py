@@ -89,6 +89,25 @@ def test_steps_hold_what_was_planned(name, compute, model, text, tmp_path, monke
     assert held <= 1.1 * planned, f"{held / 1e6:.1f} of {planned / 1e6:.1f} MB"
 
 
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_a_model_with_its_teacher_holds_what_was_planned(train, model, text, tmp_path, monkeypatch):
+    step = {"method": "distill", "scope": "model", "train": train, "teacher": "live",
+            "training": _LEARNING}  # fmt: skip
+    held, planned = held_and_planned(step, "float32", model, text, tmp_path, monkeypatch)
+    assert 0.3 * planned < held <= 1.1 * planned, f"{held / 1e6:.1f} of {planned / 1e6:.1f} MB"
+
+
+def test_the_disk_has_room_for_what_a_teacher_says(model, text):
+    def room(**options) -> int:
+        step = {"method": "distill", "scope": "model", "training": _LEARNING, **options}
+        calibration = {"text": {"source": str(text)}, "samples": 2, "length": 32}
+        return compress.plan(
+            {"model": str(model), "steps": [step], "calibration": calibration}
+        ).disk_bytes
+
+    assert room(teacher="cached", top_k=10) - room(teacher="live") == 2 * 32 * (8 * 10 + 4)
+
+
 class LookAtAll(LinearMethod):
     """Surveys the Gram matrices of all sites, which are there at once."""
 

@@ -45,7 +45,9 @@ from compress.system.tensors import file_sha256
 from compress.train.options import Precision, auto_precision
 
 _ALWAYS_FITS = 64 * 2**20
-_VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "compressed-tensors", "lm-eval")
+_VERSIONED = (
+    "torch", "transformers", "tokenizers", "safetensors", "compressed-tensors", "lm-eval", "peft",
+)  # fmt: skip
 
 
 class Job:

@@ -44,6 +44,11 @@ def little_work(shapes: Shapes) -> float:
     return 100.0 * sum(out * width for out, width in shapes)
 
 
+def no_disk(_sequences: int, _length: int) -> int:
+    """Bytes of a training that leaves nothing beside its checkpoints."""
+    return 0
+
+
 @dataclass(frozen=True)
 class Sites:
     """Inside a block: bring the sites with targets to a function, in the order of execution.
@@ -168,6 +173,8 @@ class TrainModel:
         memory: bytes that it holds beyond the weights, from the shapes of all linears in blocks.
         keep_outer: what was learned outside the blocks; the ``outer`` of a later pass finds it.
         teacher: the model that the recipe began with is asked for, and so in memory as well.
+        disk: bytes that it leaves in the run's folder while it lasts, beside its checkpoints, from
+            the number of sequences and their length.
     """
 
     install: Sites | None
@@ -177,6 +184,7 @@ class TrainModel:
     memory: Callable[[Shapes], int]
     keep_outer: Callable[[nn.Module], dict[str, torch.Tensor]] | None = None
     teacher: bool = False
+    disk: Callable[[int, int], int] = no_disk
 
 
 @dataclass(frozen=True)

@@ -308,3 +308,11 @@ def activation_bytes(outline: Outline, calibration: CalibrationSpec | None) -> i
     tokens = calibration.samples * calibration.length
     widest = max(b.anatomy.heads * b.anatomy.head_dim + b.anatomy.ffn for b in outline.blocks)
     return 4 * tokens * (3 * outline.hidden_size + widest)
+
+
+def training_disk_bytes(method: Method, calibration: CalibrationSpec | None) -> int:
+    """What the trainings of a step leave in the run's folder while they last."""
+    if calibration is None:
+        return 0
+    trainings = (p for p in unrolled(method.passes(), 1) if isinstance(p, TrainModel))
+    return sum(p.disk(calibration.samples, calibration.length) for p in trainings)

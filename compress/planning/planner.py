@@ -70,7 +70,8 @@ class Plan:
         observed = any(s.method.needs != "nothing" for s in self.steps)
         calibration = self.recipe.calibration if observed else None
         activations = forecast.activation_bytes(self.original, calibration)
-        return blocks + self.result.bytes + activations
+        taught = sum(forecast.training_disk_bytes(s.method, calibration) for s in self.steps)
+        return round(blocks + self.result.bytes + activations + taught)
 
     @property
     def result(self) -> Outline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,15 @@ from torch.nn.functional import kl_div
 from transformers.pytorch_utils import Conv1D
 
 import compress
+from compress.conformance import check
 from compress.errors import CompressError
+from compress.generators.description import MaskedGeneration
 from compress.linear.layer import parts_of
 from compress.linear.matrix import matrix
 from compress.methods.catalog import METHODS
 from compress.methods.distill.lora import Adapter, LoraOptions
 from compress.models.anatomy import anatomy_of
+from compress.planning.recipe import parse_step
 from compress.train.whole import ModelWork
 
 PRECISIONS = ("float32", "bfloat16")
@@ -154,6 +158,32 @@ def test_what_lies_outside_the_blocks_learns_where_it_is_told(run, apart):
     for name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"):
         assert not torch.equal(after.state_dict()[name], before.state_dict()[name]), name
     assert apart(after) < apart(run([*first, within]))
+
+
+def test_a_run_keeps_what_was_learned_outside_the_blocks():
+    """In files of its own, tied embeddings once; interrupted, and in a fresh process."""
+    options = step("model", steps=3, outer=True, teacher="live")
+    del options["method"]
+    check(METHODS.get("distill"), options, ("gpt2",), first=[parse_step(FIRST["zeros"])])
+
+
+def test_a_masked_generator_learns_from_the_uncompressed_one(tiny, tokens):
+    model = tiny("bert")
+    MaskedGeneration(mask_id=6).store(model.config)
+    teacher = copy.deepcopy(model)
+    inputs = [{"input_ids": row} for row in tokens.split(1)]
+    narrow = compress.apply(model, [FIRST["width"]], inputs)
+    before = narrow.bert.encoder.layer[0].output.dense.weight.clone()
+    compress.apply(narrow, [step("model")], inputs, teacher=teacher)
+    assert not torch.equal(before, narrow.bert.encoder.layer[0].output.dense.weight)
+    with pytest.raises(CompressError, match="live"):
+        compress.apply(narrow, [step("model", teacher="cached")], inputs, teacher=teacher)
+
+
+def test_a_teacher_of_other_depth_is_refused(tiny, tokens):
+    short = compress.apply(tiny("llama"), [FIRST["depth"]], tokens)
+    with pytest.raises(CompressError, match="as many blocks"):
+        compress.apply(short, [step("block")], tokens, teacher=tiny("llama"))
 
 
 def test_the_seed_decides_everything(run):

@@ -21,6 +21,7 @@ from compress.train.language import DistillationOptions
 from compress.train.moment import derive_seed
 from compress.train.options import TrainingOptions
 from compress.train.reconstruction import BlockWork
+from compress.train.teacher_cache import cache_bytes
 from compress.train.whole import ModelWork
 
 _PREDICTIONS = DistillationOptions(labels=0.0)  # of the teacher, and nothing else
@@ -170,7 +171,7 @@ class Distill(LinearMethod):
         return (
             TrainModel(
                 place, self.learn_model, self.keep, options, self._learning_bytes, teacher=True,
-                **outer,
+                disk=self._cache_bytes, **outer,
             ),
             Stream(
                 (place,), inputs=False, settle=self.merge,
@@ -227,6 +228,11 @@ class Distill(LinearMethod):
 
     def change_outer(self, work: OuterWork) -> None:
         restore(work.model, work.learned)
+
+    def _cache_bytes(self, sequences: int, length: int) -> int:
+        teaching = Teaching(self.learned_from, self.teacher, self.top_k)
+        cached = teaching.cached(sequences, self.training, generator=False)
+        return cache_bytes(sequences, length, self.top_k) if cached else 0
 
     def _learning_bytes(self, shapes: Shapes) -> int:
         weights = sum(out * width for out, width in shapes)
