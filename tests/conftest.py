@@ -9,7 +9,6 @@ import gc
 import os
 import shutil
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,20 +76,6 @@ def _no_network(monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
-
-
-@pytest.fixture(autouse=True)
-def _no_patches_left():
-    """Forget the block classes that a test registered with transformers.
-
-    While there are any, each model that transformers builds takes a third of a second longer.
-    """
-    yield
-    if "compress.checkpoint.per_layer" in sys.modules:
-        from transformers.monkey_patching import get_patch_mapping, unregister_patch_mapping
-
-        unregister_patch_mapping(list(get_patch_mapping()))
-        sys.modules["compress.checkpoint.per_layer"]._registered.clear()
 
 
 @pytest.fixture(scope="session")
