@@ -132,8 +132,8 @@ def apply(
         steps: methods, or what a recipe says of them: ``{"method": "wanda", "pattern": "2:4"}``.
         calibration: needed by steps that observe inputs: token ids [samples, length] (a tensor or
             array), a tokenizer's output, or an iterable of samples or batches (lists of ids,
-            tensors, dicts of model inputs, a DataLoader, a ``datasets.Dataset``); texts go with
-            ``tokenizer``.
+            tensors, dicts of model inputs, a DataLoader, a ``datasets.Dataset``); texts and
+            conversations go with ``tokenizer``.
         tokenizer: reads texts, a sample each.
         length: tokens of a text at most.
         seed: of everything random.

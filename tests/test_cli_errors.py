@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
+import sys
 
 import pytest
 
@@ -11,6 +13,7 @@ import compress.planning.recipe
 from compress.cli import errors
 from compress.cli.app import main
 from compress.errors import CompressError
+from compress.system.progress import Progress
 
 
 def test_a_defect_is_called_one(monkeypatch, capsys):
@@ -48,3 +51,29 @@ def test_a_name_does_not_choose_a_folder_outside_runs(name, tmp_path, monkeypatc
         main(["run", "recipe.yaml"])
     assert leave.value.code == 2 and "--out" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+class Full(io.StringIO):
+    """A stream on a disk without room."""
+
+    def write(self, _text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_work_goes_on_where_its_progress_cannot_be_written(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Full())
+    with Progress(interval=0.0) as progress:
+        progress.say("about to begin")
+        progress.update("blocks", 1, 2)
+    assert progress.quiet
+    assert errors.report(CompressError("a recipe", "none")) == errors.USER
+
+
+def test_without_stderr_nothing_is_told(monkeypatch, capsys):
+    closed = io.StringIO()
+    closed.close()
+    for stream in (closed, None):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert Progress().quiet
+        assert errors.report(CompressError("a recipe", "none")) == errors.USER
+    assert capsys.readouterr().out == ""

@@ -80,15 +80,31 @@ def test_scratch_of_the_dead_is_swept_and_of_the_living_not(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["draft-mine"]
 
 
-def test_links_out_of_the_model_folder_are_not_copied(own_checkpoint, helpers, tmp_path):
+def test_links_out_of_the_model_folder_are_not_copied(own_checkpoint, helpers, tmp_path, capsys):
     source = own_checkpoint("llama")
     (tmp_path / "id_rsa").write_text("PRIVATE KEY")
     (source / "vocab_extra.txt").symlink_to(tmp_path / "id_rsa")
     (source / "LICENSE.short").write_text("free")
     (source / "LICENSE").symlink_to(source / "LICENSE.short")
-    result = compress.run(helpers.recipe(source, ["magnitude"]), tmp_path / "run")
-    assert (result.model / "LICENSE").read_text() == "free"
-    assert not (result.model / "vocab_extra.txt").exists()
+    recipe = helpers.recipe(source, ["magnitude"])
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(SystemExit):
+        main(["run", str(tmp_path / "recipe.json"), "-o", str(tmp_path / "run")])
+    assert "note: vocab_extra.txt will not be copied" in capsys.readouterr().err
+    assert (tmp_path / "run/model/LICENSE").read_text() == "free"
+    assert not (tmp_path / "run/model/vocab_extra.txt").exists()
+
+
+def test_a_hub_snapshot_given_as_a_folder_keeps_its_tokenizer(checkpoint, helpers, tmp_path):
+    snapshot, blobs = tmp_path / "models--a--b/snapshots/1234", tmp_path / "models--a--b/blobs"
+    snapshot.mkdir(parents=True)
+    shutil.copytree(checkpoint("llama"), blobs)
+    for blob in blobs.iterdir():
+        (snapshot / blob.name).symlink_to(Path("../../blobs") / blob.name)
+    recipe = helpers.recipe(snapshot, ["magnitude"])
+    assert not any("copied" in warning for warning in compress.plan(recipe).warnings)
+    result = compress.run(recipe, tmp_path / "run")
+    assert (result.model / "tokenizer.json").exists()
 
 
 def test_reports_are_replaced_only_when_asked(tmp_path, capsys):

@@ -84,6 +84,38 @@ def test_killed_at_every_event_of_two_steps(number, two_steps, helpers, tmp_path
     assert resumed == [1 < done < 8, 8 < done < 12] or done >= 14
 
 
+def test_what_a_line_vouches_for_outlives_a_power_cut(
+    checkpoint, text, helpers, tmp_path, monkeypatch
+):
+    """Renamed files count as lost until their content and then their folder were synced."""
+    loose, lost, lines = {}, [], []
+    replace, fsync = os.replace, os.fsync
+
+    def replacing(source, target):
+        replace(source, target)
+        target = Path(target).absolute()
+        for moved in [t for t in loose if Path(source).absolute() in t.parents]:
+            del loose[moved]
+        inside = [p for p in target.rglob("*") if p.is_file()] if target.is_dir() else [target]
+        loose[target] = [path for path in inside if path.stat().st_ino not in synced]
+
+    def syncing(descriptor):
+        fsync(descriptor)
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.add(os.fstat(descriptor).st_ino)
+        if path.name == "journal.jsonl":
+            lines.append(path)
+            lost.extend(loose)
+        for target in [t for t, unsynced in loose.items() if t.parent == path and not unsynced]:
+            del loose[target]
+
+    synced: set[int] = set()
+    monkeypatch.setattr(os, "replace", replacing)
+    monkeypatch.setattr(os, "fsync", syncing)
+    compress.run(helpers.recipe(checkpoint("llama"), [LEARNING], text), tmp_path / "run")
+    assert len(lines) > 8 and not lost
+
+
 def test_killed_between_block_and_journal(two_steps, helpers, tmp_path, monkeypatch):
     """The block's file is there, nobody has acknowledged it: it is computed again."""
     recipe, whole = two_steps

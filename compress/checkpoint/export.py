@@ -62,21 +62,35 @@ def companions(source: Source, code: bool) -> list[Path]:
     """Files of a model that its result gets as they are, in the order of their names.
 
     Links that lead out of the model's folder are left out: what they lead to is not the model's.
-    A hub snapshot is all links, into the folder of its repository's blobs.
+    A hub snapshot, wherever it lies, is all links, into the folder of its repository's blobs.
 
     Args:
         code: whether its Python files belong to them.
     """
+    return [path for path, own in _companions(source, code) if own]
+
+
+def foreign_links(source: Source, code: bool) -> list[str]:
+    """Names of what would be companions if it did not lie outside the model's folder."""
+    return [path.name for path, own in _companions(source, code) if not own]
+
+
+def _companions(source: Source, code: bool) -> list[tuple[Path, bool]]:
+    """Files with the names of companions, each with whether it lies in a place of the model's."""
     home = source.folder.resolve()
-    if source.kind == "hub" and home.parent.name == "snapshots":
-        home = home.parent.parent
+    places = [home]
+    if home.parent.name == "snapshots":
+        places.append(home.parent.parent / "blobs")
     found = {
         path
         for pattern in (*_COMPANIONS, *(("*.py",) if code else ()))
         for path in source.folder.glob(pattern)
-        if path.is_file() and path.resolve().is_relative_to(home)
+        if path.is_file()
     }
-    return sorted(found)
+    return [
+        (path, any(path.resolve().is_relative_to(place) for place in places))
+        for path in sorted(found)
+    ]
 
 
 def _tensors(

@@ -373,7 +373,7 @@ def main(arguments: list[str] | None = None) -> Any:
             raise
         sys.exit(errors.report(error))
     except Stopped as stop:
-        print(stop, file=sys.stderr)
+        errors.tell(str(stop))
         sys.exit(stop.status)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from compress.errors import CompressError
@@ -28,10 +29,17 @@ def report(error: Exception) -> int:
     """Print one paragraph about ``error`` on stderr and return the exit status."""
     told = error if isinstance(error, CompressError) else _of_the_machine(error)
     if told is not None:
-        print(f"error: {printable(str(told))}", file=sys.stderr)
+        tell(f"error: {printable(str(told))}")
         return USER
-    print(f"error: {printable(_defect(error))}", file=sys.stderr)
+    tell(f"error: {printable(_defect(error))}")
     return DEFECT
+
+
+def tell(line: str) -> None:
+    """Print a last word on stderr; where that cannot be written the exit status says it alone."""
+    with suppress(OSError, ValueError):  # ValueError: it was closed
+        if sys.stderr is not None:
+            print(line, file=sys.stderr, flush=True)
 
 
 def _of_the_machine(error: Exception) -> CompressError | None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from compress.data.chat import render_chats
 from compress.data.framing import frame_for
+from compress.data.readers import CHAT, TEXT, Chat, is_chat
 from compress.data.tokens import check_ids, check_tokenizer
 from compress.errors import CompressError
 from compress.models.positions import positions_of
@@ -20,7 +23,7 @@ Batch = dict[str, torch.Tensor]
 FORMS = (
     "token ids [samples, length] (a tensor, an array), what a tokenizer returns, or an iterable of "
     "samples or batches (lists of ids, tensors, dicts of model inputs, a DataLoader, a "
-    "datasets.Dataset); texts together with `tokenizer`"
+    "datasets.Dataset); texts and conversations together with `tokenizer`"
 )
 # Tokenizers and data sets hand these out whether or not the model has a use for them.
 _EXTRAS = {
@@ -36,7 +39,8 @@ def calibration_inputs(
 
     A matrix of ids, or a mapping of such (what a tokenizer returns), becomes a batch a row without
     its padding; an iterable keeps its batches. Each text is a sample of its own, with what the
-    tokenizer adds to a text, cut to ``length``.
+    tokenizer adds to a text, cut to ``length``; a conversation becomes one through the tokenizer's
+    chat template.
 
     Args:
         given: see :data:`FORMS`; None gives no batches.
@@ -77,18 +81,24 @@ class _Reader:
 
     def batches(self, given: Any) -> Iterator[Batch]:
         if isinstance(given, str) and self.tokenizer is not None:
+            _refuse_path(given)
             given = [given]
         if isinstance(given, (torch.Tensor, np.ndarray)):
             yield from self._rows({"input_ids": _tensor(given, "input_ids")})
         elif isinstance(given, Mapping):
-            yield from self._rows({k: _tensor(v, k) for k, v in given.items()})
+            for part in _alike(given):
+                yield from self._rows({k: _tensor(v, k) for k, v in part.items()})
         elif isinstance(given, (str, Path, bytes)) or not isinstance(given, Iterable):
             raise _not_a_form(given)
         else:
             # A table has columns that are nobody's inputs; a list of dicts says what it means.
             loose = bool(getattr(getattr(given, "dataset", given), "column_names", None))
             for item in given:
-                yield self._item(item, loose)
+                texts = item.get(TEXT, item) if isinstance(item, Mapping) else item
+                if isinstance(texts, (list, tuple)) and _all_texts(texts):  # of a DataLoader
+                    yield from map(self._text, texts)
+                else:
+                    yield self._item(item, loose)
 
     def _rows(self, inputs: Batch) -> Iterator[Batch]:
         """A batch a row, without padding where the mask shows it."""
@@ -112,14 +122,15 @@ class _Reader:
             yield batch
 
     def _item(self, item: Any, loose: bool) -> Batch:
-        if isinstance(item, str):
+        if isinstance(item, str) or is_chat(item):
             return self._text(item)
         if isinstance(item, Mapping):
-            if isinstance(item.get("text"), str) and not self.accepted & set(item):
-                return self._text(item["text"])
+            for text in () if self.accepted & set(item) else (item.get(TEXT), item.get(CHAT)):
+                if isinstance(text, str) or is_chat(text):
+                    return self._text(text)
             if loose and not self.accepted & set(item):
                 raise CompressError(
-                    "a data set with a column input_ids or text",
+                    "a data set with a column input_ids, text or messages",
                     f"columns {', '.join(map(str, item))}",
                     "Select or rename the column, or give its values as a list",
                 )
@@ -141,12 +152,13 @@ class _Reader:
             )  # fmt: skip
         return {k: v for k, v in inputs.items() if k not in unknown and v is not None}
 
-    def _text(self, text: str) -> Batch:
+    def _text(self, text: str | Chat) -> Batch:
         if self.tokenizer is None or not callable(self.tokenizer):
             raise CompressError(
-                "calibration texts together with a tokenizer", f"the text {text[:40]!r} alone",
+                "calibration texts together with a tokenizer", f"the text {text!r:.40} alone",
                 "Give compress.apply tokenizer=… too",
             )  # fmt: skip
+        text = render_chats([text], "the calibration data", self.tokenizer)[0][0]
         if self.frame is None:
             check_tokenizer(self.tokenizer, self.config)
             self.frame = frame_for(self.config, self.tokenizer, documents=True)
@@ -185,6 +197,32 @@ class _Reader:
         except CompressError as error:
             raise error.within(where) from None
         return {**batch, "input_ids": ids}
+
+
+def _alike(inputs: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """What a tokenizer returns without padding, row by row: rows differ in length."""
+    nested = [
+        isinstance(v, list) and all(isinstance(row, list) for row in v) for v in inputs.values()
+    ]
+    if not (nested and all(nested)) or len({len(v) for v in inputs.values()}) != 1:
+        yield inputs
+        return
+    for row in zip(*inputs.values(), strict=True):
+        yield {name: [values] for name, values in zip(inputs, row, strict=True)}
+
+
+def _all_texts(values: Sequence[Any]) -> bool:
+    return bool(values) and all(isinstance(value, str) for value in values)
+
+
+def _refuse_path(text: str) -> None:
+    """Its name is no text to calibrate on."""
+    with suppress(OSError, ValueError):  # too long for a name, or with characters none can have
+        if not Path(text).is_file():
+            return
+        raise CompressError(
+            "calibration texts", f"the name of a file, {text!r}", "Read it: Path(...).read_text()"
+        )
 
 
 def _tensor(value: Any, name: str) -> torch.Tensor:

@@ -79,6 +79,8 @@ def run(
             progress.say(f"{out} is complete; nothing to do")
         else:
             made = planned(recipe, workspace, data_root, max_memory, cache_dir, progress)
+            for warning in made.warnings:
+                progress.say(f"note: {warning}")
             job = Job(made, workspace, data_root, max_memory, progress, command, cache_dir)
             job.prepare()
             job.evaluate_before()

@@ -165,8 +165,7 @@ class Transaction:
         for state in self._modules:
             state.remove_stubs()
             modes[id(state.module)] = state.training
-        for module in self._model.modules():
-            module.training = modes.get(id(module), self._training)
+        _set_modes(self._model, modes, self._training)
 
     def _widened_outer(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Bring what lies outside the blocks into float32; returns what it was. As long as no step
@@ -226,6 +225,13 @@ def explained(error: BaseException, began: bool, atomic: bool, where: str) -> Ba
         error.add_note(f"compress.apply: {left}.")
         return error
     return CompressError("all steps to end", f"{type(error).__name__}: {error}", left)
+
+
+def _set_modes(module: nn.Module, modes: dict[int, bool], inherited: bool) -> None:
+    """Give modules the modes they had; one that is new has that of the module it is in."""
+    module.training = modes.get(id(module), inherited)
+    for child in module.children():
+        _set_modes(child, modes, module.training)
 
 
 class _ModuleState:

@@ -14,7 +14,7 @@ from typing import Any
 from compress.engine.journal import Journal
 from compress.engine.mended import begun, changed_parts, resolved
 from compress.errors import CompressError
-from compress.system.files import write_atomically
+from compress.system.files import sync, write_atomically
 
 _RECIPE, _LOCKED, _EVENTS, _HELD = "recipe.yaml", "lock.json", "journal.jsonl", ".lock"
 
@@ -68,7 +68,9 @@ class Workspace:
     def __enter__(self) -> Workspace:
         try:
             self._refuse_foreign()
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.folder.exists():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                sync(self.folder.parent)
             self._lock = os.open(self.folder / _HELD, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise CompressError(

@@ -5,7 +5,7 @@ No weight is read. Sizes follow from shapes; :mod:`compress.planning.forecast` s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import torch
 
+from compress.checkpoint.export import foreign_links
 from compress.checkpoint.state import ModelState
 from compress.errors import CompressError
 from compress.methods.base import Method
@@ -135,7 +136,8 @@ def plan(
     made = Plan(
         recipe, source, state, streamed.anatomy, tuple(steps), original,
         _evaluation_bytes(recipe, original, outline),
-        (*_warnings(recipe, original, outline, state.source.unused), *notes),
+        (*_warnings(recipe, original, outline, state.source.unused), *_left_out(recipe, source),
+         *notes),
     )  # fmt: skip
     limit = psutil.virtual_memory().available if max_memory is None else max_memory
     if made.peak_bytes > limit:
@@ -201,6 +203,15 @@ def _warnings(
     if recipe.steps and result.bytes >= original.bytes and result.nonzero == original.nonzero:
         found.append("the steps change neither size nor number of weights")
     return tuple(found)
+
+
+def _left_out(recipe: Recipe, source: Source) -> Iterator[str]:
+    links = foreign_links(source, recipe.model.trust_remote_code)
+    if recipe.steps and links:
+        yield (
+            f"{', '.join(links)} will not be copied into the result: links that lead out of the "
+            "model's folder are not followed; put the files there in their place"
+        )
 
 
 def _too_large(made: Plan, limit: int, why: str) -> CompressError:

@@ -13,6 +13,9 @@ from compress.system.intake import printable
 class Progress(AbstractContextManager):
     """Tells on stderr how far a run is.
 
+    Where stderr is closed, on a full disk or a pipe that nobody reads, it says nothing more: work
+    does not end because nobody can be told of it.
+
     Args:
         quiet: say nothing.
         interval: seconds between two plain lines where there is no terminal.
@@ -24,7 +27,9 @@ class Progress(AbstractContextManager):
         self._started: dict[str, tuple[float, int, int]] = {}  # first time and count, last count
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
-        if not quiet and sys.stderr.isatty():
+        if sys.stderr is None or sys.stderr.closed:
+            self.quiet = True
+        elif not quiet and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import (
                 BarColumn,
@@ -57,7 +62,7 @@ class Progress(AbstractContextManager):
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            self._print(text)
 
     def update(self, name: str, done: int, total: int, note: str = "") -> None:
         """``done`` of ``total`` units of the task ``name`` are finished; ``note`` tells more."""
@@ -83,4 +88,10 @@ class Progress(AbstractContextManager):
             if done < total and done > first and now > start:
                 left = f", about {(now - start) / (done - first) * (total - done):.0f} s left"
             told = f", {note}" if note else ""
-            print(f"{name}: {done}/{total}{told}{left}", file=sys.stderr, flush=True)
+            self._print(f"{name}: {done}/{total}{told}{left}")
+
+    def _print(self, line: str) -> None:
+        try:
+            print(line, file=sys.stderr, flush=True)
+        except (OSError, ValueError):  # no room, no reader; closed by whoever calls us
+            self.quiet = True

@@ -22,6 +22,7 @@ from typing import BinaryIO
 import torch
 
 from compress.errors import CompressError
+from compress.system.files import sync
 from compress.system.tensors_header import read_header
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -223,6 +224,7 @@ class ShardWriter:
             os.replace(shard.temporary, self.folder / shard.name)
         if len(self._shards) > 1:
             self._write_index()
+        sync(self.folder)
 
     def _write_index(self) -> None:
         total = sum(spec.nbytes for shard in self._shards for spec in shard.specs.values())

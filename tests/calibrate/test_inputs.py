@@ -50,10 +50,29 @@ def test_texts_get_what_the_tokenizer_adds(tiny, tokenizer):
     datasets = pytest.importorskip("datasets")
     model = tiny("llama")
     expected = [tokenizer(text)["input_ids"] for text in TEXTS]
-    for form in (TEXTS, datasets.Dataset.from_dict({"text": TEXTS}), ({"text": t} for t in TEXTS)):
+    table = datasets.Dataset.from_dict({"text": TEXTS})
+    forms = [TEXTS, table, ({"text": t} for t in TEXTS), tokenizer(TEXTS)]
+    for form in (*forms, DataLoader(TEXTS, batch_size=2), DataLoader(table, batch_size=2)):
         assert rows(calibration_inputs(form, model, tokenizer)) == expected
     cut = rows(calibration_inputs(TEXTS, model, tokenizer, length=2))
     assert [len(row) for row in cut] == [2, 2]
+
+
+def test_conversations_go_through_the_chat_template(tiny, framing_tokenizer):
+    datasets = pytest.importorskip("datasets")
+    tokenizer = framing_tokenizer("[BOS] $A")
+    tokenizer.chat_template = "[BOS]{% for m in messages %}{{ m['content'] }}|{% endfor %}"
+    chats = [[{"role": "user", "content": text}] for text in TEXTS]
+    expected = [tokenizer(f"{text}|")["input_ids"] for text in TEXTS]
+    for form in (chats, datasets.Dataset.from_dict({"messages": chats})):
+        assert rows(calibration_inputs(form, tiny("llama"), tokenizer)) == expected
+
+
+def test_the_name_of_a_file_is_no_text(tiny, tokenizer, tmp_path):
+    (tmp_path / "words.txt").write_text("the river")
+    with pytest.raises(CompressError, match=r"name of a file.*words\.txt"):
+        calibration_inputs(str(tmp_path / "words.txt"), tiny("llama"), tokenizer)
+    assert rows(calibration_inputs("the river", tiny("llama"), tokenizer))
 
 
 def test_padding_of_a_tokenizers_output_is_taken_away(tiny):
