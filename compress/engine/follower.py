@@ -6,6 +6,7 @@ from pathlib import Path
 
 from compress.engine.job import Job
 from compress.engine.learning import train_model
+from compress.engine.mended import as_begun
 from compress.engine.planned import planned
 from compress.engine.sink import JournalSink, ReadingSink
 from compress.engine.workspace import Workspace
@@ -35,7 +36,7 @@ def follow(
         workspace.read()
         with processes.alone():
             if job is None:
-                quiet = Progress(quiet=True)
+                quiet, recipe = Progress(quiet=True), as_begun(recipe, workspace.recipe)
                 made = planned(recipe, workspace, data_root, None, cache_dir, quiet)
                 job = Job(made, workspace, data_root, max_memory, quiet, None)
                 job.calibrate()
