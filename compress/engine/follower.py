@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from compress.engine.job import Job
+from compress.engine.mended import as_begun
 from compress.engine.planned import planned
 from compress.engine.sink import ReadingSink
 from compress.engine.steps import run_step
@@ -34,7 +35,7 @@ def follow(
         workspace.read()
         with processes.alone():
             if job is None:
-                quiet = Progress(quiet=True)
+                quiet, recipe = Progress(quiet=True), as_begun(recipe, workspace.recipe)
                 made = planned(recipe, workspace, data_root, None, cache_dir, quiet)
                 job = Job(made, workspace, data_root, max_memory, quiet, None)
                 job.calibrate()

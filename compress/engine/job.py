@@ -42,7 +42,7 @@ from compress.system import memory, processes
 from compress.system.precision import calibration_dtype, device_of
 from compress.system.progress import Progress
 from compress.system.tensors import file_sha256
-from compress.train.options import Precision, auto_precision
+from compress.train.options import Precision, auto_precision, flagged_precision
 
 _ALWAYS_FITS = 64 * 2**20
 _VERSIONED = (
@@ -281,7 +281,10 @@ def settled_precision(workspace: Workspace, recipe: Recipe, device: torch.device
     """What ``precision: auto`` means in all trainings of a run, wherever it goes on."""
     if recipe.model.train is None and not any(trains(step.passes()) for step in recipe.steps):
         return "auto"  # nothing is trained, nothing has to be measured
-    return workspace.keep("precision", lambda: auto_precision(device))
+    started = workspace.find(event="started")
+    # Versions that did not journal the lock went by the processor's flags and recorded nothing.
+    begun = flagged_precision(device) if started and "lock" not in started[0] else None
+    return workspace.keep("precision", lambda: auto_precision(device), begun=begun)
 
 
 def _digest(value: Any) -> str:
