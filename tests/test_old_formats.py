@@ -54,9 +54,14 @@ def test_checkpoint_is_streamed(name, recorded, helpers, tmp_path):
     assert helpers.difference(logits, recorded[name]) < 1e-4
 
 
-def test_checkpoint_is_inspected():
-    found = compress.inspect(FIXTURES / "checkpoints" / "width-per-layer")
-    assert [block["ffn"] for block in found["blocks"]] == [14, 10]
+@pytest.mark.parametrize(
+    ("name", "family", "blocks"),
+    [("depth", "llama", 1), ("low-rank", "llama", 2), ("4-bit", "llama", 2),
+     ("masked-generator", "bert", 1)],
+)  # fmt: skip
+def test_checkpoint_is_inspected(name, family, blocks):
+    found = compress.inspect(FIXTURES / "checkpoints" / name)
+    assert (found["model_type"], len(found["blocks"])) == (family, blocks)
 
 
 def test_mask_file_fits_the_weights_it_was_made_of(helpers, tmp_path):
