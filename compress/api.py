@@ -118,6 +118,7 @@ def apply(
     seed: int = 0,
     atomic: bool | None = None,
     compute: Compute = "auto",
+    teacher: PreTrainedModel | None = None,
 ) -> PreTrainedModel:
     """Compress a live model in place and return it.
 
@@ -140,6 +141,8 @@ def apply(
             half of the free memory has room for it.
         compute: type of matrix products in calibration passes: float32, bfloat16 or, auto, what a
             measurement of the machine shows to be faster. Statistics and solvers are in float32.
+        teacher: the model that steps such as ``distill`` learn from; by default a copy of ``model``
+            made before the first step. It must be given where earlier calls have changed ``model``.
 
     Raises:
         CompressError: as a run of the same steps would. The model is as it was, or (a failure in
@@ -155,6 +158,8 @@ def apply(
     check_model_class(model, "to compress")
     refuse_converted(model, "to compress")
     check_live(model, "to compress")
+    if teacher is not None:
+        check_live(teacher, "to learn from")
     adapter, dtype = adapted(model), calibration_dtype(compute, model.device)
     batches = calibration_inputs(calibration, adapter, tokenizer, length=length)
     if adapter is not model:
@@ -163,7 +168,7 @@ def apply(
     check_steps(parsed, StreamedModel(adapter), has_calibration=bool(batches))
     run_live(
         adapter, parsed, batches, seed=seed, atomic=atomic, follow_config=adapter is model,
-        compute=dtype,
+        compute=dtype, teacher=None if teacher is None else adapted(teacher),
     )  # fmt: skip
     return model
 

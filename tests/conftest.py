@@ -9,11 +9,10 @@ import gc
 import os
 import shutil
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 os.environ["TQDM_DISABLE"] = "1"  # as the command line does, before anything imports tqdm
 
@@ -77,20 +76,6 @@ def _no_network(monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
-
-
-@pytest.fixture(autouse=True)
-def _no_patches_left():
-    """Forget the block classes that a test registered with transformers.
-
-    While there are any, each model that transformers builds takes a third of a second longer.
-    """
-    yield
-    if "compress.checkpoint.per_layer" in sys.modules:
-        from transformers.monkey_patching import get_patch_mapping, unregister_patch_mapping
-
-        unregister_patch_mapping(list(get_patch_mapping()))
-        sys.modules["compress.checkpoint.per_layer"]._registered.clear()
 
 
 @pytest.fixture(scope="session")
@@ -158,10 +143,55 @@ def text(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture
+def section(text) -> dict[str, Any]:
+    """An evaluation section: a few windows of ``text``."""
+    return {"text": {"source": str(text)}, "max_tokens": 256, "window": 64, "memory": False}
+
+
 @pytest.fixture(scope="session")
 def tokens() -> torch.Tensor:
     """Token ids [8, 24], none of them special."""
     return token_ids()
+
+
+@pytest.fixture
+def register_observer() -> Callable[..., None]:
+    """``register_observer(survey, kind, see)``: a method "observe" that changes nothing.
+
+    It carries out the ``survey``, then shows each site's work to ``see``, statistics of that kind
+    included.
+    """
+    from compress import register_method
+    from compress.linear.statistics import NOTHING
+    from compress.methods.base import VALUES, LinearMethod
+
+    def register(
+        survey: Any, kind: str = NOTHING, see: Callable[[Any], None] = lambda _work: None
+    ) -> None:
+        class Observe(LinearMethod):
+            """Looks at a model."""
+
+            name: ClassVar[str] = "observe"
+            summary: ClassVar[str] = "look at what a model's linears read"
+            source: ClassVar[str] = "this test"
+            writes: ClassVar[frozenset[str]] = frozenset({VALUES})
+
+            def statistic(self, site):
+                return kind
+
+            def predict(self, outline):
+                return outline
+
+            def solve(self, work):
+                see(work)
+
+            def passes(self):
+                return survey, *super().passes()
+
+        register_method(Observe)
+
+    return register
 
 
 @pytest.fixture(scope="session")
@@ -188,6 +218,16 @@ def helpers() -> SimpleNamespace:
         spec = {"max_tokens": 256, "window": 64, "latency": False, "memory": False}
         return {"text": {"source": str(text), "part": "tail:0.2"}, **spec, **more}
 
+    def lasting(report: Any) -> dict[str, Any]:
+        """A report without what is of the moment: clocks, memory, the command line."""
+        data = report.model_dump(mode="json")
+        for name in ("command", "started", "seconds"):
+            data["run"].pop(name)
+        for result in filter(None, (data["before"], data["after"])):
+            result.pop("seconds")
+            result["cost"].pop("memory")
+        return data
+
     def weights(folder: Path) -> dict[str, torch.Tensor]:
         from safetensors.torch import load_file
 
@@ -204,6 +244,7 @@ def helpers() -> SimpleNamespace:
         difference,
         recipe,
         evaluation,
+        lasting,
         weights,
         contents,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from typing import ClassVar
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ import compress
 from compress.engine.steps import run_step
 from compress.eval.bench.llama import write_llama
 from compress.linear.statistics import GRAM
-from compress.methods.base import VALUES, LinearMethod
 from compress.methods.catalog import BUILT_IN
 from compress.methods.passes import Survey
 from compress.planning import forecast
@@ -31,6 +29,7 @@ OPTIONS = {
     "asvd": {"ratio": 0.3},
     "svd_llm": {"ratio": 0.3},
     "maskllm": {"training": _LEARNING, "prior": "magnitude"},
+    "distill": {"training": _LEARNING},
 }
 
 
@@ -88,28 +87,30 @@ def test_steps_hold_what_was_planned(name, compute, model, text, tmp_path, monke
     assert held <= 1.1 * planned, f"{held / 1e6:.1f} of {planned / 1e6:.1f} MB"
 
 
-class LookAtAll(LinearMethod):
-    """Surveys the Gram matrices of all sites, which are there at once."""
-
-    name: ClassVar[str] = "look_at_all"
-    summary: ClassVar[str] = "knows all inputs of a block"
-    source: ClassVar[str] = "this test"
-    writes: ClassVar[frozenset[str]] = frozenset({VALUES})
-
-    def predict(self, outline):
-        return outline
-
-    def solve(self, work):
-        pass
-
-    def passes(self):
-        survey = Survey(lambda survey: len(survey.statistics), lambda *_: None, lambda _site: GRAM)
-        return survey, *super().passes()
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_a_model_with_its_teacher_holds_what_was_planned(train, model, text, tmp_path, monkeypatch):
+    step = {"method": "distill", "scope": "model", "train": train, "teacher": "live",
+            "training": _LEARNING}  # fmt: skip
+    held, planned = held_and_planned(step, "float32", model, text, tmp_path, monkeypatch)
+    assert 0.3 * planned < held <= 1.1 * planned, f"{held / 1e6:.1f} of {planned / 1e6:.1f} MB"
 
 
-def test_a_survey_holds_what_was_planned(model, text, tmp_path, monkeypatch):
-    compress.register_method(LookAtAll)
-    step = {"method": "look_at_all"}
+def test_the_disk_has_room_for_what_a_teacher_says(model, text):
+    def room(**options) -> int:
+        step = {"method": "distill", "scope": "model", "training": _LEARNING, **options}
+        calibration = {"text": {"source": str(text)}, "samples": 2, "length": 32}
+        return compress.plan(
+            {"model": str(model), "steps": [step], "calibration": calibration}
+        ).disk_bytes
+
+    assert room(teacher="cached", top_k=10) - room(teacher="live") == 2 * 32 * (8 * 10 + 4)
+
+
+def test_a_survey_holds_what_was_planned(model, text, register_observer, tmp_path, monkeypatch):
+    # The Gram matrices of all sites of a block, which are there at once.
+    survey = Survey(lambda survey: len(survey.statistics), lambda *_: None, lambda _site: GRAM)
+    register_observer(survey)
+    step = {"method": "observe"}
     held, planned = held_and_planned(step, "float32", model, text, tmp_path, monkeypatch)
     grams = 4 * (1024**2 + 3 * 256**2)
     assert grams < held <= 1.1 * planned, f"{held / 1e6:.1f} of {planned / 1e6:.1f} MB"

@@ -121,8 +121,8 @@ def test_killed_between_block_and_journal(two_steps, helpers, tmp_path, monkeypa
     recipe, whole = two_steps
     store, calls = JournalSink.store, []
 
-    def dying(self, index, block, anatomy):
-        store(self, index, block, anatomy)
+    def dying(self, stage, index, block, anatomy):
+        store(self, stage, index, block, anatomy)
         calls.append(index)
         if len(calls) == 5:
             raise Killed

@@ -28,7 +28,8 @@ from compress.checkpoint.mask_file import (
     read_mask,
 )
 from compress.checkpoint.save import require_empty, verify_shapes
-from compress.checkpoint.state import ModelState, ModelTensors
+from compress.checkpoint.state import ModelState
+from compress.checkpoint.stored import ModelTensors
 from compress.errors import CompressError
 from compress.linear.matrix import features, is_linear
 from compress.models.anatomy import Anatomy

@@ -30,6 +30,8 @@ from compress.models.loading import auto_class
 
 PREFIX = "compress_"
 SECTION_VERSION = 1
+# Fields of other names that some classes tie to the width of the residual stream.
+_LIKE_HIDDEN = ("word_embed_proj_dim", "embedding_size")
 _OWN_KEYS = ("compressed_modules", "compress", "quantization_config", "per_layer_config")
 
 
@@ -38,6 +40,7 @@ def apply_records(
     family: Family,
     records: Sequence[BlockRecord],
     blocks_path: str,
+    hidden: int = 0,
 ) -> PreTrainedConfig:
     """Return a copy of ``config`` that describes blocks as the records say.
 
@@ -45,6 +48,7 @@ def apply_records(
         config: of the model before or after earlier steps; what it says about compression is
             replaced, so the records must be those of all blocks as they are now.
         blocks_path: path of the block list in the model ("model.layers").
+        hidden: width of the residual stream; 0 leaves it as the config has it.
 
     Raises:
         CompressError: another number of blocks than the config has layers (see
@@ -54,6 +58,8 @@ def apply_records(
     if len(records) != layers:
         raise CompressError(f"records of {layers} blocks", str(len(records)))
     new = stock_config(config)
+    if hidden and hidden != new.hidden_size:
+        set_hidden(new, family, hidden)
     per_layer = _set_widths(new, family, [r.widths for r in records])
     modules = {
         f"{index}.{path}": spec.model_dump()
@@ -316,6 +322,28 @@ def _set_heads(
     if family.kv_heads is not None:
         setattr(config, family.kv_heads, heads[1])
     return True
+
+
+def set_hidden(config: PreTrainedConfig, family: Family, hidden: int) -> None:
+    """Give the residual stream another width, and heads the size that they have.
+
+    Raises:
+        CompressError: the class derives the size of a head from the width of the stream, and heads
+            of the present size would not make up the new one.
+    """
+    before, heads = config.hidden_size, getattr(config, family.heads)
+    head_dim = getattr(config, "head_dim", None) or before // heads
+    if family.head_dim:
+        setattr(config, family.head_dim, head_dim)
+    elif heads * head_dim != hidden:
+        raise CompressError(
+            f"a class with a field for the size of a head, or {heads * head_dim} hidden channels "
+            f"({heads} heads of {head_dim})", f"{config.model_type} with {hidden}",
+            "Compress another width, the depth, zeros, rank or precision of this family",
+        )  # fmt: skip
+    for field in ("hidden_size", *_LIKE_HIDDEN):
+        if getattr(config, field, None) == before:
+            setattr(config, field, hidden)
 
 
 def _own_config(config: PreTrainedConfig) -> PreTrainedConfig:

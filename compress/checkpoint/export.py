@@ -14,7 +14,8 @@ from compress.checkpoint.guards import guards
 from compress.checkpoint.mask_file import PackedPattern, nonzero_mask, save_masks
 from compress.checkpoint.records import apply_record
 from compress.checkpoint.save import verify, verify_shapes, write_config
-from compress.checkpoint.state import ModelState, SourceBlock, opened_block, streamed_logits
+from compress.checkpoint.state import ModelState, SourceBlock, streamed_logits
+from compress.checkpoint.stored import opened_block
 from compress.errors import CompressError
 from compress.linear.matrix import matrix
 from compress.linear.pattern import UNSTRUCTURED

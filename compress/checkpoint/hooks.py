@@ -2,8 +2,8 @@
 
 The hooks fire when transformers is imported (or at once, if it already is). They make model types
 named ``compress_*`` known by name only, and watch for configs that carry both ``per_layer_config``
-and our ``compress`` section. Classes are made, and block classes patched, when the first checkpoint
-that needs them is opened; models without our section are built by the untouched stock classes.
+and our ``compress`` section. Classes are made, and constructors of blocks wrapped, when the first
+checkpoint that needs them is opened; models without our section are built as they always were.
 """
 
 from __future__ import annotations

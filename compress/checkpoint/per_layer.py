@@ -1,17 +1,22 @@
-"""Blocks whose widths differ by layer, through transformers' own table of class patches."""
+"""Blocks whose widths differ by layer: block classes that read them from a config of ours.
+
+transformers has a table of classes to put in the place of others (``monkey_patching``). While it
+holds anything, every model that is built, of whatever type, searches all of transformers' modules
+for the names, which takes a hundred times longer than building a small model. So it is the
+constructor of the block class that learns about widths, and does as before for other configs.
+"""
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig
-from transformers.monkey_patching import get_patch_mapping, register_patch_mapping
 
 from compress.checkpoint.config import homogeneous, layer_widths, stock_config
-from compress.errors import CompressError
 from compress.models.anatomy import block_anatomy, family_of, find_blocks, stock_type
 from compress.models.families import Family
 from compress.models.widths import resize_block
@@ -20,26 +25,11 @@ _registered: set[str] = set()
 
 
 def register_block_class(config: PreTrainedConfig) -> None:
-    """Make transformers build this config's blocks by their layer's widths. Idempotent.
-
-    Raises:
-        CompressError: another library has a patch for the same block class.
-    """
+    """Make the class of this config's blocks build them by their layer's widths. Idempotent."""
     model_type = stock_type(config)
     if model_type in _registered or _upstream_builds(config):
         return
-    stock = _block_class(config)
-    # transformers takes names for expressions and searches: BertLayer is in MegatronBertLayer too.
-    name = f"^{stock.__name__}$"
-    mapping = get_patch_mapping()
-    other = mapping.get(name) or mapping.get(stock.__name__)
-    if other is not None:
-        raise CompressError(
-            f"{stock.__name__} as transformers defines it",
-            f"{other.__module__}.{other.__qualname__}, registered in its place",
-            "Load the compressed model in a process without that patch",
-        )
-    register_patch_mapping({name: _per_layer_class(stock, family_of(config))})
+    _build_by_layer(_block_class(config), family_of(config))
     _registered.add(model_type)
 
 
@@ -68,25 +58,18 @@ def _block_class(config: PreTrainedConfig) -> type[nn.Module]:
         return type(find_blocks(AutoModel.from_config(probe))[1][0])
 
 
-class _Transparent(type(nn.Module)):
-    """Instances of the stock class count as instances of its stand-in: transformers looks for
-    blocks by class when it records hidden states."""
-
-    stock: type[nn.Module]
-
-    def __instancecheck__(cls, instance: object) -> bool:
-        return isinstance(instance, cls.stock)
-
-
-def _per_layer_class(stock: type[nn.Module], family: Family) -> type[nn.Module]:
-    """Return a stand-in for a block class; what it makes are blocks of the stock class itself."""
+def _build_by_layer(block_class: type[nn.Module], family: Family) -> None:
+    """Wrap a block class's constructor; for configs without our section it does what it did."""
+    stock = block_class.__init__
+    numbered = "layer_idx" in inspect.signature(stock).parameters
     built: dict[int, int] = {}  # id of a config -> blocks made from it, where blocks have no number
 
-    def build(cls: type, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> nn.Module:
-        if cls.__dict__.get("stock") is not stock:
-            return object.__new__(cls)  # somebody's subclass, made while the patch was active
-        if not config.is_heterogeneous or getattr(config, "compress", None) is None:
-            return stock(config, *args, **kwargs)
+    @functools.wraps(stock)
+    def build(self: nn.Module, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        ours = getattr(config, "compress", None) is not None and config.is_heterogeneous
+        if not ours or type(self) is not block_class:  # what a subclass is made of, it knows
+            stock(self, config, *args, **kwargs)
+            return
         if numbered:
             index = kwargs["layer_idx"] if "layer_idx" in kwargs else args[0]
         else:
@@ -94,36 +77,13 @@ def _per_layer_class(stock: type[nn.Module], family: Family) -> type[nn.Module]:
             # tensors of the wrong shape.
             index = built.get(id(config), 0) % getattr(config, family.layers)
             built[id(config)] = index + 1
-        return _build_block(stock, family, index, config, args, kwargs)
+        plain = homogeneous(config)
+        stock(self, plain, *args, **kwargs)
+        anatomy = block_anatomy(self, str(index), index, plain, family)
+        resize_block(self, anatomy, layer_widths(config, family, index, anatomy.widths))
+        for module in self.modules():
+            # A later change of the model's attention implementation must reach its blocks.
+            if getattr(module, "config", None) is plain:
+                module.config = config
 
-    numbered = "layer_idx" in inspect.signature(stock.__init__).parameters
-    return _Transparent(
-        stock.__name__,
-        (stock,),
-        {
-            "__new__": build,
-            "__module__": stock.__module__,
-            "__qualname__": stock.__qualname__,
-            "stock": stock,
-        },
-    )
-
-
-def _build_block(
-    stock: type[nn.Module],
-    family: Family,
-    index: int,
-    config: PreTrainedConfig,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> nn.Module:
-    """Build a block by the widths that all layers have, then give it those of its own."""
-    plain = homogeneous(config)
-    block = stock(plain, *args, **kwargs)
-    anatomy = block_anatomy(block, str(index), index, plain, family)
-    resize_block(block, anatomy, layer_widths(config, family, index, anatomy.widths))
-    for module in block.modules():
-        # A later change of the model's attention implementation must reach its blocks.
-        if getattr(module, "config", None) is plain:
-            module.config = config
-    return block
+    block_class.__init__ = build

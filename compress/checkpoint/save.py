@@ -82,7 +82,9 @@ def config_for(
     base.architectures = base.architectures or [type(model).__name__]
     base.dtype = model.dtype
     # What the config says of the widths may be behind: the model was changed in place.
-    return apply_records(base, anatomy.family, records, anatomy.blocks_path)
+    return apply_records(
+        base, anatomy.family, records, anatomy.blocks_path, anatomy.blocks[0].hidden
+    )
 
 
 def stored_tensors(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[tuple[str, torch.Tensor]]:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from compress.linear.matrix import is_linear, is_sparse
 from compress.linear.quantized import quantized_parts, scheme_of
 from compress.methods.base import DEPTH, MODULES, PRECISION, VALUES, WIDTH, ZEROS
-from compress.models.anatomy import anatomy_of
+from compress.models.anatomy import BlockAnatomy, anatomy_of
 
 
 def changed_kinds(before: PreTrainedModel, after: PreTrainedModel) -> set[str]:
@@ -22,10 +22,12 @@ def changed_kinds(before: PreTrainedModel, after: PreTrainedModel) -> set[str]:
     if len(old) != len(new):
         left = [block.state_dict() for block, _ in old]
         moved = any(all(_differ(b.state_dict(), o) for o in left) for b, _ in new)
-        return {DEPTH, VALUES} if moved else {DEPTH}
+        known = [_widths(anatomy) for _, anatomy in old]
+        wider = any(_widths(anatomy) not in known for _, anatomy in new)
+        return {DEPTH} | ({VALUES} if moved else set()) | ({WIDTH} if wider else set())
     kinds: set[str] = set()
     for (first, anatomy), (second, narrowed) in zip(old, new, strict=True):
-        if anatomy.widths != narrowed.widths:
+        if _widths(anatomy) != _widths(narrowed):
             kinds.add(WIDTH)
         for name in anatomy.linears:
             kinds |= _of_linear(first.get_submodule(name), second.get_submodule(name))
@@ -46,8 +48,12 @@ def changed_outside(before: PreTrainedModel, after: PreTrainedModel) -> list[str
     ]
 
 
-def _blocks(model: PreTrainedModel) -> list[tuple[nn.Module, object]]:
+def _blocks(model: PreTrainedModel) -> list[tuple[nn.Module, BlockAnatomy]]:
     return [(model.get_submodule(block.path), block) for block in anatomy_of(model).blocks]
+
+
+def _widths(anatomy: BlockAnatomy) -> dict[str, int]:
+    return {**anatomy.widths, "hidden": anatomy.hidden}
 
 
 def _of_linear(before: nn.Module, after: nn.Module) -> set[str]:

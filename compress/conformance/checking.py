@@ -31,6 +31,7 @@ def check(
     *,
     idle: dict[str, Any] | None = None,
     tolerance: float = 0.0,
+    first: Sequence[Method] = (),
 ) -> None:
     """Try a method on tiny random models and raise an error for the first thing that is wrong.
 
@@ -47,6 +48,8 @@ def check(
         families: model types of :data:`compress.conformance.models.TINY`.
         idle: options with which it has nothing to do, where it can express that.
         tolerance: largest relative difference of logits that ``idle`` may cause.
+        first: steps that the model goes through before, for a method that needs something to work
+            on, such as a loss to make good; not before ``idle``.
 
     Raises:
         CompressError: naming the method, the family and what does not hold.
@@ -71,7 +74,7 @@ def check(
     ):
         for family in families:
             tiny = TinyFamily(family, Path(folder) / family)
-            trial = Trial(step, tiny, Path(folder) / f"{family}-{step.name}")
+            trial = Trial(step, tiny, Path(folder) / f"{family}-{step.name}", tuple(first))
             demands = list(trial.demands())
             if quiet is not None:
                 idles = partial(trial.idles, quiet, tolerance)

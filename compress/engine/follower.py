@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from compress.engine.job import Job
-from compress.engine.learning import train_model
+from compress.engine.mended import as_begun
 from compress.engine.planned import planned
-from compress.engine.sink import JournalSink, ReadingSink
+from compress.engine.sink import ReadingSink
+from compress.engine.steps import run_step
 from compress.engine.workspace import Workspace
-from compress.methods.passes import SURVEY, Survey, TrainModel, Whole
 from compress.planning.recipe import Recipe
 from compress.system import processes
 from compress.system.progress import Progress
@@ -35,7 +35,7 @@ def follow(
         workspace.read()
         with processes.alone():
             if job is None:
-                quiet = Progress(quiet=True)
+                quiet, recipe = Progress(quiet=True), as_begun(recipe, workspace.recipe)
                 made = planned(recipe, workspace, data_root, None, cache_dir, quiet)
                 job = Job(made, workspace, data_root, max_memory, quiet, None)
                 job.calibrate()
@@ -45,19 +45,9 @@ def follow(
 def take_part(job: Job, number: int) -> None:
     """Train with the process that carries out step ``number`` of the recipe."""
     entered = job.state
-    for earlier in range(number):
-        sink = job.sink(earlier, job.state.streamed(job.device), JournalSink)
-        event = job.workspace.find(event="step", step=earlier)[0]
-        job.state = sink.result(event["kept"])
-    method = job.recipe.steps[number]
-    source = job.state.streamed(job.device)
-    context = job.context(source, job.sink(number, source, ReadingSink))
-    decision = None
-    for step in method.passes():
-        if isinstance(step, Survey):
-            decision = step.decide(context.sink.notes(SURVEY), source.anatomy)
-        elif isinstance(step, Whole):
-            (decision,) = context.sink.notes(SURVEY)
-        elif isinstance(step, TrainModel):
-            train_model(step, context, decision)
+    for earlier in range(number + 1):
+        source = job.state.streamed(job.device)
+        sink = job.sink(earlier, source, ReadingSink)
+        run_step(job.recipe.steps[earlier], job.context(source, sink), joining=True)
+        job.state = sink.state
     job.state = entered

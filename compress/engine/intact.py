@@ -13,6 +13,7 @@ from typing import Any
 
 from compress.engine.workspace import Workspace
 from compress.errors import CompressError
+from compress.methods.passes import SOLVE, kind_of
 from compress.planning.recipe import Recipe
 from compress.system.files import content_digest, files_below
 from compress.system.intake import at_home
@@ -32,8 +33,8 @@ def model_digests(workspace: Workspace) -> dict[str, str]:
 def rewind_damaged(workspace: Workspace) -> list[str]:
     """Take back what the files in the folder do not bear out any more; returns why, as sentences.
 
-    Only files that are still to be read are looked at: those of the step that goes on, of the step
-    before it that wrote the blocks which enter it, and of the result.
+    Only files that are still to be read are looked at: those of the step that goes on, those which
+    earlier steps wrote of what enters it, and those of the result.
     """
     told = []
     while True:
@@ -103,12 +104,23 @@ def _needed(workspace: Workspace) -> list[dict[str, Any]]:
     """Events whose files are still to be read, in the order of the steps."""
     finished = {e["step"] for e in workspace.find(event="step")}
     with_files = [e for e in workspace.events if e.get("files")]
-    entering = max((e["step"] for e in with_files if e.get("step") in finished), default=None)
-    return [
-        e
+    # A pass may leave blocks to the one before it; the last one that wrote all of them counts.
+    whole = {
+        e["step"]
         for e in with_files
-        if e["event"] == "written" or e["step"] == entering or e["step"] not in finished
-    ]
+        if e["event"] == "block" and "record" in e and e["step"] in finished
+    } - _partial(workspace)
+    entering = max(whole, default=-1)
+    return [e for e in with_files if e["event"] in ("written", "outer") or e["step"] >= entering]
+
+
+def _partial(workspace: Workspace) -> set[int]:
+    """Steps that wrote only some of their blocks."""
+    return {e["step"] for e in workspace.find(event="block") if _left_alone(e)}
+
+
+def _left_alone(event: dict[str, Any]) -> bool:
+    return kind_of(event["stage"]) == SOLVE and "record" not in event
 
 
 def _wrong(folder: Path, event: dict[str, Any]) -> dict[str, str]:

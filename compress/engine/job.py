@@ -23,6 +23,7 @@ from compress.data.calibration import Calibration, calibration_batches
 from compress.engine.context import StepContext
 from compress.engine.evaluation import Lab
 from compress.engine.intact import digests, model_digests, rewind_damaged
+from compress.engine.original import Original
 from compress.engine.run_evaluation import RunEvaluation
 from compress.engine.sink import JournalSink
 from compress.engine.steps import run_step
@@ -30,7 +31,7 @@ from compress.engine.workspace import Workspace
 from compress.errors import CompressError
 from compress.methods.base import DEPTH, MODULES, WIDTH
 from compress.methods.catalog import METHODS
-from compress.methods.passes import kept_blocks, trains
+from compress.methods.passes import trains, uses_original
 from compress.models.loading import read_config
 from compress.models.stream import StreamedModel
 from compress.planning.checks import reader_of
@@ -41,10 +42,12 @@ from compress.system import memory, processes
 from compress.system.precision import calibration_dtype, device_of
 from compress.system.progress import Progress
 from compress.system.tensors import file_sha256
-from compress.train.options import Precision, auto_precision
+from compress.train.options import Precision, auto_precision, flagged_precision
 
 _ALWAYS_FITS = 64 * 2**20
-_VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "compressed-tensors", "lm-eval")
+_VERSIONED = (
+    "torch", "transformers", "tokenizers", "safetensors", "compressed-tensors", "lm-eval", "peft",
+)  # fmt: skip
 
 
 class Job:
@@ -71,6 +74,7 @@ class Job:
         else:
             self.dtype = made.state.source.storage_dtype
         self.state: ModelState = made.state
+        self._source: StreamedModel | None = None  # of the state, where it has been built
         self.calibration: Calibration | None = None
         self.evaluator: RunEvaluation | None = None
         self.scratch = workspace.work / "activations"
@@ -156,37 +160,37 @@ class Job:
 
     def _step(self, number: int, method: Any) -> None:
         name = f"step {number + 1}/{len(self.recipe.steps)} {method.name}"
-        source = self.state.streamed(self.device)
+        source = self._source or self.state.streamed(self.device)
         sink = self.sink(number, source, JournalSink)
-        finished = self.workspace.find(event="step", step=number)
-        if not finished:
-            memory.give_back()
-            memory.reset_peak()
-            started, resumed = time.perf_counter(), bool(self.workspace.find(step=number))
-            torch.manual_seed(self.recipe.seed)
-            context = self.context(source, sink)
-            context.progress = self.progress
-            context.joined = lambda: processes.joined(number)
-            context.report = lambda stage, index, count, _note: self.progress.update(
-                f"{name} ({stage})", index + 1, count
-            )
-            decision = run_step(method, context)
-            kept = kept_blocks(method.passes(), decision, source.anatomy)
-            event = {
-                "event": "step",
-                "step": number,
-                "method": method.name,
-                "seconds": time.perf_counter() - started,
-                "peak_bytes": memory.peak(),
-                "planned_bytes": self.plan.steps[number].peak_bytes,
-                "planned_seconds": self.plan.steps[number].seconds,
-                "resumed": resumed,
-                "kept": kept,
-                "decision": decision,
-            }
-            self.workspace.append(event)
-            finished = [event]
-        self.state = sink.result(finished[0]["kept"])
+        context = self.context(source, sink)
+        if self.workspace.find(event="step", step=number):
+            run_step(method, context)  # of which all passes are finished
+            self.state, self._source = sink.state, context.source
+            return
+        memory.give_back()
+        memory.reset_peak()
+        started, resumed = time.perf_counter(), bool(self.workspace.find(step=number))
+        torch.manual_seed(self.recipe.seed)
+        context.progress = self.progress
+        context.joined = lambda: processes.joined(number)
+        context.report = lambda stage, index, count, _note: self.progress.update(
+            f"{name} ({stage})", index + 1, count
+        )
+        decision = run_step(method, context)
+        event = {
+            "event": "step",
+            "step": number,
+            "method": method.name,
+            "seconds": time.perf_counter() - started,
+            "peak_bytes": memory.peak(),
+            "planned_bytes": self.plan.steps[number].peak_bytes,
+            "planned_seconds": self.plan.steps[number].seconds,
+            "resumed": resumed,
+            "groups": context.groups,
+            "decision": decision,
+        }
+        self.workspace.append(event)
+        self.state, self._source = sink.state, context.source
 
     def sink(self, number: int, source: StreamedModel, kind: type[JournalSink]) -> JournalSink:
         """Where a step's blocks go, and what its journal says."""
@@ -207,7 +211,15 @@ class Job:
             sink=sink,
             guard=lambda: memory.check_limit(self.limit),
             precision=settled_precision(self.workspace, self.recipe, self.device),
+            original=self._original(),
         )
+
+    def _original(self) -> Original | None:
+        """The model that the recipe began with, where a step asks for it."""
+        if not any(uses_original(method.passes()) for method in self.recipe.steps):
+            return None
+        state = self.plan.state
+        return Original(lambda: state.streamed(self.device), state.load)
 
     def write(self) -> None:
         """Assemble the checkpoint and prove that it is the model."""
@@ -269,7 +281,10 @@ def settled_precision(workspace: Workspace, recipe: Recipe, device: torch.device
     """What ``precision: auto`` means in all trainings of a run, wherever it goes on."""
     if recipe.model.train is None and not any(trains(step.passes()) for step in recipe.steps):
         return "auto"  # nothing is trained, nothing has to be measured
-    return workspace.keep("precision", lambda: auto_precision(device))
+    started = workspace.find(event="started")
+    # Versions that did not journal the lock went by the processor's flags and recorded nothing.
+    begun = flagged_precision(device) if started and "lock" not in started[0] else None
+    return workspace.keep("precision", lambda: auto_precision(device), begun=begun)
 
 
 def _digest(value: Any) -> str:

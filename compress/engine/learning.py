@@ -1,9 +1,4 @@
-"""The parts of a step that learn by gradients: what blocks are to reproduce, and the whole model.
-
-A block that learns by itself is given inputs and targets. Its inputs come from the compressed
-blocks in front of it; its targets, by default, from the uncompressed model, so that a block also
-makes up for the errors of those before it.
-"""
+"""Learning by gradients in a step: what must not learn meanwhile, and the whole model."""
 
 from __future__ import annotations
 
@@ -15,12 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.engine.context import StepContext, fill_whole, hidden_file, release_whole
-from compress.linear.casting import computing
-from compress.methods.passes import TRAIN, Stream, TrainModel
+from compress.engine.context import OUTER, StepContext, fill_whole, release_whole
+from compress.methods.passes import TRAIN, Sites, TrainModel
 from compress.methods.work import SiteWork
-from compress.models.replay import BlockCall
-from compress.system.activations import Activations
 from compress.train.whole import ModelWork
 
 
@@ -41,96 +33,72 @@ def frozen(module: nn.Module) -> Iterator[None]:
                 parameter.requires_grad_(flags[name])
 
 
-class Reference:
-    """The uncompressed model's hidden states beside the compressed ones, block after block.
-
-    Args:
-        own: True where the uncompressed stream has inputs of its own (targets ``dense``); else each
-            block's targets follow from the compressed inputs (``prefix``).
-        hidden: the uncompressed stream's inputs of the block that comes next.
-    """
-
-    def __init__(self, stage: str, context: StepContext, own: bool, hidden: Activations) -> None:
-        self.stage, self.context, self.own, self.hidden = stage, context, own, hidden
-        self.targets: Activations = hidden
-
-    def advance(
-        self, index: int, block: nn.Module, compressed: Activations, calls: list[BlockCall]
-    ) -> None:
-        """Run the block, as yet uncompressed; the results are its targets."""
-        inputs = self.hidden if self.own else compressed
-        self.targets = Activations(self._file(index + 1), checked=True)
-        with torch.no_grad(), computing(block, self.context.compute):
-            for batch in range(len(inputs)):
-                hidden = inputs.read(batch).to(self.context.source.device)
-                self.targets.write(batch, calls[batch](block, hidden))
-        if self.own:
-            self.hidden = self.targets
-
-    def state(self) -> dict[str, Any]:
-        return self.targets.state()
-
-    def forget(self, index: int) -> None:
-        """Delete what is older than the targets of a finished block."""
-        self._file(index).unlink(missing_ok=True)
-
-    def remove(self) -> None:
-        self.targets.remove()
-
-    def _file(self, index: int) -> Path:
-        return reference_file(self.context, self.stage, index)
-
-
-def reference_file(context: StepContext, stage: str, index: int) -> Path:
-    return hidden_file(context, f"{stage}-reference", index)
-
-
-def reference_of(step: Stream, context: StepContext, start: int, hidden: Activations) -> Reference:
-    """What the blocks from ``start`` on are to return.
-
-    Raises:
-        CompressError: an interrupted run's file does not hold what it wrote.
-    """
-    own = step.targets == "dense"
-    if start > 0 and own:
-        carried = context.sink.activations(step.stage)["reference"]
-        hidden = Activations.resume(reference_file(context, step.stage, start), carried)
-    return Reference(step.stage, context, own, hidden)
-
-
-def train_model(step: TrainModel, context: StepContext, decision: Any) -> None:
+def train_model(step: TrainModel, stage: str, context: StepContext, decision: Any) -> None:
     """Let a method train the whole model, starting from what its blocks learned."""
     source, sink = context.source, context.sink
-    if sink.finished(TRAIN):
+    if sink.finished(stage):
         return
     batches = fill_whole(context)
+    if step.keep_outer is not None:
+        sink.touch_outer(source.model)
     with frozen(source.model):
-        metrics = _train_filled(step, context, decision, batches)
+        metrics = _train_filled(step, stage, context, decision, batches)
     # One line for all blocks: a training is finished, or it is done again.
-    sink.record(TRAIN, 0, metrics, None)
+    sink.record(stage, 0, metrics, None)
     release_whole(context)
 
 
 def _train_filled(
-    step: TrainModel, context: StepContext, decision: Any, batches: list[dict[str, torch.Tensor]]
+    step: TrainModel,
+    stage: str,
+    context: StepContext,
+    decision: Any,
+    batches: list[dict[str, torch.Tensor]],
 ) -> dict[str, float]:
     source, sink = context.source, context.sink
-    with torch.no_grad():
-        for index, anatomy in enumerate(source.anatomy.blocks):
-            for site in anatomy.sites:
-                names = step.install.targets(anatomy, site)
-                if names:
-                    site_work = SiteWork(
-                        source.block(index), anatomy, site, names, {}, decision,
-                        context.storage_dtype, learned=sink.learned(index),
-                    )  # fmt: skip
-                    step.install.solve(site_work)
+    if step.install is not None:
+        _install(step.install, context, decision)
+    origins = sink.origins() or [(i, i + 1) for i in range(len(source.anatomy.blocks))]
+    original = context.original if step.teacher else None
     work = ModelWork(
-        source.model, source.anatomy, batches, source.device, context.folder, context.seed,
-        context.progress, context.guard, context.precision,
+        source.model, source.anatomy, batches, source.device, _folder(context, stage),
+        context.seed, context.progress, context.guard, context.precision,
+        teacher=None if original is None else original.whole, origins=origins,
     )  # fmt: skip
     with context.joined():
         step.learn(work)
     for index in range(len(source.anatomy.blocks)):
-        sink.keep(TRAIN, index, step.keep(source.block(index)))
+        sink.keep(stage, index, step.keep(source.block(index)))
+    if step.keep_outer is not None:
+        sink.keep(stage, OUTER, step.keep_outer(source.model))
     return work.metrics
+
+
+def _install(install: Sites, context: StepContext, decision: Any) -> None:
+    """Put in what learns, from what earlier passes have learned."""
+    source, learned = context.source, context.learned
+    with torch.no_grad():
+        for index, anatomy in enumerate(source.anatomy.blocks):
+            kept = {} if learned is None else learned.block(index)
+            for site in anatomy.sites:
+                names = install.targets(anatomy, site)
+                if names:
+                    install.solve(
+                        SiteWork(
+                            source.block(index),
+                            anatomy,
+                            site,
+                            names,
+                            {},
+                            decision,
+                            context.storage_dtype,
+                            learned=kept,
+                        )  # fmt: skip
+                    )
+
+
+def _folder(context: StepContext, stage: str) -> Path | None:
+    """Where a training's checkpoints are; each of several in a step has a folder of its own."""
+    if context.folder is None or stage == TRAIN:
+        return context.folder
+    return context.folder.with_name(f"{context.folder.name}-{stage}")

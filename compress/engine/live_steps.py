@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from compress.checkpoint.config import apply_records, keep_layers
-from compress.checkpoint.records import record_block
 from compress.engine.context import StepContext
+from compress.engine.live_sink import LiveSink
+from compress.engine.original import Original
 from compress.engine.steps import run_step
 from compress.engine.transaction import (
-    LiveSink,
     Transaction,
     explained,
     global_state,
     keeping_gradients,
 )
+from compress.errors import CompressError
 from compress.methods.base import Method
-from compress.methods.passes import kept_blocks
+from compress.methods.passes import uses_original
+from compress.models.anatomy import find_blocks
 from compress.models.stream import StreamedModel
 
 
@@ -35,6 +36,7 @@ def run_live(
     atomic: bool | None,
     follow_config: bool,
     compute: torch.dtype = torch.float32,
+    teacher: PreTrainedModel | None = None,
 ) -> None:
     """Carry out steps on a live model that has been checked with them.
 
@@ -44,12 +46,16 @@ def run_live(
         atomic: see :class:`compress.engine.transaction.Transaction`.
         follow_config: write into the model's config what its modules are after each step.
         compute: dtype of matrix products in calibration passes.
+        teacher: what steps take for the model that there was before all of them; None: a copy of
+            the model as it is now, if a step asks for it.
 
     Raises:
         CompressError: a step failed. The model is as it was, or the error says that it is not.
     """
     source = StreamedModel(model, device=model.device)
     blocks = [source.block(i) for i in range(len(source.anatomy.blocks))]
+    origins = [(i, i + 1) for i in range(len(blocks))]
+    original = _original(model, teacher, steps)
     transaction, where, failed = Transaction(model, blocks, atomic), "", True
     del blocks
     labels = [b["labels"] for b in batches if "labels" in b] or None
@@ -57,7 +63,7 @@ def run_live(
     try:
         model.eval()
         for number, method in enumerate(steps):
-            sink = LiveSink(transaction)
+            sink = LiveSink(transaction, origins, follow_config)
             where = f"step {number} ({method.name})"
             with (
                 global_state(seed),
@@ -68,12 +74,11 @@ def run_live(
                 context = StepContext(
                     source, _plain(inputs), Path(scratch), labels=labels, seed=seed,
                     storage_dtype=transaction.dtype, sink=sink, compute=compute,
+                    original=original,
                 )  # fmt: skip
-                decision = run_step(method, context)
+                run_step(method, context)
             transaction.finished()
-            if follow_config:
-                transaction.began = True
-                _update(model, source, kept_blocks(method.passes(), decision, source.anatomy))
+            origins = sink.origins()
         failed = False
     except BaseException as error:
         told = explained(error, transaction.began, transaction.atomic, where)
@@ -89,28 +94,25 @@ def _plain(batches: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tenso
     return [{k: v.clone() if v.is_inference() else v for k, v in b.items()} for b in batches]
 
 
-def _update(model: PreTrainedModel, streamed: StreamedModel, kept: list[int] | None) -> None:
-    """Make a live model's config say what its modules are after a step."""
-    anatomy = streamed.anatomy
-    family, path = anatomy.family, anatomy.blocks_path
-    if kept is not None:
-        blocks = model.get_submodule(path)
-        config = keep_layers(model.config, family, kept, path)
-        parent, _, leaf = path.rpartition(".")
-        remaining = [blocks[i] for i in kept]
-        for index, block in enumerate(remaining):
-            for module in block.modules():
-                if hasattr(module, "layer_idx"):
-                    module.layer_idx = index
-        setattr(model.get_submodule(parent), leaf, torch.nn.ModuleList(remaining))
-    else:
-        after = StreamedModel(model).anatomy
-        records = [record_block(model.get_submodule(b.path), b) for b in after.blocks]
-        config = apply_records(model.config, family, records, path)
-    _adopt(model, config)
+def _original(
+    model: PreTrainedModel, teacher: PreTrainedModel | None, steps: Sequence[Method]
+) -> Original | None:
+    """The model as it was before all steps, in float32, where a step asks for it.
 
-
-def _adopt(model: PreTrainedModel, config: Any) -> None:
-    """Put the new config's values into the objects that all modules of the model refer to."""
-    model.config.__dict__.clear()
-    model.config.__dict__.update(config.__dict__)
+    Raises:
+        CompressError: a teacher with another number of blocks: what each block of the model stands
+            for is known of the steps of this call only.
+    """
+    if not any(uses_original(method.passes()) for method in steps):
+        return None
+    if teacher is not None:
+        mine, theirs = len(find_blocks(model)[1]), len(find_blocks(teacher)[1])
+        if mine != theirs:
+            raise CompressError(
+                f"a teacher with as many blocks as the model ({mine})", str(theirs),
+                "Give the steps that dropped or merged blocks to the same call, with the model as "
+                "it was before them",
+            )  # fmt: skip
+    kept = copy.deepcopy(model if teacher is None else teacher)
+    kept = kept.to(model.device).float().eval().requires_grad_(False)
+    return Original(lambda: StreamedModel(kept, device=model.device))

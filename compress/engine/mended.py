@@ -1,20 +1,57 @@
-"""Which changes of a recipe a started run can take over: those that decide nothing done so far."""
+"""What a recipe means for a started run, and which changes of it the run can take over: those that
+decide nothing done so far."""
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.errors import CompressError
 from compress.planning import recipe_yaml
+
+if TYPE_CHECKING:
+    from compress.planning.recipe import Recipe
 
 # What is measured and what it is called decides nothing about the model.
 _FREE = ("name", "description", "expected", "evaluation")
 
 
+def as_begun(recipe: Recipe, path: Path) -> Recipe:
+    """The recipe with what it meant to the version that began the run of a recipe.yaml.
+
+    A run writes every option of these sections there. Where ``special_tokens`` is missing, the
+    version had no such option and put nothing around the windows of a stream.
+    """
+    written = _plain(_read(path))
+    train = _as_begun(recipe.model.train, written, "model", "train")
+    model = recipe.model.model_copy(update={"train": train})
+    calibration = _as_begun(recipe.calibration, written, "calibration")
+    return recipe.model_copy(update={"model": model, "calibration": calibration})
+
+
+def _as_begun(section: Any, written: Any, *place: str) -> Any:
+    """A section of a recipe, as :func:`as_begun` has it.
+
+    Args:
+        section: now; None where there is none.
+        written: what recipe.yaml holds.
+        place: keys that lead to the section there.
+    """
+    for key in place:
+        written = written.get(key) if isinstance(written, dict) else None
+    if section is None or not isinstance(written, dict) or "special_tokens" in written:
+        return section
+    if section.text is None or section.packing != "stream":
+        return section
+    if "special_tokens" in section.model_fields_set:
+        return section
+    return section.model_copy(update={"special_tokens": False})
+
+
 def resolved(path: Path) -> str:
-    """A run's recipe.yaml, with the options that came up since it was written at their defaults.
+    """A run's recipe.yaml, with the options that came up since it was written: at their defaults,
+    or at what was done before there was the option.
 
     Raises:
         CompressError: it is no YAML mapping.
@@ -23,7 +60,7 @@ def resolved(path: Path) -> str:
 
     try:
         # Not its imports: whoever runs a recipe in a folder has not asked for the code of another.
-        return read_recipe(path, run=False).to_yaml()
+        return as_begun(read_recipe(path, run=False), path).to_yaml()
     except CompressError as error:
         text = _read(path)
         if not isinstance(_plain(text), dict):
@@ -63,7 +100,9 @@ def changed_parts(earlier: str, now: str, events: list[dict[str, Any]]) -> list[
 
 def begun(events: list[dict[str, Any]]) -> int:
     """Number of steps that have done something."""
-    return 1 + max((e["step"] for e in events if e["event"] in ("block", "step")), default=-1)
+    return 1 + max(
+        (e["step"] for e in events if e["event"] in ("block", "outer", "step")), default=-1
+    )
 
 
 def _fixed(recipe: dict[str, Any], events: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from typing import Any
 from compress.data.calibration import Calibration
 from compress.engine.evaluation import Lab, finished_report, source_info
 from compress.engine.workspace import Workspace
-from compress.eval import EvaluationResult
+from compress.eval import EvaluationResult, EvaluationSpec
 from compress.eval.report import DataEntry, Report, RunInfo, StepEntry
-from compress.planning.evaluation_inputs import evaluation_inputs
+from compress.planning.evaluation_inputs import EvaluationInputs, evaluation_inputs
 from compress.planning.imports import import_digests
 from compress.planning.planner import Plan
 from compress.planning.recipe import split_evaluation
@@ -38,9 +38,18 @@ class RunEvaluation:
         # Clocks are set back and forward between two starts: durations are what can be added up.
         self._began = time.perf_counter()
         self._earlier = sum(e["seconds"] for e in workspace.find(event="step"))
-        self.inputs = evaluation_inputs(
-            *split_evaluation(plan.recipe.evaluation), plan.state.config, reader, lab.data_root
-        )
+        text, spec = split_evaluation(plan.recipe.evaluation)
+
+        def read(spec: EvaluationSpec) -> EvaluationInputs:
+            return evaluation_inputs(text, spec, plan.state.config, reader, lab.data_root)
+
+        self.inputs = read(spec)
+        pinned = workspace.locked("evaluation tokens")
+        if pinned not in (None, self.digest):
+            # Earlier versions put nothing in front of a causal model's windows: the original was
+            # measured that way, and so must be the result.
+            bare = read(spec.model_copy(update={"special_tokens": False}))
+            self.inputs = bare if bare.digest == pinned else self.inputs
 
     @property
     def digest(self) -> str | None:
@@ -157,8 +166,7 @@ class RunEvaluation:
         entries = []
         for number, method in enumerate(self.plan.recipe.steps):
             event = self.workspace.find(event="step", step=number)[0]
-            kept = event["kept"]
-            notes = () if kept is None else (f"kept blocks {', '.join(map(str, kept))}",)
+            notes = _grouped(event)
             alone = left_alone(method, self.plan.steps[number].before)
             notes += (alone,) if alone else ()
             entries.append(
@@ -174,6 +182,22 @@ class RunEvaluation:
                 )
             )
         return tuple(entries)
+
+
+def _grouped(event: dict[str, Any]) -> tuple[str, ...]:
+    """What a step has made of the list of blocks, as a sentence; nothing where it left it alone."""
+    kept = event.get("kept")  # of earlier versions, which only ever dropped blocks
+    groups = event.get("groups") or [[index] for index in kept or ()]
+    if not groups:
+        return ()
+    found = [f"kept blocks {', '.join(str(group[0]) for group in groups)}"]
+    if any(len(group) > 1 for group in groups):
+        found = [f"made one block of each of {', '.join(map(_span, groups))}"]
+    return tuple(found)
+
+
+def _span(group: list[int]) -> str:
+    return str(group[0]) if len(group) == 1 else f"{group[0]}-{group[-1]}"
 
 
 def _mended(event: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from compress.engine.intact import check_finished, check_source
 from compress.engine.job import Job
+from compress.engine.mended import as_begun
 from compress.engine.planned import planned
 from compress.engine.workspace import Workspace
 from compress.errors import CompressError
@@ -73,6 +74,7 @@ def run(
         return _finished(workspace)
     with processes.alone(), workspace:
         if workspace.claimed:
+            recipe = as_begun(recipe, workspace.recipe)
             workspace.claim(recipe.to_yaml())
         report = None
         if workspace.find(event="done") and _still_complete(recipe, workspace, progress):

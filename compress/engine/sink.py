@@ -13,10 +13,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from compress.checkpoint.records import BlockRecord, dump_block
-from compress.checkpoint.state import ModelState, read_block
+from compress.checkpoint.state import ModelState
+from compress.checkpoint.stored import read_block
+from compress.engine.context import OUTER
 from compress.engine.workspace import Workspace
-from compress.methods.passes import LEARN, SOLVE, TRAIN
+from compress.methods.passes import SOLVE, kind_of
 from compress.models.anatomy import Anatomy, BlockAnatomy
+from compress.models.groups import Groups
+from compress.models.stream import StreamedModel
 from compress.system.files import content_digest, disk_error, sync
 
 
@@ -26,7 +30,7 @@ class JournalSink:
     Args:
         workspace: the run's folder.
         step: index of the step in the recipe.
-        state: the model that enters the step.
+        state: the model that enters the step; afterwards the one that leaves it.
         dtype: of unquantised values in the files.
     """
 
@@ -47,7 +51,8 @@ class JournalSink:
             folder.mkdir(parents=True, exist_ok=True)
         for folder in (workspace.work, workspace.folder):
             sync(folder)  # files are durable in folders that are
-        self._record: BlockRecord | None = None
+        self._record: BlockRecord | None = None  # of the block that was stored last
+        self._hidden = 0  # width of the residual stream there, if it has changed
         self._digests: dict[str, str] = {}  # of files that no journal line vouches for yet
 
     def finished(self, stage: str) -> int:
@@ -63,9 +68,32 @@ class JournalSink:
     def load(self, index: int, block: nn.Module) -> None:
         self.state.load(index, block, self.anatomy)
 
-    def store(self, index: int, block: nn.Module, anatomy: BlockAnatomy) -> None:
+    def store(self, stage: str, index: int, block: nn.Module, anatomy: BlockAnatomy) -> None:
         tensors, self._record = dump_block(block, anatomy, self.dtype)
-        self._write(self.file(index), tensors)
+        self._write(self.file(stage, index), tensors)
+        self._hidden = anatomy.hidden if anatomy.hidden != self.anatomy.blocks[0].hidden else 0
+
+    def touch_outer(self, model: nn.Module) -> None:
+        """A model that is filled from files leaves them alone."""
+
+    def store_outer(self, stage: str, model: nn.Module) -> None:
+        if self._outer(stage) is not None:
+            return  # by this run, before it was interrupted
+        held = model.state_dict()
+        tensors = {name: held[name].detach() for name in self.state.outer()}
+        tensors = {n: t.to(self.dtype) if t.is_floating_point() else t for n, t in tensors.items()}
+        # Tied tensors are one in memory and two in a file.
+        self._write(
+            self._outer_file(stage), {n: t.clone().contiguous() for n, t in tensors.items()}
+        )
+        event = {"event": "outer", "step": self.step, "stage": stage, "files": self._digests}
+        self._digests = {}
+        self.workspace.append(event)
+
+    def _outer(self, stage: str) -> Path | None:
+        """The file of what lies outside the blocks, where a stage has changed it."""
+        done = self.workspace.find(event="outer", step=self.step, stage=stage)
+        return self._outer_file(stage) if done else None
 
     def _write(self, path: Path, tensors: dict[str, torch.Tensor]) -> None:
         temporary = path.with_suffix(".partial")
@@ -85,11 +113,8 @@ class JournalSink:
     def keep(self, stage: str, index: int, tensors: dict[str, torch.Tensor]) -> None:
         self._write(self._learned(stage, index), tensors)
 
-    def learned(self, index: int) -> dict[str, torch.Tensor]:
-        for stage, lines in ((TRAIN, 1), (LEARN, len(self.anatomy.blocks))):
-            if self.finished(stage) == lines:
-                return read_block(self._learned(stage, index))
-        return {}
+    def learned(self, stage: str, index: int) -> dict[str, torch.Tensor]:
+        return read_block(self._learned(stage, index))
 
     def record(self, stage: str, index: int, note: Any, activations: dict[str, Any] | None) -> None:
         self._sync_carried(activations)
@@ -103,8 +128,10 @@ class JournalSink:
         }
         if self._digests:
             event["files"], self._digests = self._digests, {}
-        if stage == SOLVE:
-            event["record"] = self._record.model_dump(mode="json")
+        if self._record is not None:
+            event["record"], self._record = self._record.model_dump(mode="json"), None
+            if self._hidden:
+                event["hidden"] = self._hidden
         self.workspace.append(event)
 
     def again(self, stage: str, why: str) -> None:
@@ -121,18 +148,38 @@ class JournalSink:
             raise disk_error(self.scratch, error) from error
 
     def _learned(self, stage: str, index: int) -> Path:
-        return self.folder / f"{stage}-{index:05d}.safetensors"
+        name = "outer" if index == OUTER else f"{index:05d}"
+        return self.folder / f"{stage}-{name}.safetensors"
 
-    def file(self, index: int) -> Path:
-        return self.folder / f"block-{index:05d}.safetensors"
+    def _outer_file(self, stage: str) -> Path:
+        return self.folder / f"outer-{stage}.safetensors"
 
-    def result(self, kept: list[int] | None) -> ModelState:
-        """The model that leaves the step."""
-        if kept is not None:
-            return self.state.kept(kept)
-        events = self._events(SOLVE)
-        records = [BlockRecord.model_validate(e["record"]) for e in events]
-        return self.state.changed(records, [self.file(e["block"]) for e in events])
+    def file(self, stage: str, index: int) -> Path:
+        name = "block" if stage == SOLVE else stage
+        return self.folder / f"{name}-{index:05d}.safetensors"
+
+    def changed(self, stage: str, groups: Groups, source: StreamedModel) -> StreamedModel:
+        """The model that leaves the stage. A block whose line has no record is what it was."""
+        if kind_of(stage) == SOLVE:
+            records, blocks, hidden = [], [], 0
+            for event, group in zip(self._events(stage), groups, strict=True):
+                made = "record" in event
+                record, hidden = event.get("record"), event.get("hidden", hidden)
+                records.append(
+                    BlockRecord.model_validate(record) if made else self.state.records[group[0]]
+                )
+                blocks.append(
+                    self.file(stage, event["block"]) if made else self.state.blocks[group[0]]
+                )
+            self.state = self.state.after(groups, records, blocks, self._outer(stage), hidden)
+        else:
+            self.state = self.state.after(groups)
+        source = self.state.streamed(source.device)
+        self.anatomy = source.anatomy
+        return source
+
+    def origins(self) -> list[tuple[int, int]]:
+        return list(self.state.origins)
 
     def _events(self, stage: str) -> list[dict[str, Any]]:
         return self.workspace.find(event="block", step=self.step, stage=stage)
@@ -141,8 +188,11 @@ class JournalSink:
 class ReadingSink(JournalSink):
     """The sink of a process that takes part in a training of a run that another one carries out."""
 
-    def store(self, index: int, block: nn.Module, anatomy: BlockAnatomy) -> None:
+    def store(self, stage: str, index: int, block: nn.Module, anatomy: BlockAnatomy) -> None:
         """The other process stores the same block."""
+
+    def store_outer(self, stage: str, model: nn.Module) -> None:
+        """The other process stores the same tensors."""
 
     def keep(self, stage: str, index: int, tensors: dict[str, torch.Tensor]) -> None:
         """The other process keeps the same tensors."""

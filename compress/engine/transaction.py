@@ -18,9 +18,7 @@ import psutil
 import torch
 from torch import nn
 
-from compress.engine.context import MemorySink
 from compress.errors import CompressError
-from compress.methods.passes import SOLVE, SURVEY
 
 _HALF = (torch.bfloat16, torch.float16)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -79,10 +77,13 @@ class Transaction:
         self._flags = [(p, p.requires_grad) for p in model.parameters()] if atomic else []
         self._originals = {id(tensor) for tensor in _tensors(model)} if atomic else set()
         self._config = dict(model.config.__dict__)
+        inside = {id(tensor) for block in blocks for tensor in _tensors(block)}
+        self._outside = [n for n, t in _named(model) if id(t) not in inside]
+        self._outer_changes = False
         self._saved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # tensor, its values then
         self._members: dict[int, set[int]] = {}  # saved tensors by block
         self._open: dict[int, tuple[nn.Module, dict[str, torch.dtype]]] = {}
-        self._outer = self._widened_outer(blocks)
+        self._outer = self._widened_outer()
 
     def before(self, block: nn.Module) -> None:
         """Called before a block is run or changed: keep it, and bring it into float32."""
@@ -98,6 +99,24 @@ class Transaction:
                 self._members.setdefault(id(block), set()).add(id(tensor))
             if half:
                 tensor.data = tensor.data.float()
+
+    def made(self, block: nn.Module) -> None:
+        """Called with a block that a step has made of others, which are open: it gets their dtypes
+        when it is finished."""
+        if id(block) not in self._open:
+            dtypes = next(iter(self._open.values()))[1]
+            self._open[id(block)] = block, dtypes
+
+    def before_outer(self) -> None:
+        """Called before what lies outside the blocks is changed: keep it."""
+        if self._outer_changes:
+            return
+        self._outer_changes = self.began = True
+        widened = {id(tensor) for tensor, _ in self._outer}
+        named = dict(_named(self._model))
+        for tensor in (named[name] for name in self._outside) if self.atomic else ():
+            if id(tensor) not in widened:  # of those the 16-bit values are still there
+                self._saved.setdefault(id(tensor), (tensor, tensor.data.clone()))
 
     def finished(self, solved: bool = False) -> None:
         """Called when blocks are done: back to the dtypes that their tensors had.
@@ -137,45 +156,34 @@ class Transaction:
             self._model.config.__dict__.update(self._config)
         else:
             self.finished()
-        for tensor, data in self._outer:
-            tensor.data = data
+        if undo or not self._outer_changes:
+            for tensor, data in self._outer:
+                tensor.data = data
+        else:
+            self._narrow_outer()
         modes = {}
         for state in self._modules:
             state.remove_stubs()
             modes[id(state.module)] = state.training
         _set_modes(self._model, modes, self._training)
 
-    def _widened_outer(self, blocks: list[nn.Module]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Bring what lies outside the blocks into float32; returns what it was. No step changes it,
-        so what it was is simply put back."""
-        inside = {id(t) for block in blocks for t in _tensors(block)}
-        kept = []
-        for tensor in _tensors(self._model):
-            if id(tensor) not in inside and tensor.dtype in _HALF:
+    def _widened_outer(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Bring what lies outside the blocks into float32; returns what it was. As long as no step
+        changes it, what it was is simply put back."""
+        named, kept = dict(_named(self._model)), []
+        self._outer_dtypes = {name: named[name].dtype for name in self._outside}
+        for tensor in {id(named[name]): named[name] for name in self._outside}.values():
+            if tensor.dtype in _HALF:
                 kept.append((tensor, tensor.data))
                 tensor.data = tensor.data.float()
         return kept
 
-
-class LiveSink(MemorySink):
-    """The sink of a live model that tells a transaction which block comes up."""
-
-    def __init__(self, transaction: Transaction) -> None:
-        super().__init__()
-        self.transaction, self.stage = transaction, ""
-
-    def finished(self, stage: str) -> int:
-        self.stage = stage  # asked once, at the start of each
-        return super().finished(stage)
-
-    def load(self, index: int, block: nn.Module) -> None:
-        self.transaction.before(block)
-        if self.stage not in ("", SURVEY):
-            self.transaction.began = True
-
-    def record(self, stage: str, index: int, note: Any, activations: dict[str, Any] | None) -> None:
-        super().record(stage, index, note, activations)
-        self.transaction.finished(solved=stage == SOLVE)
+    def _narrow_outer(self) -> None:
+        """What steps have changed outside the blocks gets the dtypes that it had."""
+        for name, tensor in _named(self._model):
+            dtype = self._outer_dtypes.get(name)
+            if dtype in _HALF:
+                tensor.data = tensor.data.to(dtype)
 
 
 @contextmanager
@@ -265,6 +273,10 @@ class _ModuleState:
 def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
     yield from module.parameters()
     yield from module.buffers()
+
+
+def _named(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
 
 
 def _bytes(module: nn.Module) -> int:

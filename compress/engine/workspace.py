@@ -17,6 +17,7 @@ from compress.errors import CompressError
 from compress.system.files import sync, write_atomically
 
 _RECIPE, _LOCKED, _EVENTS, _HELD = "recipe.yaml", "lock.json", "journal.jsonl", ".lock"
+_TRAINED = ("work/base", "base")
 
 
 class Workspace:
@@ -43,6 +44,10 @@ class Workspace:
         return self.folder / "model"
 
     @property
+    def recipe(self) -> Path:
+        return self.folder / _RECIPE
+
+    @property
     def journal(self) -> Path:
         return self._journal.path
 
@@ -59,7 +64,7 @@ class Workspace:
     @property
     def claimed(self) -> bool:
         """True where a recipe has been started here."""
-        return (self.folder / _RECIPE).exists()
+        return self.recipe.exists()
 
     @property
     def resumed(self) -> bool:
@@ -100,13 +105,17 @@ class Workspace:
         """Refuse a folder with files that are not a run's.
 
         A run's folder is known by two of its recipe, its lock and its journal: one of them may have
-        been lost. A file called .lock is anybody's.
+        been lost. Earlier versions had the recipe alone until the model was trained that a run
+        starts from, with the training's record beside it. A file called .lock is anybody's.
         """
         if not self.folder.exists():
             return
         if not self.folder.is_dir():
             raise CompressError("a folder for the output", f"the file {self.folder}")
         if sum((self.folder / name).is_file() for name in (_RECIPE, _LOCKED, _EVENTS)) >= 2:
+            return
+        trained = any((self.folder / of / "training.json").is_file() for of in _TRAINED)
+        if self.claimed and trained:
             return
         for path in self.folder.rglob("*"):
             fresh = path == self.journal and not path.stat().st_size  # claimed a moment ago

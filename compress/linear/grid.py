@@ -162,7 +162,24 @@ def fake_quantize_tokens(inputs: torch.Tensor) -> torch.Tensor:
 
     A matrix [n, features] (OPT flattens its batches) gets one scale altogether, because that is
     what compressed-tensors does with it, and with it stock transformers.
+
+    The gradient passes as if nothing were rounded (Bengio et al. 2013, arXiv 1308.3432), or nothing
+    in front of such a linear could learn.
     """
+    return _RoundedTokens.apply(inputs)
+
+
+class _RoundedTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx, inputs):
+        return _rounded_tokens(inputs)
+
+    @staticmethod
+    def backward(_ctx, grad):
+        return grad
+
+
+def _rounded_tokens(inputs: torch.Tensor) -> torch.Tensor:
     largest = inputs.abs()
     largest = largest.amax() if inputs.dim() == 2 else largest.amax(dim=-1, keepdim=True)
     scale = largest / 127.5

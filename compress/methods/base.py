@@ -18,6 +18,7 @@ from compress.errors import CompressError
 from compress.linear.statistics import NOTHING
 from compress.methods.passes import (
     Pass,
+    Rounds,
     Shapes,
     Sites,
     Stream,
@@ -38,6 +39,8 @@ VALUES, ZEROS, WIDTH, DEPTH, MODULES, PRECISION = (
     "precision",
 )
 
+HEADS, NEURONS, HIDDEN = "heads", "neurons", "hidden"
+
 CALIBRATION = "calibration"
 
 
@@ -47,7 +50,12 @@ class Method(BaseModel, ABC):
     Class attributes:
         name: what recipes call it. summary: one line. source: paper and section or equation.
         writes: which of values, zeros, width, depth, modules, precision.
+        spares: of these kinds, what the step leaves as it is wherever it meets it, although it
+            changes what is beside it: no order is refused for them.
         needs: ``nothing`` or ``calibration``.
+        narrows: of a method that writes width: which of heads, neurons and hidden (channels of the
+            residual stream) it takes away; each is tried on a miniature of families that nobody has
+            described.
         example: options that make a valid step of a method that has none by default.
     """
 
@@ -57,7 +65,9 @@ class Method(BaseModel, ABC):
     summary: ClassVar[str]
     source: ClassVar[str]
     writes: ClassVar[frozenset[str]]
+    spares: ClassVar[frozenset[str]] = frozenset()
     needs: ClassVar[str] = CALIBRATION
+    narrows: ClassVar[frozenset[str]] = frozenset()
     example: ClassVar[dict[str, Any]] = {}
 
     def check(self, anatomy: Anatomy, outline: Outline) -> None:
@@ -76,7 +86,7 @@ class Method(BaseModel, ABC):
         """Return the outline of the model after the step."""
 
     @abstractmethod
-    def passes(self) -> tuple[Pass, ...]:
+    def passes(self) -> tuple[Pass | Rounds, ...]:
         """What the step does, in order."""
 
 

@@ -31,6 +31,7 @@ BUILT_IN: dict[str, str] = {
         ("svd", "factorize.svd:SVD"),
         ("asvd", "factorize.asvd:ASVD"),
         ("svd_llm", "factorize.svd_llm:SVDLLM"),
+        ("distill", "distill.method:Distill"),
     )
 }
 

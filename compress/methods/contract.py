@@ -9,7 +9,10 @@ from compress.errors import CompressError
 from compress.methods.base import (
     CALIBRATION,
     DEPTH,
+    HEADS,
+    HIDDEN,
     MODULES,
+    NEURONS,
     PRECISION,
     VALUES,
     WIDTH,
@@ -17,6 +20,7 @@ from compress.methods.base import (
     Method,
 )
 
+WIDTHS = frozenset({HEADS, NEURONS, HIDDEN})
 KINDS = frozenset({VALUES, ZEROS, WIDTH, DEPTH, MODULES, PRECISION})
 
 
@@ -54,6 +58,16 @@ def check_class(cls: Any) -> None:
         raise CompressError(
             f"functions that the base leaves to the class ({', '.join(missing)})", "none",
             "Write them, or derive from a base that has them", where=where,
+        )  # fmt: skip
+    narrows = getattr(cls, "narrows", None)
+    if not isinstance(narrows, (set, frozenset)) or narrows - WIDTHS:
+        raise CompressError(
+            f"`narrows` to be a set out of {', '.join(sorted(WIDTHS))}", repr(narrows), where=where
+        )
+    if WIDTH in writes and DEPTH not in writes and not narrows:
+        raise CompressError(
+            "what becomes narrower, of a method that writes width", "an empty set `narrows`",
+            f"Name it, out of {', '.join(sorted(WIDTHS))}", where=where,
         )  # fmt: skip
     if "method" in cls.model_fields:
         raise CompressError(

@@ -7,24 +7,24 @@ is in the ``decision`` of what comes after.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from compress.linear.statistics import NOTHING
-from compress.methods.work import BlockSurvey, SiteWork
+from compress.methods.work import BlockSurvey, GroupWork, OuterWork, SiteWork
 from compress.models.anatomy import Anatomy, BlockAnatomy, Site
 from compress.models.outline import Outline
 from compress.train.options import TrainingOptions
 from compress.train.reconstruction import BlockWork
 from compress.train.whole import ModelWork
 
-# Passes as a journal names them: the dense model is looked at; blocks learn, which changes nothing
-# yet; the whole model trains; blocks change and are stored.
-SURVEY, LEARN, TRAIN, SOLVE = "survey", "learn", "train", "solve"
+# Kinds of passes as a journal names them: the dense model is looked at; blocks learn, which changes
+# nothing yet; the whole model trains; blocks change and are stored; blocks are dropped.
+SURVEY, LEARN, TRAIN, SOLVE, KEPT = "survey", "learn", "train", "solve", "kept"
 
 Shapes = list[tuple[int, int]]  # (out, in) of the linears that a step targets in one site
 
@@ -42,6 +42,11 @@ def little_memory(shapes: Shapes, _gram: bool) -> int:
 def little_work(shapes: Shapes) -> float:
     """Multiply-accumulates of a solver that passes over each weight a few times."""
     return 100.0 * sum(out * width for out, width in shapes)
+
+
+def no_disk(_sequences: int, _length: int) -> int:
+    """Bytes of a training that leaves nothing beside its checkpoints."""
+    return 0
 
 
 @dataclass(frozen=True)
@@ -74,12 +79,12 @@ class Learn:
     Attributes:
         learn: trains; parameters that were there before do not require gradients.
         options: of the training, for the forecast; a batch counts calibration batches.
-        memory: bytes that it holds beyond the weights, from the number of weights.
+        memory: bytes that it holds beyond the weights, from the shapes of the block's linears.
     """
 
     learn: Callable[[BlockWork], None]
     options: TrainingOptions
-    memory: Callable[[int], int]
+    memory: Callable[[Shapes], int]
 
 
 @dataclass(frozen=True)
@@ -120,23 +125,36 @@ class Stream:
         actions: what is done to a block, in order.
         inputs: the inputs of each block are carried along, as the blocks in front of it make them.
         batches: calibration batches, at most, that pass through the blocks; None: all.
-        targets: what a block that learns is to return: ``dense``, the outputs of the uncompressed
-            model, or ``prefix``, what the uncompressed block makes of the inputs that reach it now.
+        targets: what a block that learns is to return. ``dense``: the outputs of the model that
+            enters the step. ``prefix``: what the uncompressed block makes of the inputs that reach
+            it now. ``original``: the outputs of the model that the recipe began with, behind the
+            last block that this one stands for.
         settle: called when all is done to a block: takes out what was put in to learn.
         keep: instead of storing the block: takes out what was put in, leaves the block as it was
             and returns what was learned, which later passes find in ``SiteWork.learned``.
+        groups: (decision, anatomy) -> which neighbouring blocks become one, in order: indices, a
+            list a block of the result. Blocks in none are dropped. None: each block by itself.
+        merge: makes the block of a group of several, before the actions are done to it. What blocks
+            learn then is what the last block of the group returned.
+        most: blocks in a group, at most: so many are in memory at once.
+        only: (decision, anatomy) -> which blocks of the result are worked on, by index; all others
+            stay as they are, files and all, and those behind the last one are not even run. None:
+            all of them.
+        outer: changes what lies outside the blocks, before the first of them. The residual stream
+            may become narrower so, if the actions make every block fit it.
     """
 
     actions: tuple[Sites | Learn, ...]
     inputs: bool = True
     batches: int | None = None
-    targets: str = "dense"
+    targets: Literal["dense", "prefix", "original"] = "dense"
     settle: Callable[[nn.Module], None] | None = None
     keep: Callable[[nn.Module], dict[str, torch.Tensor]] | None = None
-
-    @property
-    def stage(self) -> str:
-        return SOLVE if self.keep is None else LEARN
+    groups: Callable[[Any, Anatomy], list[list[int]]] | None = None
+    merge: Callable[[GroupWork], nn.Module] | None = None
+    most: int = 1
+    only: Callable[[Any, Anatomy], Collection[int]] | None = None
+    outer: Callable[[OuterWork], None] | None = None
 
     @property
     def learning(self) -> list[Learn]:
@@ -152,14 +170,21 @@ class TrainModel:
         learn: trains; parameters that were there before do not require gradients.
         keep: as in :class:`Stream`, of each block.
         options: of its trainings, each with the forward and backward passes that a sequence takes.
-        memory: bytes that it holds beyond the weights, from the number of weights.
+        memory: bytes that it holds beyond the weights, from the shapes of all linears in blocks.
+        keep_outer: what was learned outside the blocks; the ``outer`` of a later pass finds it.
+        teacher: the model that the recipe began with is asked for, and so in memory as well.
+        disk: bytes that it leaves in the run's folder while it lasts, beside its checkpoints, from
+            the number of sequences and their length.
     """
 
-    install: Sites
+    install: Sites | None
     learn: Callable[[ModelWork], None]
     keep: Callable[[nn.Module], dict[str, torch.Tensor]]
     options: tuple[tuple[TrainingOptions, float], ...]
-    memory: Callable[[int], int]
+    memory: Callable[[Shapes], int]
+    keep_outer: Callable[[nn.Module], dict[str, torch.Tensor]] | None = None
+    teacher: bool = False
+    disk: Callable[[int, int], int] = no_disk
 
 
 @dataclass(frozen=True)
@@ -176,25 +201,91 @@ class KeepBlocks:
 Pass = Survey | Whole | Stream | TrainModel | KeepBlocks
 
 
-def trains(passes: tuple[Pass, ...]) -> bool:
-    """Whether gradients take part."""
+@dataclass(frozen=True)
+class Rounds:
+    """The same passes over and over, each round on what the one before has made.
+
+    Attributes:
+        passes: of a round.
+        count: number of rounds, from the number of blocks that enter the step.
+    """
+
+    passes: tuple[Pass, ...]
+    count: Callable[[int], int]
+
+
+def unrolled(passes: tuple[Pass | Rounds, ...], blocks: int) -> tuple[Pass, ...]:
+    """The passes of a step on so many blocks, those of all rounds one after the other."""
+    found: list[Pass] = []
+    for step in passes:
+        found += step.passes * step.count(blocks) if isinstance(step, Rounds) else (step,)
+    return tuple(found)
+
+
+def stages(passes: tuple[Pass, ...]) -> list[str]:
+    """What a journal calls each pass: by its kind, and from the second of a kind on numbered."""
+    names: list[str] = []
+    for step in passes:
+        match step:
+            case Survey() | Whole():
+                kind = SURVEY
+            case TrainModel():
+                kind = TRAIN
+            case KeepBlocks():
+                kind = KEPT
+            case Stream():
+                kind = SOLVE if step.keep is None else LEARN
+        again = sum(name.partition("-")[0] == kind for name in names)
+        names.append(f"{kind}-{again + 1}" if again else kind)
+    return names
+
+
+def kind_of(stage: str) -> str:
+    """The kind of pass that a stage names."""
+    return stage.partition("-")[0]
+
+
+def uses_original(passes: tuple[Pass | Rounds, ...]) -> bool:
+    """Whether the model that the recipe began with is asked for."""
     return any(
-        isinstance(p, TrainModel) or (isinstance(p, Stream) and bool(p.learning)) for p in passes
+        (isinstance(p, Stream) and p.targets == "original" and bool(p.learning))
+        or (isinstance(p, TrainModel) and p.teacher)
+        for p in _each_once(passes)
     )
 
 
-def sites_of(passes: tuple[Pass, ...]) -> list[Sites]:
+def changes_outer(passes: tuple[Pass | Rounds, ...]) -> bool:
+    """Whether what lies outside the blocks may change."""
+    return any(isinstance(p, Stream) and p.outer is not None for p in _each_once(passes))
+
+
+def trains(passes: tuple[Pass | Rounds, ...]) -> bool:
+    """Whether gradients take part."""
+    return any(
+        isinstance(p, TrainModel) or (isinstance(p, Stream) and bool(p.learning))
+        for p in _each_once(passes)
+    )
+
+
+def carries_inputs(passes: tuple[Pass | Rounds, ...]) -> bool:
+    """Whether inputs of blocks are carried from one block to the next."""
+    return any(
+        isinstance(p, Survey) or (isinstance(p, Stream) and p.inputs) for p in _each_once(passes)
+    )
+
+
+def sites_of(passes: tuple[Pass | Rounds, ...]) -> list[Sites]:
     """What is done to sites, wherever."""
     return [
         action
-        for p in passes
+        for p in _each_once(passes)
         if isinstance(p, Stream)
         for action in p.actions
         if isinstance(action, Sites)
     ]
 
 
-def targets_of(passes: tuple[Pass, ...], block: BlockAnatomy) -> list[str]:
+def targets_of(passes: tuple[Pass | Rounds, ...], block: BlockAnatomy) -> list[str]:
     """Linears of a block that a step works on, each once, in the order of execution."""
     found = {
         name: None
@@ -205,9 +296,8 @@ def targets_of(passes: tuple[Pass, ...], block: BlockAnatomy) -> list[str]:
     return list(found)
 
 
-def kept_blocks(passes: tuple[Pass, ...], decision: Any, anatomy: Anatomy) -> list[int] | None:
-    """Indices of the blocks that stay, in order; None where the depth does not change."""
-    for p in passes:
-        if isinstance(p, KeepBlocks):
-            return p.kept(decision, anatomy)
-    return None
+def _each_once(passes: tuple[Pass | Rounds, ...]) -> list[Pass]:
+    """All passes, those of rounds as if there were one."""
+    return [
+        one for step in passes for one in (step.passes if isinstance(step, Rounds) else (step,))
+    ]

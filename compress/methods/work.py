@@ -1,4 +1,5 @@
-"""What a method is given to work on without gradients: a site, or a block that is surveyed.
+"""What a method is given to work on without gradients: a site, a block that is surveyed, a group of
+blocks that become one, or what lies outside the blocks.
 
 A block or a model to train is a :class:`compress.train.reconstruction.BlockWork` or a
 :class:`compress.train.whole.ModelWork`.
@@ -12,11 +13,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from compress.linear.layer import parts_of
 from compress.linear.matrix import matrix
 from compress.linear.statistics import InputStatistics
-from compress.models.anatomy import BlockAnatomy, Site
+from compress.models.anatomy import Anatomy, BlockAnatomy, Site
+from compress.models.replay import BlockCall
+from compress.system.activations import Activations
 
 
 @dataclass
@@ -95,3 +99,47 @@ class BlockSurvey:
     block: nn.Module
     statistics: dict[str, InputStatistics]
     influence: float
+
+
+@dataclass
+class GroupWork:
+    """Neighbouring blocks that are to become one, all of them in memory.
+
+    Attributes:
+        blocks, anatomies: in order, with their weights in float32.
+        config: of the model, for a block that its class has to build anew.
+        inputs: hidden states that enter the first block, a calibration batch an entry, from the
+            blocks in front of it as they are by now; None where the pass carries none along.
+        calls: how the model calls each of the blocks, [block][batch]; empty without inputs.
+        device: where the blocks live.
+        decision: what an earlier pass of the step decided, None where none did.
+        learned: what an earlier pass of the step kept of each block, by name.
+        metrics: figures for the journal, set by the method.
+    """
+
+    blocks: list[nn.Module]
+    anatomies: list[BlockAnatomy]
+    config: PreTrainedConfig
+    inputs: Activations | None
+    calls: list[list[BlockCall]]
+    device: torch.device
+    decision: Any = None
+    learned: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class OuterWork:
+    """What lies outside the blocks, to be changed: embeddings, final norm, head.
+
+    Attributes:
+        model: its outer modules have their weights, in float32; its blocks do not.
+        anatomy: of the model as it is before the change.
+        decision: what an earlier pass of the step decided, None where none did.
+        learned: what an earlier pass of the step kept of what lies outside the blocks, by name.
+    """
+
+    model: PreTrainedModel
+    anatomy: Anatomy
+    decision: Any = None
+    learned: dict[str, torch.Tensor] = field(default_factory=dict)

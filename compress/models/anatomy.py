@@ -84,7 +84,9 @@ class Site:
 class BlockAnatomy:
     """One block: where it is, its sites in the order of execution, its widths.
 
-    ``heads``, ``kv_heads``, ``head_dim`` and ``ffn`` are 0 where the block has no such part.
+    ``heads``, ``kv_heads``, ``head_dim`` and ``ffn`` are 0 where the block has no such part;
+    ``hidden``, the width of the residual stream as the linears read and write it, is 0 where that
+    does not show.
     """
 
     path: str
@@ -95,6 +97,7 @@ class BlockAnatomy:
     head_dim: int
     ffn: int
     family: Family
+    hidden: int = 0
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -115,13 +118,15 @@ class Anatomy:
     Attributes:
         model_type: the stock model type (without our prefix).
         blocks_path: path of the ModuleList of blocks inside the model.
+        applications: how often blocks run in one forward, more than there are where they share
+            weights.
     """
 
     model_type: str
     family: Family
     blocks_path: str
     blocks: tuple[BlockAnatomy, ...]
-    applications: int  # how often blocks run in one forward; more than len(blocks) where shared
+    applications: int
 
     @cached_property
     def prefix(self) -> str:
@@ -225,7 +230,14 @@ def block_anatomy(
     sites = tuple(_with_bound(site, block, heads, kv_heads, head_dim, ffn) for site in sites)
     if norms is not None:
         sites = tuple(replace(s, find_norm=partial(norms.find, index, s.linears)) for s in sites)
-    return BlockAnatomy(path, index, sites, heads, kv_heads, head_dim, ffn, family)
+    hidden = _hidden(block, roles)
+    return BlockAnatomy(path, index, sites, heads, kv_heads, head_dim, ffn, family, hidden)
+
+
+def _hidden(block: nn.Module, roles: dict[str, list[str]]) -> int:
+    reads = {_size(block, n)[1] for role in (QKV, UP) for n in roles.get(role, ())}
+    writes = {_size(block, n)[0] for role in (ATTENTION_OUT, DOWN) for n in roles.get(role, ())}
+    return reads.pop() if len(reads) == 1 and reads == writes else 0
 
 
 def _role(name: str) -> str:

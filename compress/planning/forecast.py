@@ -23,6 +23,8 @@ from compress.methods.passes import (
     TrainModel,
     Whole,
     sites_of,
+    unrolled,
+    uses_original,
 )
 from compress.models.anatomy import OTHER, Site
 from compress.models.outline import BlockOutline, LinearOutline, Outline
@@ -68,7 +70,7 @@ class Work:
 
 def work(method: Method, outline: Outline, calibration: CalibrationSpec | None) -> Work:
     """What a step computes."""
-    steps = method.passes()
+    steps = unrolled(method.passes(), len(outline.blocks))
     targeted = _targeted(steps, outline)
     solving = sum(target.action.work(target.shapes) for target in targeted)
     if method.needs == "nothing" or calibration is None:
@@ -109,7 +111,7 @@ def work(method: Method, outline: Outline, calibration: CalibrationSpec | None) 
 
 def learning_dtype(method: Method, device: torch.device) -> torch.dtype:
     """Type of the matrix products of a step's trainings."""
-    steps = method.passes()
+    steps = unrolled(method.passes(), 1)
     options = [o for step in steps if isinstance(step, TrainModel) for o, _ in step.options]
     options += [action.options for action in _learning(steps)]
     return compute_dtype(options[0].precision if options else "float32", device)
@@ -120,13 +122,20 @@ def peak_bytes(
     outline: Outline,
     calibration: CalibrationSpec | None,
     compute: torch.dtype = torch.float32,
+    original: Outline | None = None,
 ) -> int:
-    """Bytes held at once by a step beyond what the process holds before it."""
-    targeted = _targeted(method.passes(), outline)
+    """Bytes held at once by a step beyond what the process holds before it.
+
+    Args:
+        outline: of the model that enters the step.
+        original: of the model that the recipe began with; None: the same.
+    """
+    targeted = _targeted(unrolled(method.passes(), len(outline.blocks)), outline)
     widths = [width for target in targeted for width in target.statistics.grams]
     # LAPACK works on copies in column order.
     workspace = 8 * max(widths, default=0) ** 2
-    return _LIBRARIES + workspace + tensor_bytes(method, outline, calibration, compute)
+    tensors = tensor_bytes(method, outline, calibration, compute, original)
+    return _LIBRARIES + workspace + tensors
 
 
 def tensor_bytes(
@@ -134,24 +143,58 @@ def tensor_bytes(
     outline: Outline,
     calibration: CalibrationSpec | None,
     compute: torch.dtype = torch.float32,
+    original: Outline | None = None,
 ) -> int:
     """The part of :func:`peak_bytes` that is tensors."""
-    whole, outer = 4 * outline.parameters, 4 * outline.outer_parameters
+    passes = unrolled(method.passes(), len(outline.blocks))
     batch = _batch_bytes(outline, calibration)
-    passes = method.passes()
-    trained = [step.memory for step in passes if isinstance(step, TrainModel)]
-    if trained:
-        weights = sum(x.weights for b in outline.blocks for x in b.linears.values())
-        # Stored for the backward pass: a dozen states a block, the widest layer twice.
-        kept = 8 * len(outline.blocks) * batch
-        return round(1.2 * (whole + max(memory(weights) for memory in trained) + kept))
+    if any(isinstance(step, TrainModel) for step in passes):
+        return _training_bytes(passes, outline, original or outline, batch)
     if any(isinstance(step, Whole) for step in passes):
+        assert calibration is not None  # a method that asks for batches needs calibration
         tokens = calibration.samples * calibration.length
         # Hidden states of all batches, and logits of a piece in three versions.
         logits = 12 * calibration.batch * calibration.length * outline.vocab_size
-        return whole + 4 * tokens * outline.hidden_size + batch + min(logits, _LOGITS)
-    block = 4 * max(_block_parameters(b) for b in outline.blocks)
-    narrow = block * outline.value_bits // 32 if outline.value_bits < 32 else 0
+        held = 4 * tokens * outline.hidden_size + batch + min(logits, _LOGITS)
+        whole = 4 * outline.parameters + held
+        return max(whole, _streaming_bytes(method, passes, outline, original, batch, compute))
+    return _streaming_bytes(method, passes, outline, original, batch, compute)
+
+
+def _training_bytes(
+    passes: tuple[Pass, ...], outline: Outline, original: Outline, batch: int
+) -> int:
+    """Bytes of a step that trains the whole model."""
+    shapes = [shape for block in outline.blocks for shape in _matrices(block)]
+    held = 0
+    for step in passes:
+        if isinstance(step, TrainModel):
+            # Of what learns outside the blocks: the gradient and two averages of Adam.
+            outer = 12 * outline.outer_parameters if step.keep_outer is not None else 0
+            teacher = 4 * original.parameters if step.teacher else 0
+            held = max(held, step.memory(shapes) + outer + teacher)
+    # Stored for the backward pass: a dozen states a block, the widest layer twice.
+    kept = 8 * len(outline.blocks) * batch
+    return round(1.2 * (4 * outline.parameters + held + kept))
+
+
+def _streaming_bytes(
+    method: Method,
+    passes: tuple[Pass, ...],
+    outline: Outline,
+    original: Outline | None,
+    batch: int,
+    compute: torch.dtype,
+) -> int:
+    """Bytes of a step with one block, or the blocks of a group, in memory at a time."""
+    outer = 4 * outline.outer_parameters
+    largest_block = 4 * max(_block_parameters(b) for b in outline.blocks)
+    together = max((step.most for step in passes if isinstance(step, Stream)), default=1)
+    # What becomes of a group is there beside it, and as large where nothing has been taken away.
+    block = largest_block * (2 * together if together > 1 else 1)
+    if uses_original(passes):
+        block += 4 * max(_block_parameters(b) for b in (original or outline).blocks)
+    narrow = largest_block * outline.value_bits // 32 if outline.value_bits < 32 else 0
     site_bytes = statistics = 0
     for target in _targeted(passes, outline):
         own = target.statistics.bytes
@@ -169,10 +212,10 @@ def tensor_bytes(
     if method.needs == "nothing":
         # The outer tensors come in when the result is verified, without any block.
         return max(moved, block + site_bytes, outer)
-    cast = block * compute.itemsize // 4 if compute.itemsize < 4 else 0
+    cast = largest_block * compute.itemsize // 4 if compute.itemsize < 4 else 0
     for action in _learning(passes):
-        weights = max(sum(x.weights for x in b.linears.values()) for b in outline.blocks)
-        site_bytes = max(site_bytes, action.memory(weights) + 8 * batch)
+        learning = max(action.memory(_matrices(block)) for block in outline.blocks)
+        site_bytes = max(site_bytes, learning + 8 * batch)
     return max(moved, outer + batch, block + cast + statistics + batch, block + site_bytes)
 
 
@@ -240,6 +283,11 @@ def _learning(passes: tuple[Pass, ...]) -> list[Learn]:
     return [action for step in passes if isinstance(step, Stream) for action in step.learning]
 
 
+def _matrices(block: BlockOutline) -> Shapes:
+    """(out, in) of all plain linears of a block, those that layers are made of among them."""
+    return [shape for linear in block.linears.values() for shape in linear.matrices]
+
+
 def _block_parameters(block: BlockOutline) -> int:
     return block.other_parameters + sum(x.weights for x in block.linears.values())
 
@@ -260,3 +308,11 @@ def activation_bytes(outline: Outline, calibration: CalibrationSpec | None) -> i
     tokens = calibration.samples * calibration.length
     widest = max(b.anatomy.heads * b.anatomy.head_dim + b.anatomy.ffn for b in outline.blocks)
     return 4 * tokens * (3 * outline.hidden_size + widest)
+
+
+def training_disk_bytes(method: Method, calibration: CalibrationSpec | None) -> int:
+    """What the trainings of a step leave in the run's folder while they last."""
+    if calibration is None:
+        return 0
+    trainings = (p for p in unrolled(method.passes(), 1) if isinstance(p, TrainModel))
+    return sum(p.disk(calibration.samples, calibration.length) for p in trainings)

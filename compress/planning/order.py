@@ -37,6 +37,8 @@ def check_order(steps: tuple[Method, ...]) -> None:
             for made, touched, why in _CONFLICTS:
                 if made not in earlier.writes or touched not in method.writes:
                     continue
+                if made in method.spares:
+                    continue  # it looks at each layer itself
                 if PRECISION in method.writes and made == PRECISION:
                     continue  # two quantisers may share out the layers; each layer is checked
                 raise CompressError(
@@ -52,8 +54,8 @@ def check_rounded(method: Method, outline: Outline) -> None:
     """Refuse to change weights that were rounded before the first step."""
     reasons = [why for made, touched, why in _CONFLICTS
                if made == PRECISION and touched in method.writes]  # fmt: skip
-    if not reasons or PRECISION in method.writes:
-        return  # a quantiser looks at each layer itself
+    if not reasons or PRECISION in method.writes | method.spares:
+        return  # a quantiser, or what spares rounded layers, looks at each itself
     for block in outline.blocks:
         for name in targets_of(method.passes(), block.anatomy):
             if block.linears[name].quantized:

@@ -71,7 +71,8 @@ class Plan:
         observed = any(s.method.needs != "nothing" for s in self.steps)
         calibration = self.recipe.calibration if observed else None
         activations = forecast.activation_bytes(self.original, calibration)
-        return blocks + self.result.bytes + activations
+        taught = sum(forecast.training_disk_bytes(s.method, calibration) for s in self.steps)
+        return round(blocks + self.result.bytes + activations + taught)
 
     @property
     def result(self) -> Outline:
@@ -128,7 +129,7 @@ def plan(
     for number, method in enumerate(recipe.steps):
         after = passed(number, method, streamed, outline)
         work = forecast.work(method, outline, recipe.calibration)
-        peak = base + forecast.peak_bytes(method, outline, recipe.calibration, compute)
+        peak = base + forecast.peak_bytes(method, outline, recipe.calibration, compute, original)
         seconds = work.seconds(outline, compute, forecast.learning_dtype(method, device))
         steps.append(PlannedStep(method, outline, after, work.macs, peak, seconds))
         outline = after

@@ -30,7 +30,7 @@ from compress.linear.grid import QuantScheme, find_group_qparams
 from compress.linear.layer import Layer
 from compress.linear.matrix import as_linear, features, is_linear, matrix
 from compress.linear.quantized import QuantizedLinear
-from compress.methods.base import DEPTH, MODULES, PRECISION, WIDTH
+from compress.methods.base import DEPTH, HEADS, HIDDEN, MODULES, NEURONS, PRECISION
 from compress.models.anatomy import (
     ATTENTION_OUT,
     DOWN,
@@ -40,6 +40,8 @@ from compress.models.anatomy import (
     stock_type,
 )
 from compress.models.families import FAMILIES
+from compress.models.groups import set_blocks
+from compress.models.hidden import narrow_block, narrow_outer
 from compress.models.loading import auto_class
 from compress.models.units import narrow_columns, narrow_rows, unit_columns, units_of_rows
 from compress.models.widths import set_width_attributes
@@ -53,17 +55,18 @@ _HEADS, _HEAD_DIM, _FFN, _VOCABULARY, _LAYERS = 4, 8, 32, 64, 4
 def rehearse(what: str, config: PreTrainedConfig) -> None:
     """Try a change of the architecture on a miniature of the config's model.
 
-    Does nothing for families of the table.
+    Does nothing for families of the table, whose widths, depth, modules and precision the
+    conformance suite vouches for; the residual stream is tried with every family.
 
     Args:
-        what: ``heads``, ``neurons``, ``depth``, ``modules`` or ``precision``.
+        what: ``heads``, ``neurons``, ``hidden``, ``depth``, ``modules`` or ``precision``.
 
     Raises:
         CompressError: the family does not take the change, or it cannot be tried and would not show
             in the proof of the result.
     """
     kind = stock_type(config)
-    if kind in FAMILIES:
+    if kind in FAMILIES and what != HIDDEN:
         return
     if what == "modules" and kind not in CONFIG_MAPPING_NAMES:
         raise CompressError(
@@ -73,7 +76,7 @@ def rehearse(what: str, config: PreTrainedConfig) -> None:
         )
     model = miniature(config)
     if model is None or len(anatomy_of(model).blocks) < 2:
-        if what in ("heads", "neurons"):
+        if what in (HEADS, NEURONS, HIDDEN):
             raise _refused(what, kind, "no miniature of it can be built to try that on")
         return  # the result is proved in any case
     try:
@@ -85,7 +88,10 @@ def rehearse(what: str, config: PreTrainedConfig) -> None:
     if not difference <= _TOLERANCE:
         raise _refused(
             what, kind, f"a relative error of {difference:.1e} on a miniature, where {what} depend "
-            "on one another or on their number",
+            "on one another or on their number"
+            if what != HIDDEN
+            else f"a relative error of {difference:.1e} on a miniature, where what is computed "
+            "depends on the width",
         )  # fmt: skip
 
 
@@ -93,8 +99,8 @@ def rehearse_method(method: Any, model: PreTrainedModel) -> None:
     """Rehearse what a method (its instance) does to a model's architecture, if anything."""
     config = copy.copy(model.config)
     config.architectures = config.architectures or [type(model).__name__]
-    if WIDTH in method.writes:
-        rehearse("heads" if method.kind == ATTENTION_OUT else "neurons", config)
+    for width in sorted(method.narrows):
+        rehearse(width, config)
     if DEPTH in method.writes:
         rehearse("depth", config)
     if MODULES in method.writes:
@@ -106,13 +112,15 @@ def rehearse_method(method: Any, model: PreTrainedModel) -> None:
 def _refused(what: str, kind: str, why: str) -> CompressError:
     change = {
         "modules": "linears that two factors can replace", "depth": "layers that can go",
+        HIDDEN: "a residual stream that can be narrower",
         "precision": "linears that load from a packed checkpoint",
     }  # fmt: skip
     other = "sparsity" if what == "precision" else "sparsity or precision"
+    known = kind in FAMILIES
     return CompressError(
         change.get(what, f"{what} that can go one by one"),
-        f"{kind}, a family outside compress/models/families.py: {why}",
-        f"Use a {other} step, or add an entry to that table",
+        f"{kind}{'' if known else ', a family outside compress/models/families.py'}: {why}",
+        f"Use a {other} step" + ("" if known else ", or add an entry to that table"),
     )
 
 
@@ -189,10 +197,12 @@ def _try(what: str, model: PreTrainedModel) -> float:
         return _difference(_without_a_layer(model, anatomy), _logits(model))
     if what == "precision":
         return _difference(_packed(model, anatomy), _logits(model))
+    if what == HIDDEN:
+        return _difference(_with_a_narrow_stream(model, anatomy), _logits(model))
     if what == "modules":
         expected = _factorise(model, anatomy)
     else:
-        expected = _narrow(model, anatomy, ATTENTION_OUT if what == "heads" else DOWN)
+        expected = _narrow(model, anatomy, ATTENTION_OUT if what == HEADS else DOWN)
     live = _difference(_logits(model), expected)
     after = anatomy_of(model)
     records = [record_block(model.get_submodule(b.path), b) for b in after.blocks]
@@ -296,17 +306,28 @@ def _factorise(model: PreTrainedModel, anatomy: Anatomy) -> torch.Tensor:
     return expected
 
 
+@torch.no_grad()
+def _with_a_narrow_stream(model: PreTrainedModel, anatomy: Anatomy) -> torch.Tensor:
+    """Take channels out of a live model's residual stream; return the logits of one rebuilt so."""
+    hidden = anatomy.blocks[0].hidden
+    kept = torch.arange(hidden)[torch.arange(hidden) % 4 != 1]
+    for block in anatomy.blocks:
+        narrow_block(model.get_submodule(block.path), block, kept)
+    narrow_outer(model, anatomy, kept)
+    after = anatomy_of(model)
+    records = [record_block(model.get_submodule(b.path), b) for b in after.blocks]
+    config = apply_records(
+        model.config, anatomy.family, records, anatomy.blocks_path, after.blocks[0].hidden
+    )
+    return _rebuilt(config, model.state_dict())
+
+
 def _without_a_layer(model: PreTrainedModel, anatomy: Anatomy) -> torch.Tensor:
     """Take a layer out of a live model; return the logits of one rebuilt without it."""
     kept = [b.index for b in anatomy.blocks if b.index != 1]
     config = keep_layers(model.config, anatomy.family, kept, anatomy.blocks_path)
     blocks = [model.get_submodule(anatomy.blocks[i].path) for i in kept]
-    for index, block in enumerate(blocks):
-        for module in block.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = index
-    parent, _, leaf = anatomy.blocks_path.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, nn.ModuleList(blocks))
+    set_blocks(model, anatomy.blocks_path, blocks)
     model.config.__dict__.clear()
     model.config.__dict__.update(copy.deepcopy(config).__dict__)
     return _rebuilt(config, model.state_dict())

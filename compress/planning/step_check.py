@@ -13,7 +13,7 @@ from torch import nn
 
 from compress.errors import CompressError, did_you_mean
 from compress.methods.base import LinearMethod, Method, matches
-from compress.methods.passes import Stream, Survey, TrainModel, targets_of
+from compress.methods.passes import carries_inputs, targets_of
 from compress.models.anatomy import Anatomy
 from compress.models.outline import Outline, outline_of
 from compress.models.stream import StreamedModel
@@ -76,9 +76,7 @@ def check_shared(method: Method, anatomy: Anatomy) -> None:
     Raises:
         CompressError: naming the type.
     """
-    observes = (p for p in method.passes() if isinstance(p, Survey | TrainModel)
-                or isinstance(p, Stream) and p.inputs)  # fmt: skip
-    if anatomy.family.shared_blocks and any(observes):
+    if anatomy.family.shared_blocks and carries_inputs(method.passes()):
         raise CompressError(
             "a model whose layers have weights of their own",
             f"{anatomy.model_type}, whose layers share one set",

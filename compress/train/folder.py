@@ -39,7 +39,7 @@ class CheckpointFolder:
         path = folder / _FACTS
         facts = json.loads(json.dumps(facts))  # as it will be read: lists for tuples
         if path.exists():
-            self._compare(self._facts(path), facts)
+            self._compare(_facts(folder), facts)
         elif writes:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -48,15 +48,6 @@ class CheckpointFolder:
                     f"a folder for checkpoints ({folder})", error.strerror or str(error)
                 ) from error
             write_atomically(path, json.dumps(facts, indent=1, sort_keys=True))
-
-    def _facts(self, path: Path) -> dict[str, Any]:
-        try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise CompressError(
-                f"what the training in {self.folder} is", f"a damaged {path.name}",
-                "Remove the folder to train anew",
-            ) from error  # fmt: skip
 
     def _compare(self, then: dict[str, Any], now: dict[str, Any]) -> None:
         before, after = _flat(then), _flat(now)
@@ -142,6 +133,27 @@ class CheckpointFolder:
             if self.writes:
                 write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
         return kept
+
+
+def begun_precision(folder: Path | None) -> str | None:
+    """The precision in which the training of a folder was begun; None where none was.
+
+    Raises:
+        CompressError: the folder's ``training.json`` is damaged.
+    """
+    if folder is None or not (Path(folder) / _FACTS).exists():
+        return None
+    return _flat(_facts(Path(folder))).get("options.precision")
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / _FACTS).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise CompressError(
+            f"what the training in {folder} is", f"a damaged {_FACTS}",
+            "Remove the folder to train anew",
+        ) from error  # fmt: skip
 
 
 def _digest(step: int, tensors: dict[str, torch.Tensor]) -> str:

@@ -23,10 +23,16 @@ class GeneratorLoss:
     Args:
         model: whose config describes a masked generator.
         distillation: None to learn from the tokens alone; hidden states are not compared.
+        teacher: the model that observes; by default the model itself, as it is at that time.
     """
 
-    def __init__(self, model: nn.Module, distillation: DistillationOptions | None = None) -> None:
-        self.model, self.distillation = model, distillation
+    def __init__(
+        self,
+        model: nn.Module,
+        distillation: DistillationOptions | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        self.model, self.distillation, self.teacher = model, distillation, teacher or model
         self.spec = MaskedGeneration.of(model)
 
     def prepare(self, batch: Batch, moment: Moment) -> Batch:
@@ -45,14 +51,14 @@ class GeneratorLoss:
         }  # fmt: skip
 
     def observe(self, batch: Batch) -> torch.Tensor:
-        """The model's log-probabilities at masked positions [masked, vocabulary]."""
-        return self._logits(batch)[batch["labels"] != IGNORED].log_softmax(-1)
+        """The teacher's log-probabilities at masked positions [masked, vocabulary]."""
+        return self._logits(batch, self.teacher)[batch["labels"] != IGNORED].log_softmax(-1)
 
     def __call__(
         self, batch: Batch, teacher: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """The loss (a scalar) and its parts, named ``masked_loss`` and ``kl``."""
-        logits, labels = self._logits(batch), batch["labels"]
+        logits, labels = self._logits(batch, self.model), batch["labels"]
         loss = masked_loss(
             logits, labels, batch["ratios"], self.spec.weighting, lengths=batch["lengths"]
         )
@@ -70,7 +76,7 @@ class GeneratorLoss:
         figures["kl"] = float(apart.detach())
         return weights.labels * loss + weights.logits * heat**2 * apart, figures
 
-    def _logits(self, batch: Batch) -> torch.Tensor:
+    def _logits(self, batch: Batch, model: nn.Module) -> torch.Tensor:
         return legal_logits(
-            self.model, batch["input_ids"], self.spec, batch.get("attention_mask")
+            model, batch["input_ids"], self.spec, batch.get("attention_mask")
         ).float()

@@ -7,8 +7,6 @@ hundred tokens at a time and are computed once more in the backward pass.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
@@ -19,6 +17,7 @@ from compress.errors import CompressError
 from compress.models.anatomy import Anatomy
 from compress.models.stream import tail_logits, trunk_hidden
 from compress.train.moment import Moment
+from compress.train.teacher import Apart, Lesson, ModelTeacher, Teacher, model_inputs
 
 IGNORED = -100
 _LOGIT_BYTES = 64 * 2**20  # of one chunk in float32; the backward pass needs three times as much
@@ -38,14 +37,6 @@ class DistillationOptions(BaseModel):
     )
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """What the uncompressed model made of a batch: states out of the last and the named blocks."""
-
-    last: torch.Tensor
-    layers: dict[int, torch.Tensor]
-
-
 class LanguageLoss:
     """Mean loss a predicted token, in nats, of a causal or masked language model.
 
@@ -54,29 +45,38 @@ class LanguageLoss:
     Args:
         model, anatomy: any AutoModelForCausalLM or AutoModelForMaskedLM.
         distillation: None to learn from the text alone.
+        teacher: who observes batches; by default the model itself, as it is at that time.
     """
 
     def __init__(
-        self, model: nn.Module, anatomy: Anatomy, distillation: DistillationOptions | None = None
+        self,
+        model: nn.Module,
+        anatomy: Anatomy,
+        distillation: DistillationOptions | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.model, self.anatomy, self.distillation = model, anatomy, distillation
-        named = distillation.layers if distillation is not None and distillation.hidden else ()
-        self.layers = tuple(named)
+        self.layers = compared_layers(distillation, len(anatomy.blocks))
+        self.teacher = teacher or ModelTeacher(model, anatomy, {i: i for i in self.layers})
         self.vocabulary = model.get_output_embeddings().weight.shape[0]
 
     def prepare(self, batch: dict[str, torch.Tensor], _moment: Moment) -> dict[str, torch.Tensor]:
         """The batch as it is: calibration has masked it where the model needs masks."""
         return batch
 
-    def observe(self, batch: dict[str, torch.Tensor]) -> Teacher:
-        """What the model, as it is now, has to teach about a batch; call it without gradients."""
-        return Teacher(*trunk_hidden(self.model, self.anatomy, _inputs(batch), self.layers))
+    def observe(self, batch: dict[str, torch.Tensor]) -> Lesson:
+        """What the teacher, as it is now, has to say about a batch; call it without gradients."""
+        return self.teacher.observe(batch)
 
     def __call__(
-        self, batch: dict[str, torch.Tensor], teacher: Teacher | None = None
+        self, batch: dict[str, torch.Tensor], lesson: Lesson | None = None
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """The loss (a scalar) and its parts, named ``cross_entropy``, ``kl`` and ``hidden``."""
-        inputs, targets = _inputs(batch), self.targets(batch)
+        """The loss (a scalar) and its parts, named ``cross_entropy``, ``kl`` and ``hidden``.
+
+        Raises:
+            CompressError: hidden states are compared that are not of one width.
+        """
+        inputs, targets = model_inputs(batch), self.targets(batch)
         last, layers = trunk_hidden(self.model, self.anatomy, inputs, self.layers)
         count = (targets != IGNORED).sum().clamp_min(1)
         sums = last.new_zeros(2)
@@ -84,33 +84,47 @@ class LanguageLoss:
         for start in range(0, targets.shape[1], span):
             piece = slice(start, start + span)
             if bool((targets[:, piece] != IGNORED).any()):
-                taught = None if teacher is None else teacher.last[:, piece]
+                cut = _cut(inputs, targets, piece)
+                apart = None if lesson is None else lesson.apart(piece, cut)
                 sums = sums + checkpoint(
-                    self._chunk, last[:, piece], taught, _cut(inputs, targets, piece),
-                    targets[:, piece], use_reentrant=False,
+                    self._chunk, last[:, piece], apart, cut, targets[:, piece],
+                    use_reentrant=False,
                 )  # fmt: skip
         cross_entropy, divergence = sums / count
         figures = {"cross_entropy": float(cross_entropy.detach())}
-        if teacher is None:
+        if lesson is None:
             return cross_entropy, figures
         weights = self.distillation
         loss = weights.labels * cross_entropy + weights.logits * divergence
         figures["kl"] = float(divergence.detach())
-        if weights.hidden:
-            pairs = [(layers[i], teacher.layers[i]) for i in self.layers] or [(last, teacher.last)]
-            apart = sum(relative_error(mine, theirs) for mine, theirs in pairs) / len(pairs)
-            loss = loss + weights.hidden * apart
-            figures["hidden"] = float(apart.detach())
+        if self.layers:
+            pairs = [(layers[i], lesson.layers[i]) for i in self.layers]
+            for mine, theirs in pairs:
+                if mine.shape[-1] != theirs.shape[-1]:
+                    raise other_width(
+                        mine.shape[-1], theirs.shape[-1],
+                        "Set distillation.hidden: 0, which leaves the predictions",
+                    )  # fmt: skip
+            error = sum(relative_error(mine, theirs) for mine, theirs in pairs) / len(pairs)
+            loss = loss + weights.hidden * error
+            figures["hidden"] = float(error.detach())
         return loss, figures
 
     def targets(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The token to predict at each position [batch, length], -100 where there is none.
+
+        A model that sees both ways and learns from a teacher alone needs no labels: without them
+        the two are compared wherever there is a token.
 
         Raises:
             CompressError: a masked model's batch has no labels.
         """
         labels = batch.get("labels")
         if type(self.model).__name__.endswith("ForMaskedLM") or _bidirectional(self.model):
+            if labels is None and self.distillation is not None and not self.distillation.labels:
+                ids = batch["input_ids"]
+                seen = batch.get("attention_mask")
+                return ids if seen is None else ids.masked_fill(seen == 0, IGNORED)
             if labels is None:
                 raise CompressError(
                     f"labels in each batch, for {type(self.model).__name__}: the masked tokens, "
@@ -127,7 +141,7 @@ class LanguageLoss:
     def _chunk(
         self,
         hidden: torch.Tensor,
-        taught: torch.Tensor | None,
+        apart: Apart | None,
         inputs: dict[str, torch.Tensor],
         targets: torch.Tensor,
     ) -> torch.Tensor:
@@ -135,29 +149,30 @@ class LanguageLoss:
         logits = tail_logits(self.model, self.anatomy, inputs, hidden).float()
         chosen = targets != IGNORED
         total = functional.cross_entropy(logits[chosen], targets[chosen], reduction="sum")
-        if taught is None or not self.distillation.logits:
+        if apart is None or not self.distillation.logits:
             return torch.stack([total, torch.zeros_like(total)])
-        heat = self.distillation.temperature
-        with torch.no_grad():
-            wanted = tail_logits(self.model, self.anatomy, inputs, taught).float()
-        divergence = functional.kl_div(
-            functional.log_softmax(logits[chosen] / heat, -1),
-            functional.log_softmax(wanted[chosen] / heat, -1),
-            reduction="sum",
-            log_target=True,
-        )
-        # The gradient of the softened KL shrinks with the square of the temperature.
-        return torch.stack([total, divergence * heat**2])
+        return torch.stack([total, apart(logits[chosen], chosen, self.distillation.temperature)])
+
+
+def compared_layers(distillation: DistillationOptions | None, blocks: int) -> tuple[int, ...]:
+    """Blocks whose outputs are compared with a teacher's, of a model of so many."""
+    if distillation is None or not distillation.hidden:
+        return ()
+    return distillation.layers or (blocks - 1,)
+
+
+def other_width(mine: int, theirs: int, fix: str) -> CompressError:
+    """The error of a student whose residual stream is not as wide as its teacher's."""
+    return CompressError(
+        f"hidden states of the teacher's width, {theirs}, to compare them",
+        f"a student of width {mine}", fix,
+    )  # fmt: skip
 
 
 def relative_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean over tokens of |output - target|^2 / |target|^2, states [..., hidden size]."""
     apart = (output - target).square().mean(-1)
     return (apart / target.square().mean(-1).clamp_min(1e-12)).mean()
-
-
-def _inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {k: v for k, v in batch.items() if k != "labels"}
 
 
 def _cut(

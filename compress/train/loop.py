@@ -15,7 +15,7 @@ from torch import nn
 from compress.errors import CompressError
 from compress.system import processes
 from compress.system.progress import Progress
-from compress.train.folder import CheckpointFolder
+from compress.train.folder import CheckpointFolder, begun_precision
 from compress.train.moment import Moment, derive_seed
 from compress.train.options import Precision, TrainingOptions, compute_dtype, learning_rate
 from compress.train.parameters import Group, Trained, named_groups
@@ -98,7 +98,8 @@ def fit(
     groups = named_groups(module, parameters)
     place = torch.device(device or next(module.parameters()).device)
     if options.precision == "auto":
-        options = options.model_copy(update={"precision": auto})
+        # A training that was begun on another machine goes on as it was begun.
+        options = options.model_copy(update={"precision": begun_precision(folder) or auto})
     with recomputing(module, options.gradient_checkpointing):
         run = _Run(module, loss, source, options, groups, seed, place)
         run.resume(Path(folder) if folder is not None else None)

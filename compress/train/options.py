@@ -106,3 +106,12 @@ def auto_precision(device: torch.device) -> Precision:
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return "float16"
     return "float32"
+
+
+def flagged_precision(device: torch.device) -> Precision:
+    """What ``auto`` was before it was measured: 16 bits where the processor says that it has units
+    for them. For runs that were begun so."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"
+    flags = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if device.type == "cpu" and flags else "float32"

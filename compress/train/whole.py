@@ -22,7 +22,8 @@ from compress.train.language import DistillationOptions, LanguageLoss
 from compress.train.loop import fit
 from compress.train.moment import Moment
 from compress.train.options import Precision, TrainingOptions
-from compress.train.source import TokenSource
+from compress.train.source import BatchSource, TokenSource
+from compress.train.teacher import ModelTeacher, Teacher
 
 
 @dataclass
@@ -37,6 +38,10 @@ class ModelWork:
         progress: where to tell how far it is. guard: raises when a limit is exceeded.
         precision: what ``precision: auto`` of a training means.
         metrics: figures for the journal, set by the method.
+        teacher: loads the model that the recipe began with: whole, in float32, in evaluation mode,
+            on ``device``, without gradients; None where there is none.
+        origins: a pair a block: it stands for the blocks first to stop - 1 of that model, so what
+            it returns is compared with what block stop - 1 returns.
     """
 
     model: nn.Module
@@ -49,6 +54,8 @@ class ModelWork:
     guard: Callable[[], None] = lambda: None
     precision: Precision = "auto"
     metrics: dict[str, float] = field(default_factory=dict)
+    teacher: Callable[[], nn.Module] | None = None
+    origins: list[tuple[int, int]] = field(default_factory=list)
 
 
 def learn_language(
@@ -60,6 +67,8 @@ def learn_language(
     name: str,
     prepare: Callable[[Moment], torch.Tensor | float],
     teacher: Callable[[], AbstractContextManager[None]] = nullcontext,
+    taught_by: Teacher | None = None,
+    source: BatchSource | None = None,
 ) -> float:
     """Train parameters of a model, or of modules in it, on the model's own loss.
 
@@ -69,14 +78,17 @@ def learn_language(
             the loss is less (a reward), or 0.
         teacher: inside it the model is its own teacher, the dense model: a forward pass more a
             step, and no memory.
+        taught_by: another teacher; a masked generator's is a :class:`.teacher.ModelTeacher`.
+        source: of what is learned from; by default the calibration batches.
 
     Returns:
         The mean loss of the last tenth of the steps.
     """
     if is_masked_generator(work.model.config):
-        language = GeneratorLoss(work.model, distillation)
+        other = taught_by.model if isinstance(taught_by, ModelTeacher) else None
+        language = GeneratorLoss(work.model, distillation, other)
     else:
-        language = LanguageLoss(work.model, work.anatomy, distillation)
+        language = LanguageLoss(work.model, work.anatomy, distillation, taught_by)
 
     def loss(_module: nn.Module, batch: dict[str, torch.Tensor], moment: Moment):
         batch, observed = language.prepare(batch, moment), None
@@ -88,7 +100,7 @@ def learn_language(
         return value - reward, figures
 
     result = fit(
-        work.model, loss, token_windows(work.batches), options, parameters=parameters,
+        work.model, loss, source or token_windows(work.batches), options, parameters=parameters,
         folder=work.folder, seed=work.seed, name=name, progress=work.progress, guard=work.guard,
         device=work.device, auto=work.precision,
     )  # fmt: skip

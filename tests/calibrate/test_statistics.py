@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,51 +17,27 @@ from compress.linear.statistics import (
     InputStatistics,
     statistics_bytes,
 )
-from compress.methods.base import VALUES, LinearMethod
 from compress.methods.passes import Survey
 from compress.models.anatomy import ATTENTION_OUT, anatomy_of
 
-SOLVED: dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor, tuple[float, float]]] = {}
-SURVEYED: list[Any] = []
 
+@pytest.fixture
+def seen(register_observer) -> SimpleNamespace:
+    """What a method "observe" is told: ``solved`` of each linear, ``surveyed`` of each block."""
+    seen = SimpleNamespace(solved={}, surveyed=[])
 
-class LookAtRanges(LinearMethod):
-    """Changes nothing; tells what it was told."""
-
-    name: ClassVar[str] = "look_at_ranges"
-    summary: ClassVar[str] = "notes the ranges of inputs"
-    source: ClassVar[str] = "this test"
-    writes: ClassVar[frozenset[str]] = frozenset({VALUES})
-
-    def statistic(self, site):
-        return RANGES
-
-    def predict(self, outline):
-        return outline
-
-    def solve(self, work):
+    def see(work) -> None:
         for name in work.names:
-            seen = work.statistics[name]
-            SOLVED[work.anatomy.index, name] = seen.least, seen.largest, seen.span
+            told = work.statistics[name]
+            seen.solved[work.anatomy.index, name] = told.least, told.largest, told.span
 
-    def passes(self):
-        survey = Survey(self.observe, self.decide, self._surveyed)
-        return survey, *super().passes()
-
-    def _surveyed(self, site):
-        return RANGES if site.kind == ATTENTION_OUT else NOTHING
-
-    def observe(self, survey):
-        return {name: s.largest.tolist() for name, s in survey.statistics.items()}
-
-    def decide(self, notes, anatomy):
-        SURVEYED[:] = notes
-
-
-@pytest.fixture(autouse=True)
-def _registered():
-    compress.register_method(LookAtRanges)
-    SOLVED.clear()
+    survey = Survey(
+        lambda survey: {name: s.largest.tolist() for name, s in survey.statistics.items()},
+        lambda notes, _anatomy: seen.surveyed.extend(notes),
+        lambda site: RANGES if site.kind == ATTENTION_OUT else NOTHING,
+    )
+    register_observer(survey, RANGES, see)
+    return seen
 
 
 def plain_inputs(model, batches) -> dict[tuple[int, str], torch.Tensor]:
@@ -84,20 +60,22 @@ def plain_inputs(model, batches) -> dict[tuple[int, str], torch.Tensor]:
     return {key: torch.cat(values) for key, values in found.items()}
 
 
-def check(expected: dict[tuple[int, str], torch.Tensor], compute: str) -> None:
+def check(
+    seen: SimpleNamespace, expected: dict[tuple[int, str], torch.Tensor], compute: str
+) -> None:
     exact = compute == "float32"
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if exact else {"rtol": 0.05, "atol": 0.05}
-    assert SOLVED.keys() == expected.keys()
+    assert seen.solved.keys() == expected.keys()
     for key, inputs in expected.items():
-        least, largest, span = SOLVED[key]
+        least, largest, span = seen.solved[key]
         torch.testing.assert_close(least, inputs.amin(0), **tolerance)
         torch.testing.assert_close(largest, inputs.amax(0), **tolerance)
         assert span == (float(least.min()), float(largest.max()))
         if not exact:
             assert torch.equal(largest, largest.bfloat16().float())  # what the product has read
-    for index, note in enumerate(SURVEYED):
+    for index, note in enumerate(seen.surveyed):
         ((name, values),) = note.items()
-        torch.testing.assert_close(torch.tensor(values), SOLVED[index, name][1])
+        torch.testing.assert_close(torch.tensor(values), seen.solved[index, name][1])
 
 
 @pytest.fixture(scope="module", params=["llama", "bert"])
@@ -107,27 +85,27 @@ def family(request, tmp_path_factory):
 
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 @pytest.mark.parametrize("how", ["streamed", "live"])
-def test_ranges_are_those_of_a_plain_forward(how, compute, family, tmp_path):
-    steps = [{"method": "look_at_ranges"}]
+def test_ranges_are_those_of_a_plain_forward(how, compute, family, seen, tmp_path):
+    steps = [{"method": "observe"}]
     if how == "streamed":
         compress.run({**family.recipe(steps), "compute": compute}, tmp_path / "run")
     else:
         compress.apply(family.model(), steps, family.batches, compute=compute)
-    check(plain_inputs(family.model(), family.batches), compute)
+    check(seen, plain_inputs(family.model(), family.batches), compute)
 
 
-def test_padding_has_no_range(tiny, tokens):
+def test_padding_has_no_range(tiny, tokens, seen):
     ids = torch.zeros(2, 40, dtype=torch.long)
     ids[0, :24], ids[1, :9] = tokens[0], tokens[1, :9]
     mask = torch.zeros_like(ids)
     mask[0, :24], mask[1, :9] = 1, 1
     batches = [{"input_ids": ids, "attention_mask": mask}]
-    compress.apply(tiny("llama"), [{"method": "look_at_ranges"}], batches, compute="float32")
-    check(plain_inputs(tiny("llama"), batches), "float32")
+    compress.apply(tiny("llama"), [{"method": "observe"}], batches, compute="float32")
+    check(seen, plain_inputs(tiny("llama"), batches), "float32")
 
 
-def test_layers_whose_inner_ranges_nobody_knows_are_refused_by_the_plan(family):
-    steps = [{"method": "svd", "ratio": 0.5}, {"method": "look_at_ranges"}]
+def test_layers_whose_inner_ranges_nobody_knows_are_refused_by_the_plan(family, seen):
+    steps = [{"method": "svd", "ratio": 0.5}, {"method": "observe"}]
     with pytest.raises(compress.CompressError, match=r"ranges.*low_rank"):
         compress.plan(family.recipe(steps))
     ranges = InputStatistics(4, RANGES)

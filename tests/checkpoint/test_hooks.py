@@ -24,15 +24,21 @@ def test_hooks_import_nothing_heavy():
     assert run(code) == "[]"
 
 
-def test_own_types_are_known_in_either_order_and_nothing_is_patched():
+INSTALL = "from compress.checkpoint.hooks import install_hooks; install_hooks(); "
+
+
+def test_own_types_are_known_and_no_block_class_is_touched():
     check = (
-        "from transformers import AutoConfig, BertConfig; "
-        "from transformers.monkey_patching import get_patch_mapping; "
+        "import sys; from transformers import AutoConfig, BertConfig; "
         "own = AutoConfig.for_model('compress_bert', hidden_size=48); "
         "assert isinstance(own, BertConfig) and own.hidden_size == 48; "
         "BertConfig(per_layer_config={0: {'intermediate_size': 8}}); "
-        "print(own.model_type, get_patch_mapping())"
+        "print(own.model_type, 'compress.checkpoint.per_layer' in sys.modules)"
     )
-    install = "from compress.checkpoint.hooks import install_hooks; install_hooks(); "
-    assert run(install + check) == "compress_bert {}"
-    assert run("import transformers; " + install + check) == "compress_bert {}"
+    assert run(INSTALL + check) == "compress_bert False"
+
+
+def test_own_types_are_known_where_transformers_was_first():
+    first = "from transformers.models.auto.configuration_auto import CONFIG_MAPPING as known; "
+    check = "print('compress_bert' in known)"
+    assert run(first + "assert 'compress_bert' not in known; " + INSTALL + check) == "True"

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from compress.conformance import checking
 from compress.conformance.tiny import TinyFamily
 from compress.conformance.trial import Trial, lower_rank
 from compress.methods.base import Method
 from compress.methods.catalog import METHODS
+from compress.planning.recipe import parse_steps
 
 # A variant is a family with other config fields: "<family>-<name>".
 VARIANTS: dict[str, dict[str, Any]] = {"llama-bidirectional": {"is_causal": False}}
@@ -28,6 +30,7 @@ class Case:
         options: that compress the tiny models noticeably.
         idle: options with which the method has nothing to do.
         tolerance: largest relative difference of logits that ``idle`` may cause.
+        first: steps that the model goes through before, not where there is nothing to do.
         low_rank: the model's linears get this rank first, so that ``idle`` loses nothing.
     """
 
@@ -35,6 +38,7 @@ class Case:
     idle: dict[str, Any]
     tolerance: float = 0.0
     low_rank: int | None = None
+    first: tuple[dict[str, Any], ...] = ()
     families: tuple[str, ...] = field(default=FAMILIES)
 
 
@@ -45,6 +49,11 @@ _PRUNE = Case({"pattern": "2:4"}, {"sparsity": 0.0})
 _ROUND = Case({"bits": 4, "group_size": 16}, {"bits": 8, "group_size": 16}, tolerance=0.05)
 _FACTOR = Case({"ratio": 0.6}, {"rank": 8}, tolerance=2e-4, low_rank=8)
 _DEPTH = Case({"remove": 1}, {"remove": 0})
+_LEARN = {"steps": 2, "batch": 2, "learning_rate": 0.003, "clip": None}
+
+# Methods with the same passes differ in what they solve, which does not know whether a model is
+# streamed. So one of each kind of pass is streamed on every family, the others on a few.
+STREAMED = ("wanda", "gptq", "svd_llm", "ffn_width", "head_width", "shortgpt", "maskllm in float32")
 
 # A new method needs an entry here: test_methods.py fails without.
 CASES: dict[str, Case] = {
@@ -57,6 +66,17 @@ CASES: dict[str, Case] = {
             {"pattern": "4:4", "prior": "magnitude", "training": None},
         )
         for precision in PRECISIONS
+    },
+    # Without a step before it the model is its own teacher, of whom there is nothing to learn.
+    **{
+        f"distill in {precision}": Case(
+            {**options, "training": {**_LEARN, "precision": precision}},
+            {"training": {**_LEARN, "precision": precision}},
+            first=({"method": "magnitude", "pattern": "2:4"},),
+        )
+        for precision, options in zip(
+            PRECISIONS, ({}, {"scope": "model", "train": "lora", "teacher": "cached"}), strict=True
+        )
     },
     "rtn": _ROUND,
     "gptq": _ROUND,
@@ -77,6 +97,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         # method on one family, in turn, so that every method and every family has some.
         turns = [(m, FAMILIES[i % len(FAMILIES)]) for i, m in enumerate(sorted(CASES))]
         metafunc.parametrize(("method", "other_family"), turns)
+    elif "streamed_family" in metafunc.fixturenames:
+        pairs = [
+            (m, f)
+            for m in sorted(CASES)
+            for f in (FAMILIES if m in STREAMED else checking.FAMILIES)
+        ]
+        metafunc.parametrize(("method", "streamed_family"), pairs)
     elif "method" in metafunc.fixturenames:
         metafunc.parametrize("method", sorted(CASES))
     if "family" in metafunc.fixturenames:
@@ -106,7 +133,8 @@ def trial(families, tmp_path_factory) -> Callable[[str, str], Trial]:
         if (case, family) not in made:
             folder = tmp_path_factory.mktemp("trials") / f"{family}-{method_of(case)}"
             step = method(case, CASES[case].options)
-            made[case, family] = Trial(step, families(family), folder)
+            first = tuple(parse_steps(CASES[case].first))
+            made[case, family] = Trial(step, families(family), folder, first)
         return made[case, family]
 
     return get

@@ -35,8 +35,8 @@ def test_it_changes_what_it_declares(method, family, trial):
     trial(method, family).changes_what_it_declares()
 
 
-def test_streamed_equals_live(method, family, trial):
-    trial(method, family).streamed_equals_live()
+def test_streamed_equals_live(method, streamed_family, trial):
+    trial(method, streamed_family).streamed_equals_live()
 
 
 def test_nothing_to_do_changes_nothing(method, family, trial, idle):

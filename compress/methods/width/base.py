@@ -13,7 +13,7 @@ from compress.linear.algebra import absorb_columns, absorb_columns_in_mask, rela
 from compress.linear.layer import product, reading
 from compress.linear.matrix import is_sparse, matrix
 from compress.linear.statistics import GRAM, MOMENTS, NOTHING, InputStatistics
-from compress.methods.base import VALUES, WIDTH, SiteMethod
+from compress.methods.base import HEADS, NEURONS, VALUES, WIDTH, SiteMethod
 from compress.methods.passes import Pass, Survey
 from compress.methods.width.allocation import allocate, rounded_width
 from compress.methods.width.importance import (
@@ -56,7 +56,7 @@ class WidthMethod(SiteMethod):
     """
 
     writes: ClassVar[frozenset[str]] = frozenset({VALUES, WIDTH})
-    kind: ClassVar[str]  # the site of the output projection
+    kind: ClassVar[str]  # the site of the output projection; says what is narrowed
     example: ClassVar[dict[str, Any]] = {"share": 0.5}
     unit: ClassVar[str]  # what is removed, in the plural, for messages
 
@@ -94,6 +94,11 @@ class WidthMethod(SiteMethod):
     damping: float = Field(
         0.001, gt=0, description="Ridge of the fits, as a share of the mean input energy."
     )
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "kind" in vars(cls):
+            cls.narrows = frozenset({HEADS if cls.kind == ATTENTION_OUT else NEURONS})
 
     @model_validator(mode="after")
     def _one_target(self):

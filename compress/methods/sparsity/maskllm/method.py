@@ -15,7 +15,7 @@ from compress.errors import CompressError
 from compress.linear.algebra import refit_masked
 from compress.linear.statistics import GRAM, NOTHING
 from compress.linear.sweep import sweep_work
-from compress.methods.passes import Learn, Pass, Sites, Stream, TrainModel
+from compress.methods.passes import Learn, Pass, Shapes, Sites, Stream, TrainModel
 from compress.methods.sparsity.base import ZeroingMethod
 from compress.methods.sparsity.maskllm.learning import (
     MaskSchedule,
@@ -252,7 +252,8 @@ class MaskLLM(ZeroingMethod):
                 "Use scope: block, which learns from hidden states",
             )
 
-    def _learning_bytes(self, weights: int) -> int:
+    def _learning_bytes(self, shapes: Shapes) -> int:
+        weights = sum(out * width for out, width in shapes)
         logits = weights * self.parsed.candidates // self.parsed.m
         # Logits, gradient, two averages of Adam, shares and a temporary; the masked weight and its
         # gradient.

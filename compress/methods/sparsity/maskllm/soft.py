@@ -23,6 +23,8 @@ _TINY = 1e-20  # keeps log(-log U) finite
 # Values that are in work at once: on CPUs what fits the cache, on GPUs what fills the units.
 _SPAN = {"cpu": 2**19}
 _SPAN_ELSEWHERE = 2**22
+# Candidates times weights of a group up to which sums are cheaper than a product (2:4 has 24).
+_FEW = 24
 
 
 @functools.cache
@@ -126,9 +128,9 @@ class _MaskedWeight(torch.autograd.Function):
     @staticmethod
     @_without_autocast
     def forward(ctx, logits, weight, masks, kappa, tau, noise, dtype):
-        shares = torch.empty_like(logits)
         out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
         dense, result = weight.reshape(-1, masks.shape[1]), out.view(-1, masks.shape[1])
+        shares = []
         for number, piece in enumerate(_pieces(*logits.shape, logits.device)):
             share = logits[:, piece] * (kappa / tau)
             if isinstance(noise, Noise):
@@ -136,24 +138,44 @@ class _MaskedWeight(torch.autograd.Function):
             elif noise is not None:
                 share.add_(noise[:, piece], alpha=1 / tau)
             share = torch.softmax(share, 0)
-            torch.mul(dense[piece], (masks.t() @ share).t(), out=result[piece])
-            shares[:, piece] = share
-        ctx.save_for_backward(shares, dense, masks)
+            torch.mul(dense[piece], _combined(masks.t(), share).t(), out=result[piece])
+            shares.append(share)
+        ctx.save_for_backward(dense, masks, *shares)
         ctx.slope = kappa / tau
         return out
 
     @staticmethod
     @_without_autocast
     def backward(ctx, grad):
-        shares, dense, masks = ctx.saved_tensors
-        result = torch.empty_like(shares)
+        dense, masks, *shares = ctx.saved_tensors
+        result = torch.empty(len(masks), len(dense), dtype=dense.dtype, device=dense.device)
         grad = grad.reshape(dense.shape)
-        for piece in _pieces(*shares.shape, shares.device):
-            share = shares[:, piece]
-            into = masks @ (grad[piece] * dense[piece]).t()
+        for piece, share in zip(_pieces(*result.shape, result.device), shares, strict=True):
+            # Cast first: a product of two types takes longer.
+            into = _combined(masks, (grad[piece].to(dense.dtype) * dense[piece]).t())
             into.sub_((share * into).sum(0, keepdim=True)).mul_(share)
             torch.mul(into, ctx.slope, out=result[:, piece])
         return result, None, None, None, None, None, None
+
+
+def _combined(chosen: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """``chosen`` [R, K], of zeros and ones, times ``rows`` [K, W].
+
+    So thin a product gains nothing from a second thread, or loses by it. A few sums of long rows
+    take half its time there and give the same bits.
+    """
+    if rows.device.type != "cpu" or chosen.numel() > _FEW:
+        return chosen @ rows
+    result = rows.new_empty(len(chosen), rows.shape[1])
+    for total, flags in zip(result, chosen.tolist(), strict=True):
+        first, *others = (row for row, flag in zip(rows, flags, strict=True) if flag)
+        if others:
+            torch.add(first, others[0], out=total)
+        else:
+            total.copy_(first)
+        for row in others[1:]:
+            total.add_(row)
+    return result
 
 
 def _pieces(rows: int, groups: int, device: torch.device) -> Iterator[slice]:

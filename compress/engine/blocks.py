@@ -1,0 +1,160 @@
+"""Work on one block that is in memory: the actions of a pass, or the look of a survey."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress.engine.context import StepContext
+from compress.engine.reference import Reference
+from compress.errors import CompressError
+from compress.linear.matrix import is_linear
+from compress.linear.statistics import NOTHING, InputStatistics
+from compress.methods.passes import Learn, Sites, Stream, Survey
+from compress.methods.work import BlockSurvey, SiteWork
+from compress.models.anatomy import OTHER, BlockAnatomy, Site
+from compress.models.replay import BlockReplay
+from compress.system.activations import Activations
+from compress.train.reconstruction import BlockWork
+
+
+@dataclass
+class BlockHere:
+    """A block of the result, as the actions of a pass find it.
+
+    Attributes:
+        index: among the blocks of the result.
+        replay: its inputs and calls; None where the pass carries none along.
+        reference: what it is to return, where it learns.
+        learned: what an earlier pass of the step kept of it.
+    """
+
+    index: int
+    block: nn.Module
+    anatomy: BlockAnatomy
+    replay: BlockReplay | None
+    reference: Reference | None
+    learned: dict[str, torch.Tensor]
+
+
+def act(step: Stream, context: StepContext, here: BlockHere, decision: Any) -> dict[str, float]:
+    """Carry out the actions of a pass on a block; returns the figures for the journal."""
+    metrics: dict[str, float] = {}
+    for number, action in enumerate(step.actions):
+        # What the replay has stored was computed before the last action.
+        if number and here.replay is not None:
+            here.replay.close()
+        if isinstance(action, Learn):
+            metrics |= _learn(action.learn, context, here)
+            continue
+        first, limit = here.replay, action.batches
+        if first is not None and limit is not None and limit < len(first.inputs):
+            first = first.head(max(1, limit))
+        with torch.no_grad():
+            metrics |= _visit(action, context, here, first, decision)
+        if first is not None and first is not here.replay:
+            first.close()
+    return metrics
+
+
+def _learn(
+    learn: Callable[[BlockWork], None], context: StepContext, here: BlockHere
+) -> dict[str, float]:
+    """Let a method learn on a block from its inputs and targets."""
+    replay, reference = here.replay, here.reference
+    assert replay is not None and reference is not None  # of a pass that learns
+    work = BlockWork(
+        here.block, here.anatomy, replay.inputs, reference.targets, replay.calls,
+        context.source.device, context.seed + here.index, context.guard, context.precision,
+    )  # fmt: skip
+    learn(work)
+    return work.metrics
+
+
+def _visit(
+    action: Sites,
+    context: StepContext,
+    here: BlockHere,
+    replay: BlockReplay | None,
+    decision: Any,
+) -> dict[str, float]:
+    """Bring the sites of a block to a method, one after the other."""
+    metrics = {}
+    for site in here.anatomy.sites:
+        names = action.targets(here.anatomy, site)
+        if not names:
+            continue
+        kind, device = action.statistic(site), context.source.device
+        statistics = collected(kind, here.block, site, names, replay, device)
+        if kind != NOTHING and len(statistics) < len(names):
+            raise _unseen(next(n for n in names if n not in statistics))
+        work = SiteWork(
+            here.block, here.anatomy, site, names, statistics, decision, context.storage_dtype,
+            learned=here.learned,
+        )  # fmt: skip
+        action.solve(work)
+        if work.kept_columns is not None and replay is not None:
+            replay.keep_columns(site, work.kept_columns)
+        metrics.update({f"{site.kind}.{k}": v for k, v in work.metrics.items()})
+    return metrics
+
+
+def _unseen(name: str) -> CompressError:
+    return CompressError(
+        "calibration inputs that reach every linear", f"none at {name}",
+        "Exclude it: either the model uses its weights without calling it, or it is an expert to "
+        "which no token was sent (more samples may reach it)",
+    )  # fmt: skip
+
+
+def look(step: Survey, context: StepContext, here: BlockHere, outputs: Activations) -> Any:
+    """Survey a block; its outputs are the next block's inputs."""
+    replay, anatomy = here.replay, here.anatomy
+    assert replay is not None  # a survey always has inputs
+    statistics: dict[str, InputStatistics] = {}
+    for site in anatomy.sites:
+        kind, device = step.statistic(site), context.source.device
+        statistics |= collected(kind, here.block, site, site.linears, replay, device)
+    similarity, rows = 0.0, 0
+
+    def consume(batch: int, output: torch.Tensor) -> None:
+        nonlocal similarity, rows
+        outputs.write(batch, output)
+        before = replay.inputs.read(batch).to(output.device)
+        cosine = nn.functional.cosine_similarity(before, output, dim=-1)
+        cosine = replay.calls[batch].tokens(cosine)
+        similarity += float(cosine.double().sum())
+        rows += cosine.numel()
+
+    replay.finish(consume)
+    return step.observe(BlockSurvey(anatomy, here.block, statistics, 1 - similarity / rows))
+
+
+def collected(
+    kind: str,
+    block: nn.Module,
+    site: Site,
+    names: tuple[str, ...],
+    replay: BlockReplay | None,
+    device: torch.device,
+) -> dict[str, InputStatistics]:
+    """Statistics of a site's inputs; linears of a site with one input share one object."""
+    if kind == NOTHING or replay is None:
+        return {}
+    # A low-rank pair's second factor reads what the first makes of the site's input.
+    derivable = any(not is_linear(block.get_submodule(n)) for n in names)
+    found: dict[str, InputStatistics] = {}
+
+    def observe(name: str, x: torch.Tensor) -> None:
+        if name not in found:
+            found[name] = InputStatistics(x.shape[-1], kind, device, derivable)
+        found[name].update(x)
+
+    replay.visit(site, observe)
+    if site.kind != OTHER:
+        return dict.fromkeys(names, found[site.linears[0]])
+    return {name: found[name] for name in names if name in found}

@@ -1,0 +1,168 @@
+"""How a compressed model learns from the uncompressed one: a block from its outputs, or the whole
+model from its predictions."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from compress.errors import CompressError
+from compress.generators.description import is_masked_generator
+from compress.methods.distill.parameters import opened
+from compress.models.anatomy import anatomy_of
+from compress.train.language import DistillationOptions, compared_layers, other_width
+from compress.train.options import TrainingOptions, compute_dtype
+from compress.train.reconstruction import BlockWork, learn_outputs
+from compress.train.source import TokenSource
+from compress.train.teacher import CachedTeacher, ModelTeacher
+from compress.train.teacher_cache import CachedWindows
+from compress.train.whole import ModelWork, learn_language, token_windows
+
+_WORTH = 2  # windows are seen so often at least where asking the teacher once is faster
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How a whole model is taught.
+
+    Attributes:
+        kind: ``live``: the teacher is in memory; ``cached``: it is asked once about each window;
+            ``auto``: cached where that is possible and each window is seen twice or more.
+        top: tokens that are told apart where it is cached.
+    """
+
+    distillation: DistillationOptions
+    kind: Literal["auto", "live", "cached"]
+    top: int
+
+    def cached(self, windows: int, options: TrainingOptions, generator: bool) -> bool:
+        """Whether the teacher is asked once.
+
+        Raises:
+            CompressError: it is to be, and the model is a masked generator.
+        """
+        if generator and self.kind == "cached":
+            raise CompressError(
+                "a model whose windows are the same whenever they are seen, to cache what the "
+                "teacher says of them", "a masked generator, which learns at fresh masks",
+                "Set teacher: live",
+            )  # fmt: skip
+        if self.kind != "auto":
+            return self.kind == "cached"
+        seen = options.steps * options.batch
+        return not generator and not self.distillation.hidden and seen >= _WORTH * windows
+
+
+def learn_block(
+    work: BlockWork, parameters: dict[str, nn.Parameter], options: TrainingOptions
+) -> None:
+    """Train parameters of a block until it returns what the uncompressed model has there.
+
+    Those are kept that were best on held-out batches. Metrics: the relative error there ``before``,
+    at the ``end`` of learning and ``after`` all.
+
+    Raises:
+        CompressError: the uncompressed model's hidden states have another width.
+    """
+    if not parameters:
+        return  # a block that the step leaves out
+    mine, theirs = work.inputs.read(0).shape[-1], work.targets.read(0).shape[-1]
+    if mine != theirs:
+        raise other_width(mine, theirs, "Use scope: model, which learns from predictions")
+    chosen = list(parameters.values())
+    with opened(parameters):
+        best = learn_outputs(
+            work, chosen, options, prepare=lambda _moment: 0.0, settle=lambda: None
+        )
+    work.metrics |= best.metrics("distill")
+
+
+def learn_model(
+    work: ModelWork,
+    parameters: dict[str, nn.Parameter],
+    options: TrainingOptions,
+    teaching: Teaching,
+) -> None:
+    """Train parameters of a model on the uncompressed model's predictions.
+
+    Metric: ``distill.loss``, the mean of the last tenth of the steps.
+
+    Raises:
+        CompressError: no uncompressed model, or hidden states that cannot be compared with its.
+    """
+    if work.teacher is None:
+        raise CompressError(
+            "the uncompressed model as teacher", "none",
+            "In Python, give it to compress.apply as teacher=",
+        )  # fmt: skip
+    generator = is_masked_generator(work.model.config)
+    if generator and teaching.distillation.hidden:
+        raise CompressError(
+            "a language model, to compare hidden states", "a masked generator",
+            "Set distillation.hidden: 0",
+        )  # fmt: skip
+    windows = token_windows(work.batches)
+    chosen = list(parameters.values())
+    with (
+        opened(parameters),
+        _taught(work, windows, options, teaching, generator) as (source, teacher),
+    ):
+        work.metrics["distill.loss"] = learn_language(
+            work, chosen, options, teaching.distillation, name="distill",
+            prepare=lambda _moment: 0.0, taught_by=teacher, source=source,
+        )  # fmt: skip
+
+
+@contextmanager
+def _taught(
+    work: ModelWork,
+    windows: TokenSource,
+    options: TrainingOptions,
+    teaching: Teaching,
+    generator: bool,
+) -> Iterator[tuple[TokenSource | CachedWindows, ModelTeacher | CachedTeacher]]:
+    """What is learned from, and who teaches."""
+    if not teaching.cached(len(windows), options, generator):
+        yield windows, _teacher(work, teaching.distillation)
+        return
+    precision = work.precision if options.precision == "auto" else options.precision
+    dtype = compute_dtype(precision, work.device)
+    with _folder(work.folder) as folder:
+        source = CachedWindows(windows, folder, teaching.top, teaching.distillation.temperature)
+        source.fill(
+            lambda: _teacher(work, teaching.distillation), work.device, dtype, work.guard,
+            lambda done, count: work.progress and work.progress.update("teacher", done, count),
+        )  # fmt: skip
+        yield source, CachedTeacher()
+
+
+def _teacher(work: ModelWork, distillation: DistillationOptions) -> ModelTeacher:
+    model = work.teacher()
+    compared = compared_layers(distillation, len(work.anatomy.blocks))
+    return ModelTeacher(model, anatomy_of(model), {i: work.origins[i][1] - 1 for i in compared})
+
+
+@contextmanager
+def _folder(training: Path | None) -> Iterator[Path]:
+    """Where a cache is: beside the training's checkpoints, or, where nothing is durable, in a
+    folder that goes with the training."""
+    if training is not None:
+        yield training / "teacher"
+        return
+    with tempfile.TemporaryDirectory(prefix="compress-teacher-") as folder:
+        yield Path(folder)
+
+
+def restore(module: nn.Module, learned: dict[str, torch.Tensor]) -> None:
+    """Put learned values into those parameters of a module that are there under their names."""
+    there = dict(module.named_parameters())
+    with torch.no_grad():
+        for name in learned.keys() & there.keys():
+            there[name].copy_(learned[name])
