@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -94,15 +95,18 @@ def test_a_run_says_what_stands_around(own_checkpoint, framing_tokenizer, text, 
     ] * 2
     before = result.report.before.perplexity
     assert before.special_tokens == 1
-    # A folder from before the options came goes on; one that was told otherwise does not.
+    assert compress.run(recipe, tmp_path / "run").report.before.perplexity == before
+    # A folder that was told otherwise does not go on.
+    bare = copy.deepcopy(recipe)
+    bare["calibration"]["special_tokens"] = False
+    with pytest.raises(CompressError, match="special_tokens"):
+        compress.run(bare, tmp_path / "run")
+    # One from before the option came put nothing around its windows, and does so to the end.
     resolved = tmp_path / "run" / "recipe.yaml"
     lines = resolved.read_text().splitlines(keepends=True)
     old = [line for line in lines if "special_tokens" not in line and "packing" not in line]
     resolved.write_text("".join(old))
-    assert compress.run(recipe, tmp_path / "run").report.before.perplexity == before
-    recipe["calibration"]["special_tokens"] = False
-    with pytest.raises(CompressError, match="special_tokens"):
-        compress.run(recipe, tmp_path / "run")
+    assert compress.run(bare, tmp_path / "run").report.before.perplexity == before
 
 
 def test_masked_documents_in_a_run(own_checkpoint, framing_tokenizer, helpers, tmp_path):
