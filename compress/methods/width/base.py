@@ -23,7 +23,7 @@ from compress.methods.width.importance import (
     residual_scores,
     residual_selection,
 )
-from compress.methods.width.removal import narrow_outline, pattern_chunk
+from compress.methods.width.removal import pattern_chunk
 from compress.methods.work import BlockSurvey, SiteWork
 from compress.models.anatomy import ATTENTION_OUT, Anatomy, BlockAnatomy, Site
 from compress.models.outline import BlockOutline, Outline
@@ -197,8 +197,8 @@ class WidthMethod(SiteMethod):
 
     def predict(self, outline: Outline) -> Outline:
         def narrow(block: BlockOutline) -> BlockOutline:
-            return narrow_outline(
-                block, self.widths(block.anatomy, self.uniform_width(block.anatomy))
+            return block.with_widths(
+                self.widths(block.anatomy, self.uniform_width(block.anatomy))
             )
 
         predicted = outline.map_blocks(narrow)
