@@ -87,10 +87,10 @@ class BlockAnatomy:
 
     ``heads``, ``kv_heads``, ``head_dim`` and ``ffn`` are 0 where the block has no such part;
     ``hidden``, the width of the residual stream as the linears read and write it, is 0 where that
-    does not show. ``others`` are path and shape of the parameters that are not the linears': norms,
-    scales, tables. ``variant`` is what the config says of this layer by itself (``layer_types`` and
-    other lists with an entry a layer): what differs in it computes another function of the same
-    weights.
+    does not show. ``others`` are path and shape of the parameters beside the linears' weights:
+    their biases, norms, scales, tables. ``variant`` is what the config says of this layer by itself
+    (``layer_types`` and other lists with an entry a layer): what differs in it computes another
+    function of the same weights.
     """
 
     path: str
@@ -243,11 +243,11 @@ def block_anatomy(
 
 
 def _others(block: nn.Module, linears: list[str]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    inside = tuple(f"{name}." for name in linears)
+    inside, biases = tuple(f"{name}." for name in linears), {f"{name}.bias" for name in linears}
     return tuple(
         (name, tuple(parameter.shape))
         for name, parameter in block.named_parameters()
-        if not name.startswith(inside)
+        if name in biases or not name.startswith(inside)
     )
 
 

@@ -302,9 +302,7 @@ def _batch_bytes(outline: Outline, calibration: CalibrationSpec | None) -> int:
     return 4 * tokens * (6 * outline.hidden_size + 4 * max(widths))
 
 
-def activation_bytes(
-    outline: Outline, calibration: CalibrationSpec | None, merged: int = 1
-) -> int:
+def activation_bytes(outline: Outline, calibration: CalibrationSpec | None, merged: int = 1) -> int:
     """Stored activations at their largest: a block's inputs and outputs, and both of its cuts.
 
     Args:

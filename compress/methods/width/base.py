@@ -197,9 +197,7 @@ class WidthMethod(SiteMethod):
 
     def predict(self, outline: Outline) -> Outline:
         def narrow(block: BlockOutline) -> BlockOutline:
-            return block.with_widths(
-                self.widths(block.anatomy, self.uniform_width(block.anatomy))
-            )
+            return block.with_widths(self.widths(block.anatomy, self.uniform_width(block.anatomy)))
 
         predicted = outline.map_blocks(narrow)
         if self.surveys:

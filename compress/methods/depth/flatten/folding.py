@@ -8,13 +8,12 @@ from torch import nn
 from compress.errors import CompressError
 from compress.linear.matrix import matrix
 from compress.models.anatomy import QKV, UP, BlockAnatomy
-from compress.models.outline import BlockOutline
 
 _EXACT = 1e-4  # relative error of a norm taken apart, in float32
 _UNIT = (1.0, 0.0)  # weights with which norms scale by one: most, and those that add one (Gemma)
 
 
-def obstacle(block: BlockOutline) -> str | None:
+def obstacle(anatomy: BlockAnatomy) -> str | None:
     """Why blocks of this build cannot be put side by side, None where they can.
 
     Side by side, blocks read one norm and add to one residual stream. So each norm must be read by
@@ -22,7 +21,6 @@ def obstacle(block: BlockOutline) -> str | None:
     a norm in front of both, and a bias in each linear that is to take a shift. Any other parameter
     is in the way: a block has it once, and the parts of several blocks would have to share it.
     """
-    anatomy = block.anatomy
     if not anatomy.kv_heads or not anatomy.ffn:
         return "whose attention and FFN are not both of a known build"
     others, own = dict(anatomy.others), set[str]()
@@ -38,15 +36,15 @@ def obstacle(block: BlockOutline) -> str | None:
                 "the stream and no linear can take it"
             )
         own |= {f"{norm}.weight", f"{norm}.bias"}
-        bare = [name for name in site.linears if not block.linears[name].bias]
+        bare = [name for name in site.linears if f"{name}.bias" not in others]
         if f"{norm}.bias" in others and bare:
             return f"whose norm {norm} adds a shift that {bare[0]}, without a bias, cannot take"
     linears = tuple(f"{name}." for name in anatomy.linears)
     left = [name for name in others if name not in own and not name.startswith(linears)]
     if left:
         return (
-            f"with {left[0]}, which all heads share or which scales the sum of all of them (a norm "
-            "of queries and keys, a norm behind the attention): several blocks have several"
+            f"with {left[0]}, which stands between linears (a norm of queries and keys, or behind "
+            "attention or FFN): several blocks have several, and one has room for one"
         )
     return None
 
@@ -109,7 +107,10 @@ def take_affine(norm: nn.Module, width: int, where: str) -> tuple[torch.Tensor, 
             continue
         scale = torch.ones_like(probe[0]) if kept[0] is None else kept[0] + (1 - unit)
         shift = torch.zeros_like(probe[0]) if kept[1] is None else kept[1]
-        if not held and (before - (scale * plain + shift)).abs().max() <= _EXACT * before.abs().max():
+        if (
+            not held
+            and (before - (scale * plain + shift)).abs().max() <= _EXACT * before.abs().max()
+        ):
             return scale, shift
     for parameter, value in zip((weight, bias), kept, strict=True):
         if parameter is not None:

@@ -64,9 +64,7 @@ def _fold(work: GroupWork, position: int, block: nn.Module) -> None:
         )
 
 
-def _concatenate(
-    linears: list[nn.Module], anatomy: BlockAnatomy, site: Site
-) -> None:
+def _concatenate(linears: list[nn.Module], anatomy: BlockAnatomy, site: Site) -> None:
     """Make the first linear that of all: more outputs where it reads the stream, more inputs (and
     the sum of the biases) where it writes to it."""
     target, weights = linears[0], [matrix(linear) for linear in linears]
@@ -96,7 +94,7 @@ def row_sections(anatomy: BlockAnatomy, site: Site) -> list[int]:
 
 
 def _interleaved(tensors: list[torch.Tensor], sections: list[int]) -> torch.Tensor:
-    """All first sections of the tensors, then all second ones ...; no sections: one after another."""
+    """All first sections of the tensors, then all second ones; without sections one by one."""
     if not sections:
         return torch.cat(tensors)
     parts = zip(*(tensor.split(sections) for tensor in tensors), strict=True)
