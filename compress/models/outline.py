@@ -99,10 +99,12 @@ class BlockOutline:
             new = old.narrowed(rows, columns)
             biases += (old.out_features - new.out_features) * old.bias
             changed[name] = new
+        shapes = {f"{name}.bias": (linear.out_features,) for name, linear in changed.items()}
+        others = tuple((name, shapes.get(name, shape)) for name, shape in self.anatomy.others)
         return replace(
             self.with_linears(changed),
             other_parameters=self.other_parameters - biases,
-            anatomy=replace(self.anatomy, **widths),
+            anatomy=replace(self.anatomy, **widths, others=others),
         )
 
 

@@ -18,8 +18,11 @@ from compress.methods.catalog import METHODS
 from compress.planning.recipe import parse_steps
 
 # A variant is a family with other config fields: "<family>-<name>".
-VARIANTS: dict[str, dict[str, Any]] = {"llama-bidirectional": {"is_causal": False}}
-FAMILIES = ("llama", "qwen3", "gpt2", "opt", "bert", "modernbert", *VARIANTS)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama-bidirectional": {"is_causal": False},
+    "modernbert-global": {"global_attn_every_n_layers": 1},
+}
+FAMILIES = ("llama", "qwen3", "gpt2", "opt", "bert", "modernbert", "llama-bidirectional")
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,10 @@ CASES: dict[str, Case] = {
     "w8a8": Case({}, {}, tolerance=0.1),
     "shortgpt": _DEPTH,
     "sleb": _DEPTH,
-    # Not a norm of queries and keys, not behind the attention; no two layers of one type.
-    "flatten": replace(_DEPTH, families=("llama", "gpt2", "opt", "llama-bidirectional")),
+    # Those whose norms are all in front of linears, and whose layers are of one type.
+    "flatten": replace(
+        _DEPTH, families=("llama", "gpt2", "opt", "llama-bidirectional", "modernbert-global")
+    ),
     "ffn_width": Case({"share": 0.25}, {"share": 0.0}),
     "head_width": Case({"share": 0.5}, {"share": 0.0}),
     "svd": _FACTOR,
