@@ -71,6 +71,7 @@ def fold_norms(block: nn.Module, anatomy: BlockAnatomy) -> None:
         for name in names:
             linear = block.get_submodule(name)
             weight = matrix(linear)
+            scale, shift = scale.to(weight.device), shift.to(weight.device)
             if linear.bias is not None:
                 linear.bias.data += weight @ shift
             elif bool(shift.any()):
