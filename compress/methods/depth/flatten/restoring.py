@@ -98,8 +98,8 @@ def ridge(gram: torch.Tensor, multiple: float) -> float:
 
 def leverage_scores(gram: torch.Tensor, penalty: float, what: str) -> torch.Tensor:
     """Ridge leverage of each feature, diag(C (C + lambda 1)^-1): how little the others can stand in
-    for it, from 0 for a feature that is never active to 1. Two that repeat each other share one score,
-    so both may stay: it is a score of each in the presence of all.
+    for it, from 0 for a feature that is never active to 1. Two that repeat each other
+    share one score, so both may stay: each is judged in the presence of all.
 
     Args:
         gram: C [n, n]. penalty: lambda. what: name of the layer for messages.
