@@ -10,6 +10,8 @@ import transformers
 from pydantic import ValidationError
 
 import compress
+from compress.conformance.tiny import TinyFamily
+from compress.conformance.trial import Trial
 from compress.engine.context import StepContext
 from compress.engine.steps import run_step
 from compress.errors import CompressError
@@ -496,10 +498,14 @@ def test_the_plan_is_exact(family, restored, make, flatten):
     assert [b.anatomy.path for b in predicted.blocks] == [b.anatomy.path for b in found.blocks]
 
 
-def test_without_restored_width_it_keeps_its_promises():
-    from compress.conformance import check
-
-    check(Flatten, {"remove": 1, "restore_width": False}, ("llama",))
+def test_without_restored_width_a_run_gives_what_apply_gives(tmp_path):
+    trial = Trial(
+        Flatten(remove=1, restore_width=False), TinyFamily("llama", tmp_path / "tiny"), tmp_path
+    )
+    trial.changes_what_it_declares()
+    trial.streamed_equals_live()
+    trial.saved_checkpoint_is_the_model()
+    trial.predicts_sizes()
 
 
 def test_a_16_bit_model_stays_one(make, flatten, tokens, helpers):
