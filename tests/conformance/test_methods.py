@@ -8,7 +8,6 @@ from __future__ import annotations
 import pytest
 
 from compress.conformance import check_options
-from compress.conformance.checking import FAMILIES
 from compress.methods.catalog import BUILT_IN, METHODS
 
 
@@ -46,9 +45,8 @@ def test_nothing_to_do_changes_nothing(method, family, trial, idle):
 # What follows does not depend on a family's details: a few of them do.
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
-def test_predicted_size_is_what_is_written(method, model_type, trial):
-    trial(method, model_type).predicts_sizes()
+def test_predicted_size_is_what_is_written(method, streamed_family, trial):
+    trial(method, streamed_family).predicts_sizes()
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(method, trial):
