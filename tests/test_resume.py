@@ -67,7 +67,7 @@ def two_steps(checkpoint, text, helpers, tmp_path_factory):
     return recipe, folder
 
 
-# Before and after events of each kind: amidst a survey, a solving pass, at a step's end, at the end.
+# Before and after events of each kind: amidst a survey or a solving pass, at the end of a step.
 @pytest.mark.parametrize("number", [1, 4, 5, 8, 9, 12, 13, 14])
 def test_killed_at_an_event_of_two_steps(number, two_steps, helpers, tmp_path):
     recipe, whole = two_steps
