@@ -41,6 +41,15 @@ def _few_threads():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_disks():
+    """Runs wait for the disk dozens of times, against power cuts, which tests do not have. Those
+    that ask what is synced, and when, put a function of their own here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _no_users_cache(tmp_path_factory):
     """Keep what the user has in the toolkit's cache out of reach, also of wider fixtures."""
     with pytest.MonkeyPatch.context() as patch:

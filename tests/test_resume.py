@@ -67,8 +67,9 @@ def two_steps(checkpoint, text, helpers, tmp_path_factory):
     return recipe, folder
 
 
-@pytest.mark.parametrize("number", range(1, 16))
-def test_killed_at_every_event_of_two_steps(number, two_steps, helpers, tmp_path):
+# Before and after events of each kind: amidst a survey or a solving pass, at the end of a step.
+@pytest.mark.parametrize("number", [1, 4, 5, 8, 9, 12, 13, 14])
+def test_killed_at_an_event_of_two_steps(number, two_steps, helpers, tmp_path):
     recipe, whole = two_steps
     total = events(whole)
     assert total == 15

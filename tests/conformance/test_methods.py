@@ -45,8 +45,8 @@ def test_nothing_to_do_changes_nothing(method, family, trial, idle):
 # What follows does not depend on a family's details: a few of them do.
 
 
-def test_predicted_size_is_what_is_written(method, few_family, trial):
-    trial(method, few_family).predicts_sizes()
+def test_predicted_size_is_what_is_written(method, streamed_family, trial):
+    trial(method, streamed_family).predicts_sizes()
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(method, trial):
