@@ -90,6 +90,16 @@ def test_inspect(cli, checkpoint):
     assert found["methods"]["magnitude"] == "yes" and "128" in found["methods"]["gptq"]
 
 
+def test_inspect_similarity(cli, checkpoint, text):
+    arguments = ("inspect", checkpoint("llama"), "--similarity", text, "--length", 24)
+    status, out, err = cli(*arguments)
+    assert status == 0, err
+    status, told, _ = cli(*arguments, "--json")
+    rows = json.loads(told)["similarity"]
+    assert [len(row) for row in rows] == [1, 2, 3] and all(row[-1] == 1 for row in rows)
+    assert f"{rows[2][1]:.4f}" in out and out.count("@@|") == 3
+
+
 @pytest.mark.parametrize("method", sorted(BUILT_IN))
 def test_methods_show_every_option(cli, method):
     status, out, _ = cli("methods", method)

@@ -23,6 +23,7 @@ _LEARNING = {"steps": 2, "batch": 1, "precision": "float32"}
 OPTIONS = {
     "shortgpt": {"remove": 1},
     "sleb": {"remove": 1},
+    "flatten": {"remove": 1},
     "ffn_width": {"share": 0.25},
     "head_width": {"share": 0.25},
     "svd": {"ratio": 0.3},

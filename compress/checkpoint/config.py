@@ -24,7 +24,7 @@ from compress.checkpoint.tensors_config import (
     unpacks_on_load,
 )
 from compress.errors import CompressError
-from compress.models.anatomy import anatomy_of, stock_type
+from compress.models.anatomy import anatomy_of, per_layer_lists, stock_type
 from compress.models.families import FAMILIES, Family
 from compress.models.loading import auto_class
 
@@ -159,9 +159,8 @@ def keep_layers(
     if records is None:
         records = read_records(config, family, count)
     new = stock_config(config)
-    for key, value in vars(new).items():
-        if "layer" in key and isinstance(value, (list, tuple)) and len(value) == count:
-            setattr(new, key, [value[i] for i in kept])
+    for key, value in per_layer_lists(new, count).items():
+        setattr(new, key, [value[i] for i in kept])
     setattr(new, family.layers, len(kept))
     return apply_records(new, family, [records[i] for i in kept], blocks_path)
 

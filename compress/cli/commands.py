@@ -96,6 +96,36 @@ def print_anatomy(
                 [[n, v] for n, v in found["methods"].items()])  # fmt: skip
 
 
+def print_similarity(
+    source: str,
+    text: str,
+    samples: int,
+    length: int,
+    data_root: Path | None,
+    cache_dir: Path | None,
+    trust_remote_code: bool,
+    as_json: bool,
+) -> None:
+    """Print how alike the hidden states in front of the blocks are, as a heat map."""
+    from compress.cli.heat_map import heat_map
+    from compress.data.calibration_spec import CalibrationSpec
+    from compress.data.text import TextSpec
+    from compress.engine.survey import survey_checkpoint
+    from compress.methods.depth.similarity import similarity_survey
+
+    spec = CalibrationSpec(text=TextSpec(source=text), samples=samples, length=length)
+    rows = survey_checkpoint(
+        similarity_survey(lambda matrix, _anatomy: matrix), source, spec,
+        data_root=data_root, cache_dir=cache_dir, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps({"similarity": rows}))
+        return
+    print("mean cosine of what enters each block and what enters those before it;")
+    print("on the right: the block before it")
+    print(heat_map(rows))
+
+
 def _alike(blocks: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Group consecutive blocks of one build."""
     groups: list[list[dict[str, Any]]] = []

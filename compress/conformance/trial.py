@@ -104,9 +104,10 @@ class Trial:
             )
 
     def changes_what_it_declares(self) -> None:
-        """Compares ``writes`` with what differs in the live model, and the rest with what was."""
+        """Compares what the step says it makes with what differs in the live model, and the rest
+        with what was."""
         before = self.entering
-        found, declared = changed_kinds(before, self.live), self.method.writes
+        found, declared = changed_kinds(before, self.live), self.method.makes()
         if found - declared:
             raise CompressError(
                 f"no change but of {_listed(declared)}, as `writes` says",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -111,7 +112,9 @@ def _unseen(name: str) -> CompressError:
     )  # fmt: skip
 
 
-def look(step: Survey, context: StepContext, here: BlockHere, outputs: Activations) -> Any:
+def look(
+    step: Survey, stage: str, context: StepContext, here: BlockHere, outputs: Activations
+) -> Any:
     """Survey a block; its outputs are the next block's inputs."""
     replay, anatomy = here.replay, here.anatomy
     assert replay is not None  # a survey always has inputs
@@ -131,7 +134,14 @@ def look(step: Survey, context: StepContext, here: BlockHere, outputs: Activatio
         rows += cosine.numel()
 
     replay.finish(consume)
-    return step.observe(BlockSurvey(anatomy, here.block, statistics, 1 - similarity / rows))
+    survey = BlockSurvey(
+        anatomy, here.block, statistics, 1 - similarity / rows, replay.inputs, replay.calls,
+        partial(context.sink.learned, stage),
+    )  # fmt: skip
+    note = step.observe(survey)
+    if survey.kept:
+        context.sink.keep(stage, here.index, survey.kept)
+    return note
 
 
 def collected(

@@ -174,7 +174,7 @@ class RunEvaluation:
                     method=method.name,
                     summary=method.summary,
                     options=method.model_dump(mode="json"),
-                    writes=tuple(sorted(method.writes)),
+                    writes=tuple(sorted(method.makes())),
                     seconds=event["seconds"],
                     peak_rss_bytes=event["peak_bytes"],
                     resumed=event["resumed"],

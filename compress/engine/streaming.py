@@ -201,7 +201,7 @@ class Streaming:
         if isinstance(step, Survey):
             here = self._here(index)
             outputs = self._outputs(index)
-            note = look(step, context, here, outputs)
+            note = look(step, self.stage, context, here, outputs)
             self.hidden = outputs
             return note
         self._target(index)

@@ -81,6 +81,10 @@ class Method(BaseModel, ABC):
         """Files that the options name; what they hold must not change while a run goes on."""
         return ()
 
+    def makes(self) -> frozenset[str]:
+        """What, out of ``writes``, a step with these options changes; by default all of it."""
+        return frozenset(self.writes)
+
     @abstractmethod
     def predict(self, outline: Outline) -> Outline:
         """Return the outline of the model after the step."""

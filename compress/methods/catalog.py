@@ -26,6 +26,7 @@ BUILT_IN: dict[str, str] = {
         ("w8a8", "quantize.rtn:W8A8"),
         ("shortgpt", "depth.shortgpt:ShortGPT"),
         ("sleb", "depth.sleb:SLEB"),
+        ("flatten", "depth.flatten.method:Flatten"),
         ("ffn_width", "width.ffn:FFNWidth"),
         ("head_width", "width.heads:HeadWidth"),
         ("svd", "factorize.svd:SVD"),

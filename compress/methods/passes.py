@@ -49,6 +49,11 @@ def no_disk(_sequences: int, _length: int) -> int:
     return 0
 
 
+def no_bytes(_outline: Outline) -> int:
+    """Bytes of a survey that looks at its statistics only and keeps nothing."""
+    return 0
+
+
 @dataclass(frozen=True)
 class Sites:
     """Inside a block: bring the sites with targets to a function, in the order of execution.
@@ -95,11 +100,15 @@ class Survey:
         observe: condenses one block into a small JSON-able note.
         decide: turns the notes of all blocks into a JSON-able decision.
         statistic: what ``observe`` must know of a site's inputs, as in :class:`Sites`.
+        memory: bytes that observing a block takes beyond the block and the statistics.
+        disk: bytes of all that is kept of blocks for the observation of later ones.
     """
 
     observe: Callable[[BlockSurvey], Any]
     decide: Callable[[list[Any], Anatomy], Any]
     statistic: Callable[[Site], str] = nothing
+    memory: Callable[[Outline], int] = no_bytes
+    disk: Callable[[Outline], int] = no_bytes
 
 
 @dataclass(frozen=True)
@@ -272,6 +281,11 @@ def carries_inputs(passes: tuple[Pass | Rounds, ...]) -> bool:
     return any(
         isinstance(p, Survey) or (isinstance(p, Stream) and p.inputs) for p in _each_once(passes)
     )
+
+
+def together(passes: tuple[Pass | Rounds, ...]) -> int:
+    """Blocks that become one, at most."""
+    return max((p.most for p in _each_once(passes) if isinstance(p, Stream)), default=1)
 
 
 def sites_of(passes: tuple[Pass | Rounds, ...]) -> list[Sites]:

@@ -7,7 +7,7 @@ A block or a model to train is a :class:`compress.train.reconstruction.BlockWork
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,12 +93,20 @@ class BlockSurvey:
         statistics: by linear, for the sites the method asked for.
         influence: 1 - mean cosine similarity between the block's input and output (ShortGPT).
         block: the block itself, valid during ``observe`` only.
+        inputs: hidden states that enter the block, a calibration batch an entry; likewise.
+        calls: how the model calls the block, one entry a batch.
+        kept: tensors that the observation of a later block is to find, by name; set by ``observe``.
+        earlier: index of an earlier block -> what was kept there.
     """
 
     anatomy: BlockAnatomy
     block: nn.Module
     statistics: dict[str, InputStatistics]
     influence: float
+    inputs: Activations
+    calls: list[BlockCall]
+    earlier: Callable[[int], dict[str, torch.Tensor]]
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass

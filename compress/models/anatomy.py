@@ -9,9 +9,10 @@ module tree cannot show.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -86,7 +87,10 @@ class BlockAnatomy:
 
     ``heads``, ``kv_heads``, ``head_dim`` and ``ffn`` are 0 where the block has no such part;
     ``hidden``, the width of the residual stream as the linears read and write it, is 0 where that
-    does not show.
+    does not show. ``others`` are path and shape of the parameters beside the linears' weights:
+    their biases, norms, scales, tables. ``variant`` is what the config says of this layer by itself
+    (``layer_types`` and other lists with an entry a layer): what differs in it computes another
+    function of the same weights.
     """
 
     path: str
@@ -98,6 +102,8 @@ class BlockAnatomy:
     ffn: int
     family: Family
     hidden: int = 0
+    others: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    variant: tuple[tuple[str, str], ...] = ()
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -230,8 +236,33 @@ def block_anatomy(
     sites = tuple(_with_bound(site, block, heads, kv_heads, head_dim, ffn) for site in sites)
     if norms is not None:
         sites = tuple(replace(s, find_norm=partial(norms.find, index, s.linears)) for s in sites)
-    hidden = _hidden(block, roles)
-    return BlockAnatomy(path, index, sites, heads, kv_heads, head_dim, ffn, family, hidden)
+    return BlockAnatomy(
+        path, index, sites, heads, kv_heads, head_dim, ffn, family, _hidden(block, roles),
+        _others(block, names), _variant(config, family, index),
+    )  # fmt: skip
+
+
+def _others(block: nn.Module, linears: list[str]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    inside, biases = tuple(f"{name}." for name in linears), {f"{name}.bias" for name in linears}
+    return tuple(
+        (name, tuple(parameter.shape))
+        for name, parameter in block.named_parameters()
+        if name in biases or not name.startswith(inside)
+    )
+
+
+def _variant(config: PreTrainedConfig, family: Family, index: int) -> tuple[tuple[str, str], ...]:
+    lists = per_layer_lists(config, getattr(config, family.layers, 0))
+    return tuple((k, repr(v[index])) for k, v in sorted(lists.items()) if index < len(v))
+
+
+def per_layer_lists(config: PreTrainedConfig, layers: int) -> dict[str, Sequence[Any]]:
+    """The config's fields that have an entry for each of its layers, by name."""
+    return {
+        key: value
+        for key, value in vars(config).items()
+        if "layer" in key and isinstance(value, (list, tuple)) and len(value) == layers
+    }
 
 
 def _hidden(block: nn.Module, roles: dict[str, list[str]]) -> int:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from compress.linear.layer import features_of, is_layer
 from compress.linear.quantized import quantized_parts
 from compress.models.anatomy import Anatomy, BlockAnatomy
+from compress.models.widths import linear_sizes
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,22 @@ class BlockOutline:
 
     def with_linears(self, changed: dict[str, LinearOutline]) -> BlockOutline:
         return replace(self, linears={**self.linears, **changed})
+
+    def with_widths(self, widths: dict[str, int]) -> BlockOutline:
+        """The same block with other widths, {"heads", "kv_heads", "ffn"}."""
+        changed, biases = {}, 0
+        for name, (rows, columns) in linear_sizes(self.anatomy, widths).items():
+            old = self.linears[name]
+            new = old.narrowed(rows, columns)
+            biases += (old.out_features - new.out_features) * old.bias
+            changed[name] = new
+        shapes = {f"{name}.bias": (linear.out_features,) for name, linear in changed.items()}
+        others = tuple((name, shapes.get(name, shape)) for name, shape in self.anatomy.others)
+        return replace(
+            self.with_linears(changed),
+            other_parameters=self.other_parameters - biases,
+            anatomy=replace(self.anatomy, **widths, others=others),
+        )
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from torch import nn
 
 from compress.linear.layer import reading, writing
 from compress.linear.matrix import matrix, slice_linear
-from compress.models.anatomy import DOWN, QKV, UP, BlockAnatomy
+from compress.models.anatomy import ATTENTION_OUT, DOWN, QKV, UP, BlockAnatomy
 from compress.models.families import CONCATENATED, INTERLEAVED, SEPARATE
+from compress.models.widths import set_width_attributes
 
 
 def unit_columns(anatomy: BlockAnatomy, kind: str) -> torch.Tensor:
@@ -53,6 +54,37 @@ def units_of_rows(anatomy: BlockAnatomy, kind: str) -> dict[str, torch.Tensor]:
         # [head, (q, k, v), head_dim]; such families have a key/value head for each query head.
         return {names[0]: groups.repeat_interleave(3 * anatomy.head_dim)}
     return {names[0]: torch.cat([query, key, key])}
+
+
+def keep_units(
+    block: nn.Module,
+    anatomy: BlockAnatomy,
+    kind: str,
+    kept: torch.Tensor,
+    weight: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Keep only some units of a live block.
+
+    Args:
+        anatomy: of the block before that.
+        kind: site of the output projection that the units feed, ``attention_out`` or ``down``.
+        kept: int64 indices of the units that stay, ascending.
+        weight: the matrix [out, columns that stay] of the output projection; default: its own.
+
+    Returns:
+        Indices of the output projection's columns that stay.
+    """
+    kept = kept.cpu()
+    columns = unit_columns(anatomy, kind)[kept].reshape(-1)
+    narrow_columns(block.get_submodule(anatomy.site(kind).linears[0]), columns, weight)
+    for name, owners in units_of_rows(anatomy, kind).items():
+        narrow_rows(block.get_submodule(name), torch.isin(owners, kept).nonzero().flatten())
+    widths = {**anatomy.widths, "ffn": len(kept)}
+    if kind == ATTENTION_OUT:
+        heads = anatomy.heads // anatomy.kv_heads * len(kept)
+        widths = {**anatomy.widths, "heads": heads, "kv_heads": len(kept)}
+    set_width_attributes(block, anatomy, widths)
+    return columns
 
 
 def narrow_rows(module: nn.Module, rows: torch.Tensor) -> None:

@@ -23,6 +23,7 @@ from compress.methods.passes import (
     TrainModel,
     Whole,
     sites_of,
+    together,
     unrolled,
     uses_original,
 )
@@ -189,9 +190,9 @@ def _streaming_bytes(
     """Bytes of a step with one block, or the blocks of a group, in memory at a time."""
     outer = 4 * outline.outer_parameters
     largest_block = 4 * max(_block_parameters(b) for b in outline.blocks)
-    together = max((step.most for step in passes if isinstance(step, Stream)), default=1)
+    most = together(passes)
     # What becomes of a group is there beside it, and as large where nothing has been taken away.
-    block = largest_block * (2 * together if together > 1 else 1)
+    block = largest_block * (2 * most if most > 1 else 1)
     if uses_original(passes):
         block += 4 * max(_block_parameters(b) for b in (original or outline).blocks)
     narrow = largest_block * outline.value_bits // 32 if outline.value_bits < 32 else 0
@@ -205,7 +206,7 @@ def _streaming_bytes(
         if isinstance(step, Survey):
             # Those of all sites of a block are there when it is observed.
             held = [sum(s.bytes for s in _surveyed(step, block)) for block in outline.blocks]
-            statistics = max(statistics, *held)
+            statistics = max(statistics, max(held) + step.memory(outline))
     largest = 4 * max(x.weights for b in outline.blocks for x in b.linears.values())
     # Filled from a file of another type, and written to one, with one tensor under way.
     moved = block + narrow + largest
@@ -301,13 +302,17 @@ def _batch_bytes(outline: Outline, calibration: CalibrationSpec | None) -> int:
     return 4 * tokens * (6 * outline.hidden_size + 4 * max(widths))
 
 
-def activation_bytes(outline: Outline, calibration: CalibrationSpec | None) -> int:
-    """Stored activations at their largest: a block's inputs and outputs, and both of its cuts."""
+def activation_bytes(outline: Outline, calibration: CalibrationSpec | None, merged: int = 1) -> int:
+    """Stored activations at their largest: a block's inputs and outputs, and both of its cuts.
+
+    Args:
+        merged: blocks that become one, at most, which may be as wide as all of them.
+    """
     if calibration is None:
         return 0
     tokens = calibration.samples * calibration.length
     widest = max(b.anatomy.heads * b.anatomy.head_dim + b.anatomy.ffn for b in outline.blocks)
-    return 4 * tokens * (3 * outline.hidden_size + widest)
+    return 4 * tokens * (3 * outline.hidden_size + merged * widest)
 
 
 def training_disk_bytes(method: Method, calibration: CalibrationSpec | None) -> int:
@@ -316,3 +321,9 @@ def training_disk_bytes(method: Method, calibration: CalibrationSpec | None) -> 
         return 0
     trainings = (p for p in unrolled(method.passes(), 1) if isinstance(p, TrainModel))
     return sum(p.disk(calibration.samples, calibration.length) for p in trainings)
+
+
+def survey_disk_bytes(method: Method, outline: Outline) -> int:
+    """What the surveys of a step keep of blocks in the run's folder."""
+    passes = unrolled(method.passes(), len(outline.blocks))
+    return sum(step.disk(outline) for step in passes if isinstance(step, Survey))

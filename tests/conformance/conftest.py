@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,11 @@ from compress.methods.catalog import METHODS
 from compress.planning.recipe import parse_steps
 
 # A variant is a family with other config fields: "<family>-<name>".
-VARIANTS: dict[str, dict[str, Any]] = {"llama-bidirectional": {"is_causal": False}}
-FAMILIES = ("llama", "qwen3", "gpt2", "opt", "bert", "modernbert", *VARIANTS)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama-bidirectional": {"is_causal": False},
+    "modernbert-global": {"global_attn_every_n_layers": 1},
+}
+FAMILIES = ("llama", "qwen3", "gpt2", "opt", "bert", "modernbert", "llama-bidirectional")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Case:
         idle: options with which the method has nothing to do.
         tolerance: largest relative difference of logits that ``idle`` may cause.
         first: steps that the model goes through before, not where there is nothing to do.
+        families: those that the method takes.
         low_rank: the model's linears get this rank first, so that ``idle`` loses nothing.
     """
 
@@ -82,6 +86,10 @@ CASES: dict[str, Case] = {
     "w8a8": Case({}, {}, tolerance=0.1),
     "shortgpt": _DEPTH,
     "sleb": _DEPTH,
+    # Those whose norms are all in front of linears, and whose layers are of one type.
+    "flatten": replace(
+        _DEPTH, families=("llama", "gpt2", "opt", "llama-bidirectional", "modernbert-global")
+    ),
     "ffn_width": Case({"share": 0.25}, {"share": 0.0}),
     "head_width": Case({"share": 0.5}, {"share": 0.0}),
     "svd": _FACTOR,
@@ -94,15 +102,25 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "other_family" in metafunc.fixturenames:
         # A run on llama is repeated with an interruption; a plain repetition is made of each
         # method on one family, in turn, so that every method and every family has some.
-        turns = [(m, FAMILIES[i % len(FAMILIES)]) for i, m in enumerate(sorted(CASES))]
+        turns = [(m, _turn(CASES[m].families, i)) for i, m in enumerate(sorted(CASES))]
         metafunc.parametrize(("method", "other_family"), turns)
     elif "streamed_family" in metafunc.fixturenames:
-        pairs = [(m, f) for m in sorted(CASES) for f in (FAMILIES if m in STREAMED else ("llama",))]
+        pairs = [
+            (m, f)
+            for m in sorted(CASES)
+            for f in (FAMILIES if m in STREAMED else ("llama",))
+            if f in CASES[m].families
+        ]
         metafunc.parametrize(("method", "streamed_family"), pairs)
+    elif "family" in metafunc.fixturenames:
+        pairs = [(m, f) for m in sorted(CASES) for f in CASES[m].families]
+        metafunc.parametrize(("method", "family"), pairs)
     elif "method" in metafunc.fixturenames:
         metafunc.parametrize("method", sorted(CASES))
-    if "family" in metafunc.fixturenames:
-        metafunc.parametrize("family", FAMILIES)
+
+
+def _turn(families: tuple[str, ...], number: int) -> str:
+    return families[number % len(families)]
 
 
 @pytest.fixture(scope="session")

@@ -89,6 +89,28 @@ def test_three_steps_on_a_compressed_checkpoint(checkpoint, text, tokens, helper
     assert int((weight != 0).reshape(-1, 8).sum(1).max()) <= 4
 
 
+def test_flatten_then_sparsegpt_then_gptq(
+    checkpoint, tiny, calibration, text, tokens, helpers, tmp_path
+):
+    steps = [
+        {"method": "flatten", "remove": 1},
+        {"method": "sparsegpt", "pattern": "2:4"},
+        {"method": "gptq", **GROUPED},
+    ]
+    live = compress.apply(tiny("llama"), steps, calibration("llama"), compute="float32")
+    recipe = helpers.recipe(checkpoint("llama"), steps, text, compute="float32")
+    run = compress.run(recipe, tmp_path / "run")
+    model, _ = compress.load(run.model)
+    assert helpers.difference(helpers.logits(model, tokens), helpers.logits(live, tokens)) < 1e-4
+    assert model.config.num_hidden_layers == 2
+    assert_pattern(live)
+    expected, found = compress.plan(recipe).result, compress.inspect(run.model)
+    assert found["parameters"] == expected.parameters
+    for late in ([steps[1], steps[0]], [steps[2], steps[0]]):
+        with pytest.raises(compress.CompressError, match="Put flatten before"):
+            compress.plan(helpers.recipe(checkpoint("llama"), late, text))
+
+
 def test_quantised_source_is_not_quantised_again(checkpoint, helpers, tmp_path):
     rtn = {"method": "rtn", **GROUPED}
     first = compress.run(helpers.recipe(checkpoint("llama"), [rtn]), tmp_path / "first")

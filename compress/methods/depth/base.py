@@ -87,7 +87,7 @@ class DepthMethod(Method):
         )
         return replace(
             outline,
-            blocks=tuple(_renumbered(block, i) for i, block in enumerate(stay)),
+            blocks=tuple(renumbered(block, i) for i, block in enumerate(stay)),
             notes=(*outline.notes, note) if removed else outline.notes,
         )
 
@@ -112,6 +112,6 @@ class SurveyDepthMethod(DepthMethod):
         return Survey(self.observe, self.decide), KeepBlocks(self.kept_blocks)
 
 
-def _renumbered(block: BlockOutline, index: int) -> BlockOutline:
+def renumbered(block: BlockOutline, index: int) -> BlockOutline:
     path = f"{block.anatomy.path.rpartition('.')[0]}.{index}"
     return replace(block, anatomy=replace(block.anatomy, index=index, path=path))

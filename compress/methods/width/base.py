@@ -23,12 +23,11 @@ from compress.methods.width.importance import (
     residual_scores,
     residual_selection,
 )
-from compress.methods.width.removal import narrow_outline, pattern_chunk
+from compress.methods.width.removal import pattern_chunk
 from compress.methods.work import BlockSurvey, SiteWork
 from compress.models.anatomy import ATTENTION_OUT, Anatomy, BlockAnatomy, Site
 from compress.models.outline import BlockOutline, Outline
-from compress.models.units import narrow_columns, narrow_rows, unit_columns, units_of_rows
-from compress.models.widths import set_width_attributes
+from compress.models.units import keep_units, unit_columns, units_of_rows
 
 
 class WidthMethod(SiteMethod):
@@ -197,9 +196,7 @@ class WidthMethod(SiteMethod):
 
     def predict(self, outline: Outline) -> Outline:
         def narrow(block: BlockOutline) -> BlockOutline:
-            return narrow_outline(
-                block, self.widths(block.anatomy, self.uniform_width(block.anatomy))
-            )
+            return block.with_widths(self.widths(block.anatomy, self.uniform_width(block.anatomy)))
 
         predicted = outline.map_blocks(narrow)
         if self.surveys:
@@ -266,13 +263,9 @@ class WidthMethod(SiteMethod):
         columns = columns.reshape(units // chunk, -1)
         statistics = work.statistics.get(name)
         best = self._best(work, name, statistics, columns, kept // chunk)
-        work.kept_columns = columns[best].reshape(-1)
-        self._narrow_output(work, name)
+        narrow = self._fitted(work, name, columns[best].reshape(-1))
         staying = torch.arange(units).reshape(-1, chunk)[best].reshape(-1)
-        for producer, owners in units_of_rows(anatomy, self.kind).items():
-            rows = torch.isin(owners, staying).nonzero().flatten()
-            narrow_rows(work.linear(producer), rows)
-        set_width_attributes(work.block, anatomy, self.widths(anatomy, kept))
+        work.kept_columns = keep_units(work.block, anatomy, self.kind, staying, narrow)
 
     def _best(
         self,
@@ -290,11 +283,11 @@ class WidthMethod(SiteMethod):
         scores = self._scores(work.block, work.anatomy, name, statistics, columns)
         return scores.argsort(descending=True, stable=True)[:kept].sort().values.cpu()
 
-    def _narrow_output(self, work: SiteWork, name: str) -> None:
-        """Drop the columns of lost units and let the others make up for them."""
+    def _fitted(self, work: SiteWork, name: str, kept: torch.Tensor) -> torch.Tensor:
+        """The output projection without the columns of lost units, for which the others make up."""
         module = work.linear(name)
-        weight = matrix(reading(module)).clone()
-        kept = work.kept_columns.to(weight.device)
+        weight = matrix(reading(module))
+        kept = kept.to(weight.device)
         narrow = weight[:, kept]
         if self.correction:
             gram = work.statistics[name].gram
@@ -304,7 +297,7 @@ class WidthMethod(SiteMethod):
             else:
                 narrow = absorb_columns(weight, gram, kept, self.damping, work.label(name))
             work.metrics["error"] = relative_error(weight, narrow, gram, kept)
-        narrow_columns(module, kept, narrow)
+        return narrow
 
     def _scores(
         self,

@@ -1,9 +1,8 @@
-"""What the removal of units does to a pattern of zeros and to an outline."""
+"""What the removal of units does to a pattern of zeros."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 
@@ -11,9 +10,7 @@ from compress.errors import CompressError
 from compress.linear.layer import reading, writing
 from compress.linear.quantized import scheme_of
 from compress.methods.work import SiteWork
-from compress.models.outline import BlockOutline
 from compress.models.units import units_of_rows
-from compress.models.widths import linear_sizes
 
 
 def pattern_chunk(work: SiteWork, name: str, kept: int, columns: torch.Tensor) -> int:
@@ -42,19 +39,3 @@ def pattern_chunk(work: SiteWork, name: str, kept: int, columns: torch.Tensor) -
             f"Set round_to to a multiple of {chunk}, or put the width before the sparsity step",
         )
     return chunk
-
-
-def narrow_outline(block: BlockOutline, widths: dict[str, int]) -> BlockOutline:
-    """The outline of a block once it has other widths."""
-    changed, biases = {}, 0
-    for name, (rows, columns) in linear_sizes(block.anatomy, widths).items():
-        old = block.linears[name]
-        new = old.narrowed(rows, columns)
-        biases += (old.out_features - new.out_features) * old.bias
-        changed[name] = new
-    anatomy = replace(block.anatomy, **widths)
-    return replace(
-        block.with_linears(changed),
-        other_parameters=block.other_parameters - biases,
-        anatomy=anatomy,
-    )
