@@ -38,10 +38,9 @@ def spans_of(
             "spans of neighbouring blocks out of those that are worked on, each block once",
             repr(asked),
         )
-    if any(len(groups[index]) > 1 for span in chosen if len(span) > 1 for index in span):
+    if any(len(groups[index]) > 1 for index in flat):
         raise CompressError("spans of blocks that are each made from one", repr(asked))
-    held = max((ranges[s[-1]][1] - ranges[s[0]][0] for s in chosen if len(s) > 1), default=1)
-    if held > most:
+    if any(ranges[span[-1]][1] - ranges[span[0]][0] > most for span in chosen):
         raise CompressError(f"spans that hold at most {most} blocks", repr(asked))
     first = {span[0]: span for span in chosen}
     alone = [index for index in range(len(groups)) if index not in set(flat)]

@@ -58,11 +58,11 @@ class Streaming:
         self.worked, self.end = set(chosen), 1 + max(chosen, default=-1)
         if any(len(g) > 1 and i not in self.worked for i, g in enumerate(groups)):
             raise CompressError("groups of several blocks among those worked on", repr(groups))
-        asked = []
+        self.spans, self.learning_together = spans_of([], groups, self.ranges, (), 1), set[int]()
         if isinstance(step, Stream) and step.spans is not None:
             asked = step.spans(decision, context.source.anatomy)
-        most = step.most if isinstance(step, Stream) else 1
-        self.spans = spans_of(asked, groups, self.ranges, self.worked, most)
+            self.spans = spans_of(asked, groups, self.ranges, self.worked, step.most)
+            self.learning_together = {span[0] for span in asked}
         self.hidden: Activations | None = None
         self.calls: Calls = [[] for _ in range(count)]
         self.reference: Reference | None = None
@@ -169,8 +169,10 @@ class Streaming:
     def _span(self, span: list[int]) -> Any:
         """Work on blocks of the result, mostly one; returns the note for the journal."""
         kept = [position for index in span for position in self.groups[index]]
-        first, end = self.ranges[span[0]][0], self.ranges[span[-1]][1]
-        dropped = [] if len(span) == 1 else [p for p in range(first, end) if p not in kept]
+        dropped = []
+        if span[0] in self.learning_together:
+            first, end = self.ranges[span[0]][0], self.ranges[span[-1]][1]
+            dropped = [position for position in range(first, end) if position not in kept]
         try:
             with self._filled(sorted(kept + dropped)):
                 if span[0] not in self.worked:

@@ -92,11 +92,13 @@ CASES: dict[str, Case] = {
     ),
     **{
         f"fuse in {precision}": Case(
-            {"remove": 1, "rank": 4, "training": {**_LEARN, "precision": precision}},
+            {"remove": 1, "rank": 4, **options, "training": {**_LEARN, "precision": precision}},
             {"remove": 0},
             families=families,
         )
-        for precision, families in zip(PRECISIONS, (FAMILIES, ("llama", "gpt2")), strict=True)
+        for precision, options, families in zip(
+            PRECISIONS, ({}, {"group": 1}), (FAMILIES, ("llama", "gpt2")), strict=True
+        )
     },
     "ffn_width": Case({"share": 0.25}, {"share": 0.0}),
     "head_width": Case({"share": 0.5}, {"share": 0.0}),
