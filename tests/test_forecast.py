@@ -24,6 +24,7 @@ OPTIONS = {
     "shortgpt": {"remove": 1},
     "sleb": {"remove": 1},
     "flatten": {"remove": 1},
+    "fuse": {"remove": 1, "training": _LEARNING},
     "ffn_width": {"share": 0.25},
     "head_width": {"share": 0.25},
     "svd": {"ratio": 0.3},

@@ -1,8 +1,9 @@
-"""Work on one block that is in memory: the actions of a pass, or the look of a survey."""
+"""Work on blocks that are in memory: the actions of a pass, or the look of a survey."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,12 +14,13 @@ from torch import nn
 from compress.engine.context import StepContext
 from compress.engine.reference import Reference
 from compress.errors import CompressError
+from compress.linear.casting import computing
 from compress.linear.matrix import is_linear
 from compress.linear.statistics import NOTHING, InputStatistics
 from compress.methods.passes import Learn, Sites, Stream, Survey
 from compress.methods.work import BlockSurvey, SiteWork
 from compress.models.anatomy import OTHER, BlockAnatomy, Site
-from compress.models.replay import BlockReplay
+from compress.models.replay import BlockCall, BlockReplay
 from compress.system.activations import Activations
 from compress.train.reconstruction import BlockWork
 
@@ -29,48 +31,87 @@ class BlockHere:
 
     Attributes:
         index: among the blocks of the result.
-        replay: its inputs and calls; None where the pass carries none along.
-        reference: what it is to return, where it learns.
+        calls: how the model calls it, one entry a batch; none where no inputs are carried along.
+        replay: its inputs; None where the pass carries none along, and in a span of several blocks.
         learned: what an earlier pass of the step kept of it.
     """
 
     index: int
     block: nn.Module
     anatomy: BlockAnatomy
+    calls: list[BlockCall]
     replay: BlockReplay | None
-    reference: Reference | None
     learned: dict[str, torch.Tensor]
 
 
-def act(step: Stream, context: StepContext, here: BlockHere, decision: Any) -> dict[str, float]:
-    """Carry out the actions of a pass on a block; returns the figures for the journal."""
+@dataclass
+class SpanHere:
+    """Neighbouring blocks of the result that are worked on together; mostly it is one.
+
+    Attributes:
+        inputs: what enters the first of them; None where the pass carries no inputs along.
+        reference: what the last of them is to return, where they learn.
+        dropped: blocks that the pass takes from among several.
+    """
+
+    blocks: list[BlockHere]
+    inputs: Activations | None
+    reference: Reference | None
+    dropped: list[nn.Module]
+
+    def run(self, context: StepContext, outputs: Activations) -> None:
+        """Run all batches through the blocks as they are now."""
+        first = self.blocks[0].replay
+        if first is not None:
+            first.finish(outputs.write)
+            return
+        assert self.inputs is not None
+        with torch.no_grad(), ExitStack() as stack:
+            for here in self.blocks:
+                stack.enter_context(computing(here.block, context.compute))
+            for batch in range(len(self.inputs)):
+                states = self.inputs.read(batch).to(context.source.device)
+                for here in self.blocks:
+                    states = here.calls[batch](here.block, states)
+                outputs.write(batch, states)
+
+    def close(self) -> None:
+        """Delete what replays have stored."""
+        for here in self.blocks:
+            if here.replay is not None:
+                here.replay.close()
+
+
+def act(step: Stream, context: StepContext, span: SpanHere, decision: Any) -> dict[str, float]:
+    """Carry out the actions of a pass on blocks; returns the figures for the journal."""
     metrics: dict[str, float] = {}
     for number, action in enumerate(step.actions):
         # What the replay has stored was computed before the last action.
-        if number and here.replay is not None:
-            here.replay.close()
+        if number:
+            span.close()
         if isinstance(action, Learn):
-            metrics |= _learn(action.learn, context, here)
+            metrics |= _learn(action.learn, context, span)
             continue
-        first, limit = here.replay, action.batches
-        if first is not None and limit is not None and limit < len(first.inputs):
-            first = first.head(max(1, limit))
-        with torch.no_grad():
-            metrics |= _visit(action, context, here, first, decision)
-        if first is not None and first is not here.replay:
-            first.close()
+        for here in span.blocks:
+            first, limit = here.replay, action.batches
+            if first is not None and limit is not None and limit < len(first.inputs):
+                first = first.head(max(1, limit))
+            with torch.no_grad():
+                metrics |= _visit(action, context, here, first, decision)
+            if first is not None and first is not here.replay:
+                first.close()
     return metrics
 
 
 def _learn(
-    learn: Callable[[BlockWork], None], context: StepContext, here: BlockHere
+    learn: Callable[[BlockWork], None], context: StepContext, span: SpanHere
 ) -> dict[str, float]:
-    """Let a method learn on a block from its inputs and targets."""
-    replay, reference = here.replay, here.reference
-    assert replay is not None and reference is not None  # of a pass that learns
+    """Let a method learn on blocks from their inputs and targets."""
+    assert span.inputs is not None and span.reference is not None  # of a pass that learns
     work = BlockWork(
-        here.block, here.anatomy, replay.inputs, reference.targets, replay.calls,
-        context.source.device, context.seed + here.index, context.guard, context.precision,
+        [here.block for here in span.blocks], [here.anatomy for here in span.blocks], span.inputs,
+        span.reference.targets, [here.calls for here in span.blocks], context.source.device,
+        context.seed + span.blocks[0].index, context.guard, context.precision, span.dropped,
     )  # fmt: skip
     learn(work)
     return work.metrics

@@ -34,7 +34,7 @@ class Sink(Protocol):
         """Number of leading blocks whose ``stage`` is done."""
 
     def notes(self, stage: str) -> list[Any]:
-        """What ``record`` was given for the finished blocks."""
+        """What ``record`` was given for the finished blocks, an entry a call."""
 
     def load(self, index: int, block: nn.Module) -> None:
         """Fill a block with the weights that enter the pass."""
@@ -54,8 +54,16 @@ class Sink(Protocol):
     def learned(self, stage: str, index: int) -> dict[str, torch.Tensor]:
         """What a stage kept of a block (or ``OUTER``)."""
 
-    def record(self, stage: str, index: int, note: Any, activations: dict[str, Any] | None) -> None:
-        """Note that a block's ``stage`` is done, and what the next block starts from."""
+    def record(
+        self,
+        stage: str,
+        index: int,
+        note: Any,
+        activations: dict[str, Any] | None,
+        blocks: int = 1,
+    ) -> None:
+        """Note that the ``stage`` of a block, or of so many from it on, is done, and what the next
+        block starts from."""
 
     def activations(self, stage: str) -> dict[str, Any] | None:
         """The last ``activations`` given to ``record``."""
@@ -107,7 +115,14 @@ class MemorySink:
     def learned(self, stage: str, index: int) -> dict[str, torch.Tensor]:
         return self._learned[stage, index]
 
-    def record(self, stage: str, index: int, note: Any, activations: dict[str, Any] | None) -> None:
+    def record(
+        self,
+        stage: str,
+        index: int,
+        note: Any,
+        activations: dict[str, Any] | None,
+        blocks: int = 1,
+    ) -> None:
         self._notes.setdefault(stage, []).append(note)
 
     def activations(self, stage: str) -> dict[str, Any] | None:

@@ -108,7 +108,7 @@ def _needed(workspace: Workspace) -> list[dict[str, Any]]:
     whole = {
         e["step"]
         for e in with_files
-        if e["event"] == "block" and "record" in e and e["step"] in finished
+        if e["event"] == "block" and _stored(e) and e["step"] in finished
     } - _partial(workspace)
     entering = max(whole, default=-1)
     return [e for e in with_files if e["event"] in ("written", "outer") or e["step"] >= entering]
@@ -120,7 +120,12 @@ def _partial(workspace: Workspace) -> set[int]:
 
 
 def _left_alone(event: dict[str, Any]) -> bool:
-    return kind_of(event["stage"]) == SOLVE and "record" not in event
+    return kind_of(event["stage"]) == SOLVE and not _stored(event)
+
+
+def _stored(event: dict[str, Any]) -> bool:
+    """Whether an event tells of a block, or several, whose weights are in files of the run."""
+    return "record" in event or "records" in event
 
 
 def _wrong(folder: Path, event: dict[str, Any]) -> dict[str, str]:

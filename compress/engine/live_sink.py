@@ -48,8 +48,15 @@ class LiveSink(MemorySink):
     def touch_outer(self, model: PreTrainedModel) -> None:
         self.transaction.before_outer()
 
-    def record(self, stage: str, index: int, note: Any, activations: dict[str, Any] | None) -> None:
-        super().record(stage, index, note, activations)
+    def record(
+        self,
+        stage: str,
+        index: int,
+        note: Any,
+        activations: dict[str, Any] | None,
+        blocks: int = 1,
+    ) -> None:
+        super().record(stage, index, note, activations, blocks)
         self.transaction.finished(solved=kind_of(stage) == SOLVE)
 
     def changed(self, stage: str, groups: Groups, source: StreamedModel) -> StreamedModel:

@@ -58,18 +58,18 @@ class Reference:
         assert self._targets is not None  # of a block, after advance
         return self._targets
 
-    def advance(self, index: int, here: dict[int, nn.Module], compressed: Activations) -> None:
-        """Make the targets of a block of the result.
+    def advance(self, span: list[int], here: dict[int, nn.Module], compressed: Activations) -> None:
+        """Make the targets of neighbouring blocks of the result: what the last is to return.
 
         Args:
+            span: their indices; mostly it is one.
             here: blocks of the reference that are in memory anyway, as yet unchanged.
-            compressed: what enters the block of the result.
+            compressed: what enters the first of them.
         """
         hidden = compressed if self._own is None else self._own
         if self._own is None and self._targets is not None:
             self._old.append(self._targets)
-        first, end = self.ranges[index]
-        for position in range(first, end):
+        for position in range(self.ranges[span[0]][0], self.ranges[span[-1]][1]):
             outputs = Activations(
                 reference_file(self.context, self.stage, position + 1), checked=True
             )
@@ -81,6 +81,12 @@ class Reference:
         self._targets = hidden
         if self._own is not None:
             self._own = hidden
+
+    def leave(self, span: list[int], here: dict[int, nn.Module], compressed: Activations) -> None:
+        """Come past blocks that do not learn, as :meth:`advance`; only a stream of its own goes on
+        behind them."""
+        if self._own is not None:
+            self.advance(span, here, compressed)
 
     def _run(
         self, block: nn.Module, calls: list[BlockCall], inputs: Activations, outputs: Activations
@@ -98,8 +104,9 @@ class Reference:
         with self._open(position) as block:
             yield block
 
-    def state(self) -> dict[str, Any]:
-        return self.targets.state()
+    def state(self) -> dict[str, Any] | None:
+        """What the next block starts from; None where its targets follow from its inputs."""
+        return None if self._own is None else self._own.state()
 
     def forget(self) -> None:
         """Delete what is older than the targets of a finished block."""

@@ -156,7 +156,8 @@ def kept(folder: Path) -> str:
         return f"nothing was begun in {folder}; the same command starts again"
     last = next((e for e in reversed(workspace.events) if e["event"] != "started"), {})
     if "block" in last:
-        done = len(workspace.find(event="block", step=last["step"], stage=last["stage"]))
+        found = workspace.find(event="block", step=last["step"], stage=last["stage"])
+        done = sum(event.get("blocks", 1) for event in found)
         what = f"{done} finished blocks of step {last['step'] + 1} ({last['stage']})"
     elif last.get("event") == "step":
         what = f"everything up to the end of step {last['step'] + 1} ({last['method']})"

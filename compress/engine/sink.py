@@ -51,12 +51,12 @@ class JournalSink:
             folder.mkdir(parents=True, exist_ok=True)
         for folder in (workspace.work, workspace.folder):
             sync(folder)  # files are durable in folders that are
-        self._record: BlockRecord | None = None  # of the block that was stored last
+        self._records: list[BlockRecord] = []  # of blocks that were stored since the last line
         self._hidden = 0  # width of the residual stream there, if it has changed
         self._digests: dict[str, str] = {}  # of files that no journal line vouches for yet
 
     def finished(self, stage: str) -> int:
-        return len(self._events(stage))
+        return sum(event.get("blocks", 1) for event in self._events(stage))
 
     def notes(self, stage: str) -> list[Any]:
         return [e["note"] for e in self._events(stage)]
@@ -69,7 +69,8 @@ class JournalSink:
         self.state.load(index, block, self.anatomy)
 
     def store(self, stage: str, index: int, block: nn.Module, anatomy: BlockAnatomy) -> None:
-        tensors, self._record = dump_block(block, anatomy, self.dtype)
+        tensors, record = dump_block(block, anatomy, self.dtype)
+        self._records.append(record)
         self._write(self.file(stage, index), tensors)
         self._hidden = anatomy.hidden if anatomy.hidden != self.anatomy.blocks[0].hidden else 0
 
@@ -116,7 +117,14 @@ class JournalSink:
     def learned(self, stage: str, index: int) -> dict[str, torch.Tensor]:
         return read_block(self._learned(stage, index))
 
-    def record(self, stage: str, index: int, note: Any, activations: dict[str, Any] | None) -> None:
+    def record(
+        self,
+        stage: str,
+        index: int,
+        note: Any,
+        activations: dict[str, Any] | None,
+        blocks: int = 1,
+    ) -> None:
         self._sync_carried(activations)
         event = {
             "event": "block",
@@ -128,8 +136,12 @@ class JournalSink:
         }
         if self._digests:
             event["files"], self._digests = self._digests, {}
-        if self._record is not None:
-            event["record"], self._record = self._record.model_dump(mode="json"), None
+        if blocks > 1:
+            event["blocks"] = blocks
+        if self._records:
+            records = [record.model_dump(mode="json") for record in self._records]
+            event |= {"record": records[0]} if blocks == 1 else {"records": records}
+            self._records = []
             if self._hidden:
                 event["hidden"] = self._hidden
         self.workspace.append(event)
@@ -162,15 +174,18 @@ class JournalSink:
         """The model that leaves the stage. A block whose line has no record is what it was."""
         if kind_of(stage) == SOLVE:
             records, blocks, hidden = [], [], 0
-            for event, group in zip(self._events(stage), groups, strict=True):
-                made = "record" in event
-                record, hidden = event.get("record"), event.get("hidden", hidden)
+            made = [r for event in self._events(stage) for r in _records(event)]
+            for index, (record, group) in enumerate(zip(made, groups, strict=True)):
                 records.append(
-                    BlockRecord.model_validate(record) if made else self.state.records[group[0]]
+                    self.state.records[group[0]]
+                    if record is None
+                    else BlockRecord.model_validate(record)
                 )
                 blocks.append(
-                    self.file(stage, event["block"]) if made else self.state.blocks[group[0]]
+                    self.state.blocks[group[0]] if record is None else self.file(stage, index)
                 )
+            for event in self._events(stage):
+                hidden = event.get("hidden", hidden)
             self.state = self.state.after(groups, records, blocks, self._outer(stage), hidden)
         else:
             self.state = self.state.after(groups)
@@ -185,6 +200,12 @@ class JournalSink:
         return self.workspace.find(event="block", step=self.step, stage=stage)
 
 
+def _records(event: dict[str, Any]) -> list[dict[str, Any] | None]:
+    """What an event of a solving pass says of each block that it tells of; None of one that was
+    left as it is."""
+    return event.get("records") or [event.get("record")]
+
+
 class ReadingSink(JournalSink):
     """The sink of a process that takes part in a training of a run that another one carries out."""
 
@@ -197,7 +218,14 @@ class ReadingSink(JournalSink):
     def keep(self, stage: str, index: int, tensors: dict[str, torch.Tensor]) -> None:
         """The other process keeps the same tensors."""
 
-    def record(self, stage: str, index: int, note: Any, activations: dict[str, Any] | None) -> None:
+    def record(
+        self,
+        stage: str,
+        index: int,
+        note: Any,
+        activations: dict[str, Any] | None,
+        blocks: int = 1,
+    ) -> None:
         """The journal is the other process's."""
 
     def again(self, stage: str, why: str) -> None:

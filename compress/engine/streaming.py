@@ -1,4 +1,5 @@
-"""Pass over the blocks of a model, one (or a group that becomes one) in memory at a time.
+"""Pass over the blocks of a model, one in memory at a time; or a group that becomes one, or a span
+of blocks that learn together.
 
 The same code serves a checkpoint on disk (each finished block is handed to a sink that makes it
 durable) and a live model (blocks change in place).
@@ -7,16 +8,18 @@ durable) and a live model (blocks change in place).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
-from compress.engine.blocks import BlockHere, act, look
+from compress.engine.blocks import BlockHere, SpanHere, act, look
 from compress.engine.context import StepContext, hidden_file
 from compress.engine.learning import frozen
 from compress.engine.reference import Calls, Reference, reference_file, reference_of
+from compress.engine.spans import spans_of
 from compress.errors import CompressError
 from compress.methods.passes import Stream, Survey
 from compress.methods.work import GroupWork, OuterWork
@@ -55,6 +58,11 @@ class Streaming:
         self.worked, self.end = set(chosen), 1 + max(chosen, default=-1)
         if any(len(g) > 1 and i not in self.worked for i, g in enumerate(groups)):
             raise CompressError("groups of several blocks among those worked on", repr(groups))
+        self.spans, self.learning_together = spans_of([], groups, self.ranges, (), 1), set[int]()
+        if isinstance(step, Stream) and step.spans is not None:
+            asked = step.spans(decision, context.source.anatomy)
+            self.spans = spans_of(asked, groups, self.ranges, self.worked, step.most)
+            self.learning_together = {span[0] for span in asked}
         self.hidden: Activations | None = None
         self.calls: Calls = [[] for _ in range(count)]
         self.reference: Reference | None = None
@@ -77,22 +85,25 @@ class Streaming:
             sink.again(self.stage, f"{lost.got}, so {self.name} starts its {self.stage} pass anew")
             self.run()
             return
-        for index in range(start, count):
+        for span in self.spans:
+            if span[0] < start:
+                continue
             context.guard()
             entered = self.hidden
-            note = {} if index >= self.end else self._block(index)
+            note = {} if span[0] >= self.end else self._span(span)
             carried = None
-            if self.hidden is not None and index < self.end:
+            if self.hidden is not None and self.hidden is not entered:
                 carried = self.hidden.state()
-                if self.reference is not None:
-                    carried |= {"reference": self.reference.state()}
-            sink.record(self.stage, index, note, carried)
-            # Only now is what entered the block of no use to anybody.
+                reference = None if self.reference is None else self.reference.state()
+                if reference is not None:
+                    carried |= {"reference": reference}
+            sink.record(self.stage, span[0], note, carried, len(span))
+            # Only now is what entered the blocks of no use to anybody.
             if entered is not None and entered is not self.hidden:
                 entered.remove()
             if self.reference is not None:
                 self.reference.forget()
-            context.report(self.stage, index, count, note)
+            context.report(self.stage, span[-1], count, note)
         for stored in (self.hidden, self.reference):
             if stored is not None:
                 stored.remove()
@@ -155,71 +166,87 @@ class Streaming:
         context.sink.store_outer(self.stage, source.model)
         return source
 
-    def _block(self, index: int) -> Any:
-        """Work on one block of the result; returns the note for the journal."""
-        group = self.groups[index]
+    def _span(self, span: list[int]) -> Any:
+        """Work on blocks of the result, mostly one; returns the note for the journal."""
+        kept = [position for index in span for position in self.groups[index]]
+        dropped = []
+        if span[0] in self.learning_together:
+            first, end = self.ranges[span[0]][0], self.ranges[span[-1]][1]
+            dropped = [position for position in range(first, end) if position not in kept]
         try:
-            with self._filled(group):
-                if index not in self.worked:
-                    return self._leave(index)
-                return self._work(index)
+            with self._filled(sorted(kept + dropped)):
+                if span[0] not in self.worked:
+                    return self._leave(span)
+                return self._work(span, dropped)
         except CompressError as error:
-            raise error.within(f"step {self.name}, block {group[0]}") from error
+            raise error.within(f"step {self.name}, block {kept[0]}") from error
 
     @contextmanager
-    def _filled(self, group: list[int]) -> Iterator[None]:
+    def _filled(self, positions: list[int]) -> Iterator[None]:
         source = self.context.source
         try:
-            for position in group:
+            for position in positions:
                 block = source.block(position)
                 self.context.sink.load(position, block)
                 block.to(source.device)
             yield
         finally:
-            for position in group:
+            for position in positions:
                 source.release_block(position)
 
-    def _leave(self, index: int) -> dict[str, float]:
+    def _leave(self, span: list[int]) -> dict[str, float]:
         """Run a block that stays as it is."""
-        here = self._here(index)
-        self._target(index)
+        here = self._here(span)
+        if self.reference is not None and self.hidden is not None:
+            self.reference.leave(span, self._old_blocks(span), self.hidden)
         self._advance(here)
         return {}
 
-    def _target(self, index: int) -> None:
-        """Make the targets of a block while it is what it was."""
-        if self.reference is not None and self.hidden is not None:
-            blocks = {p: self.context.source.block(p) for p in self.groups[index]}
-            # The original's blocks are others.
-            here = (
-                blocks if isinstance(self.step, Stream) and self.step.targets != "original" else {}
-            )
-            self.reference.advance(index, here, self.hidden)
+    def _old_blocks(self, span: list[int], dropped: Iterable[int] = ()) -> dict[int, nn.Module]:
+        """Blocks of the model that enters the pass which are in memory, as yet unchanged, where its
+        outputs are the targets."""
+        if isinstance(self.step, Stream) and self.step.targets == "original":
+            return {}
+        positions = [position for index in span for position in self.groups[index]]
+        return {p: self.context.source.block(p) for p in (*positions, *dropped)}
 
-    def _work(self, index: int) -> Any:
+    def _work(self, span: list[int], dropped: list[int]) -> Any:
         step, context = self.step, self.context
         if isinstance(step, Survey):
-            here = self._here(index)
-            outputs = self._outputs(index)
+            (here,) = self._here(span).blocks
+            outputs = self._outputs(span)
             note = look(step, self.stage, context, here, outputs)
             self.hidden = outputs
             return note
-        self._target(index)
-        figures = self._merge(index) if len(self.groups[index]) > 1 else {}
-        here = self._here(index)
-        # What learns adds parameters of its own; all other steps touch no gradients.
-        with frozen(here.block) if step.settle or step.keep else nullcontext():
+        if self.reference is not None and self.hidden is not None:
+            self.reference.advance(span, self._old_blocks(span, dropped), self.hidden)
+        figures: dict[str, float] = {}
+        for index in span:
+            if len(self.groups[index]) > 1:
+                figures |= self._merge(index)
+        here = self._here(span, dropped)
+        with ExitStack() as stack:
+            # What learns adds parameters of its own; all other steps touch no gradients.
+            if step.settle or step.keep:
+                for block in (*(h.block for h in here.blocks), *here.dropped):
+                    stack.enter_context(frozen(block))
             figures |= act(step, context, here, self.decision)
             if step.keep is None:
-                if step.settle is not None:
-                    step.settle(here.block)
-                anatomy, config = here.anatomy, context.source.model.config
-                final = block_anatomy(here.block, anatomy.path, index, config, anatomy.family)
-                context.sink.store(self.stage, index, here.block, final)
+                for one in here.blocks:
+                    self._store(one)
             self._advance(here)
             if step.keep is not None:
-                context.sink.keep(self.stage, index, step.keep(here.block))
+                for one in here.blocks:
+                    context.sink.keep(self.stage, one.index, step.keep(one.block))
         return figures
+
+    def _store(self, here: BlockHere) -> None:
+        """Hand a block to the sink, as it is when what was put in to learn is out."""
+        step, config, anatomy = self.step, self.context.source.model.config, here.anatomy
+        if isinstance(step, Stream) and step.settle is not None:
+            step.settle(here.block)
+        final = block_anatomy(here.block, anatomy.path, here.index, config, anatomy.family)
+        self.context.sink.store(self.stage, here.index, here.block, final)
 
     def _merge(self, index: int) -> dict[str, float]:
         """Put one block in the place of a group."""
@@ -238,32 +265,42 @@ class Streaming:
         source.model.set_submodule(source.anatomy.blocks[group[0]].path, merged)
         return dict(work.metrics)
 
-    def _here(self, index: int) -> BlockHere:
-        """A block of the result and all that goes with it."""
+    def _here(self, span: list[int], dropped: Iterable[int] = ()) -> SpanHere:
+        """Blocks of the result and all that goes with them."""
+        blocks = [self._block_here(index, replayed=len(span) == 1) for index in span]
+        gone = [self.context.source.block(position) for position in dropped]
+        return SpanHere(blocks, self.hidden, self.reference, gone)
+
+    def _block_here(self, index: int, replayed: bool) -> BlockHere:
         source, group = self.context.source, self.groups[index]
         anatomy, block = source.anatomy.blocks[group[0]], source.block(group[0])
         if len(group) > 1:
             config = source.model.config
             anatomy = block_anatomy(block, anatomy.path, group[0], config, anatomy.family)
+        calls = self.calls[group[0]]
         replay = None
-        if self.hidden is not None:
+        if replayed and self.hidden is not None:
             replay = BlockReplay(
-                block, anatomy, self.hidden, self.calls[group[0]], self.context.scratch,
-                source.device, self._cores, self.context.compute,
+                block, anatomy, self.hidden, calls, self.context.scratch, source.device,
+                self._cores, self.context.compute,
             )  # fmt: skip
         learned = self._learned(group[0]) if len(group) == 1 else {}
-        return BlockHere(index, block, anatomy, replay, self.reference, learned)
+        return BlockHere(index, block, anatomy, calls, replay, learned)
 
     def _learned(self, position: int) -> dict[str, torch.Tensor]:
         learned = self.context.learned
         return {} if learned is None else learned.block(position)
 
-    def _advance(self, here: BlockHere) -> None:
-        """Run a block as it is now; its outputs are the next block's inputs."""
-        if here.replay is not None:
-            outputs = self._outputs(here.index)
-            here.replay.finish(outputs.write)
-            self.hidden = outputs
+    def _advance(self, here: SpanHere) -> None:
+        """Run blocks as they are now; the outputs of the last are the next block's inputs."""
+        last = here.blocks[-1].index
+        if self.hidden is None or last + 1 == self.end < len(self.groups):
+            here.close()  # what follows is not run
+            return
+        outputs = self._outputs([last])
+        here.run(self.context, outputs)
+        self.hidden = outputs
 
-    def _outputs(self, index: int) -> Activations:
-        return Activations(hidden_file(self.context, self.stage, index + 1), checked=True)
+    def _outputs(self, span: list[int]) -> Activations:
+        path = hidden_file(self.context, self.stage, span[-1] + 1)
+        return Activations(path, checked=True)

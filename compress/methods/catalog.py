@@ -27,6 +27,7 @@ BUILT_IN: dict[str, str] = {
         ("shortgpt", "depth.shortgpt:ShortGPT"),
         ("sleb", "depth.sleb:SLEB"),
         ("flatten", "depth.flatten.method:Flatten"),
+        ("fuse", "depth.fuse.method:Fuse"),
         ("ffn_width", "width.ffn:FFNWidth"),
         ("head_width", "width.heads:HeadWidth"),
         ("svd", "factorize.svd:SVD"),

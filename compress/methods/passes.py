@@ -49,6 +49,11 @@ def no_disk(_sequences: int, _length: int) -> int:
     return 0
 
 
+def all_blocks(_count: int) -> float:
+    """The share of the blocks that a pass works on which leaves none alone."""
+    return 1.0
+
+
 def no_bytes(_outline: Outline) -> int:
     """Bytes of a survey that looks at its statistics only and keeps nothing."""
     return 0
@@ -79,12 +84,13 @@ class Sites:
 
 @dataclass(frozen=True)
 class Learn:
-    """Inside a block: train on its inputs and on what it is to return for them.
+    """Inside a block, or several at once: train on inputs and on what is to be returned for them.
 
     Attributes:
         learn: trains; parameters that were there before do not require gradients.
         options: of the training, for the forecast; a batch counts calibration batches.
-        memory: bytes that it holds beyond the weights, from the shapes of the block's linears.
+        memory: bytes that it holds beyond the weights, from the shapes of a block's linears; blocks
+            that learn together hold so much each.
     """
 
     learn: Callable[[BlockWork], None]
@@ -117,27 +123,31 @@ class Whole:
 
     Attributes:
         decide: (model, anatomy, batches) -> a JSON-able decision.
-        forwards: how often the calibration batches pass through all blocks.
+        forwards: how often the batches pass through all blocks.
         heads: how often they pass through the model's head.
+        batches: calibration batches, at most, that it is given; None: all.
     """
 
     decide: Callable[[nn.Module, Anatomy, list[dict[str, torch.Tensor]]], Any]
     forwards: Callable[[Outline], float]
     heads: Callable[[Outline], float]
+    batches: int | None = None
 
 
 @dataclass(frozen=True)
 class Stream:
     """Pass over the blocks, one in memory at a time, and work on each.
 
+    Where several become one or learn together, so many are in memory at a time.
+
     Attributes:
         actions: what is done to a block, in order.
         inputs: the inputs of each block are carried along, as the blocks in front of it make them.
         batches: calibration batches, at most, that pass through the blocks; None: all.
         targets: what a block that learns is to return. ``dense``: the outputs of the model that
-            enters the step. ``prefix``: what the uncompressed block makes of the inputs that reach
-            it now. ``original``: the outputs of the model that the recipe began with, behind the
-            last block that this one stands for.
+            enters the pass. ``prefix``: what the blocks of that model that this one stands for make
+            of the inputs that reach it now. ``original``: the outputs of the model that the recipe
+            began with, behind the last block that this one stands for.
         settle: called when all is done to a block: takes out what was put in to learn.
         keep: instead of storing the block: takes out what was put in, leaves the block as it was
             and returns what was learned, which later passes find in ``SiteWork.learned``.
@@ -145,12 +155,18 @@ class Stream:
             list a block of the result. Blocks in none are dropped. None: each block by itself.
         merge: makes the block of a group of several, before the actions are done to it. What blocks
             learn then is what the last block of the group returned.
-        most: blocks in a group, at most: so many are in memory at once.
+        spans: (decision, anatomy) -> which neighbouring blocks of the result learn together: lists
+            of their indices there. They are to return what the last of them is to return. In memory
+            with them are the blocks that they stand for and that are in no group. Sites find no
+            statistics in them. Blocks in no span are worked on by themselves; None: all of them.
+        most: blocks of the model that enters the pass in a group or a span, at most: so many are in
+            memory at once.
         only: (decision, anatomy) -> which blocks of the result are worked on, by index; all others
             stay as they are, files and all, and those behind the last one are not even run. None:
             all of them.
         outer: changes what lies outside the blocks, before the first of them. The residual stream
             may become narrower so, if the actions make every block fit it.
+        share: of so many blocks, those that are worked on, as a share; for the forecast.
     """
 
     actions: tuple[Sites | Learn, ...]
@@ -161,9 +177,11 @@ class Stream:
     keep: Callable[[nn.Module], dict[str, torch.Tensor]] | None = None
     groups: Callable[[Any, Anatomy], list[list[int]]] | None = None
     merge: Callable[[GroupWork], nn.Module] | None = None
+    spans: Callable[[Any, Anatomy], list[list[int]]] | None = None
     most: int = 1
     only: Callable[[Any, Anatomy], Collection[int]] | None = None
     outer: Callable[[OuterWork], None] | None = None
+    share: Callable[[int], float] = all_blocks
 
     @property
     def learning(self) -> list[Learn]:
@@ -259,40 +277,45 @@ def uses_original(passes: tuple[Pass | Rounds, ...]) -> bool:
     return any(
         (isinstance(p, Stream) and p.targets == "original" and bool(p.learning))
         or (isinstance(p, TrainModel) and p.teacher)
-        for p in _each_once(passes)
+        for p in each_once(passes)
     )
 
 
 def changes_outer(passes: tuple[Pass | Rounds, ...]) -> bool:
     """Whether what lies outside the blocks may change."""
-    return any(isinstance(p, Stream) and p.outer is not None for p in _each_once(passes))
+    return any(isinstance(p, Stream) and p.outer is not None for p in each_once(passes))
 
 
 def trains(passes: tuple[Pass | Rounds, ...]) -> bool:
     """Whether gradients take part."""
     return any(
         isinstance(p, TrainModel) or (isinstance(p, Stream) and bool(p.learning))
-        for p in _each_once(passes)
+        for p in each_once(passes)
     )
 
 
 def carries_inputs(passes: tuple[Pass | Rounds, ...]) -> bool:
     """Whether inputs of blocks are carried from one block to the next."""
     return any(
-        isinstance(p, Survey) or (isinstance(p, Stream) and p.inputs) for p in _each_once(passes)
+        isinstance(p, Survey) or (isinstance(p, Stream) and p.inputs) for p in each_once(passes)
     )
 
 
-def together(passes: tuple[Pass | Rounds, ...]) -> int:
+def merged(passes: tuple[Pass | Rounds, ...]) -> int:
     """Blocks that become one, at most."""
-    return max((p.most for p in _each_once(passes) if isinstance(p, Stream)), default=1)
+    return max((p.most for p in each_once(passes) if isinstance(p, Stream) and p.merge), default=1)
+
+
+def together(passes: tuple[Pass | Rounds, ...]) -> int:
+    """Blocks of the model that enters a streaming pass in memory at once, at most."""
+    return max((p.most for p in each_once(passes) if isinstance(p, Stream)), default=1)
 
 
 def sites_of(passes: tuple[Pass | Rounds, ...]) -> list[Sites]:
     """What is done to sites, wherever."""
     return [
         action
-        for p in _each_once(passes)
+        for p in each_once(passes)
         if isinstance(p, Stream)
         for action in p.actions
         if isinstance(action, Sites)
@@ -310,7 +333,7 @@ def targets_of(passes: tuple[Pass | Rounds, ...], block: BlockAnatomy) -> list[s
     return list(found)
 
 
-def _each_once(passes: tuple[Pass | Rounds, ...]) -> list[Pass]:
+def each_once(passes: tuple[Pass | Rounds, ...]) -> list[Pass]:
     """All passes, those of rounds as if there were one."""
     return [
         one for step in passes for one in (step.passes if isinstance(step, Rounds) else (step,))

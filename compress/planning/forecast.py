@@ -22,6 +22,8 @@ from compress.methods.passes import (
     Survey,
     TrainModel,
     Whole,
+    each_once,
+    merged,
     sites_of,
     together,
     unrolled,
@@ -84,9 +86,15 @@ def work(method: Method, outline: Outline, calibration: CalibrationSpec | None) 
     forwards = heads = 0.0
     for step in steps:
         if isinstance(step, Whole):
-            forwards, heads = forwards + step.forwards(outline), heads + step.heads(outline)
-        elif isinstance(step, Survey) or (isinstance(step, Stream) and step.inputs):
+            seen = _seen(step.batches, calibration)
+            forwards += seen * step.forwards(outline)
+            heads += seen * step.heads(outline)
+        elif isinstance(step, Survey):
             forwards += 1
+        elif isinstance(step, Stream) and step.inputs:
+            # What blocks are to return is made by as many again.
+            learns = step.share(len(outline.blocks)) if step.learning else 0.0
+            forwards += (1 + learns) * _seen(step.batches, calibration)
     # Only the upper triangle is computed, in panels.
     grams = sum(0.6 * width**2 for target in targeted for width in target.statistics.grams)
     for step in steps:
@@ -94,25 +102,35 @@ def work(method: Method, outline: Outline, calibration: CalibrationSpec | None) 
             held = (s for block in outline.blocks for s in _surveyed(step, block))
             grams += sum(0.6 * width**2 for statistics in held for width in statistics.grams)
     in_batch = calibration.batch * calibration.length
-    by_block = sum(a.options.steps * a.options.batch * in_batch for a in _learning(steps))
+    by_block = sum(
+        step.share(len(outline.blocks)) * a.options.steps * a.options.batch * in_batch
+        for step in steps
+        if isinstance(step, Stream)
+        for a in step.learning
+    )
     by_model = sum(
         round(o.steps * o.batch * calibration.length * passes)
         for step in steps
         if isinstance(step, TrainModel)
         for o, passes in step.options
     )
-    # A backward pass costs two forward passes; the dense targets of a block cost one more.
+    # A backward pass costs two forward passes.
     learning = 3.0 * (by_block + by_model) * (forward + attention)
     learning += 3.0 * by_model * outline.head_weights
-    if by_block:
-        forwards += 1
     products = forwards * (forward + attention) + grams + heads * outline.head_weights
     return Work(tokens * products, learning, solving)
 
 
+def _seen(batches: int | None, calibration: CalibrationSpec) -> float:
+    """The share of the calibration sequences that a pass over so many batches sees."""
+    if batches is None:
+        return 1.0
+    return min(1.0, batches * calibration.batch / calibration.samples)
+
+
 def learning_dtype(method: Method, device: torch.device) -> torch.dtype:
     """Type of the matrix products of a step's trainings."""
-    steps = unrolled(method.passes(), 1)
+    steps = tuple(each_once(method.passes()))
     options = [o for step in steps if isinstance(step, TrainModel) for o, _ in step.options]
     options += [action.options for action in _learning(steps)]
     return compute_dtype(options[0].precision if options else "float32", device)
@@ -190,9 +208,9 @@ def _streaming_bytes(
     """Bytes of a step with one block, or the blocks of a group, in memory at a time."""
     outer = 4 * outline.outer_parameters
     largest_block = 4 * max(_block_parameters(b) for b in outline.blocks)
-    most = together(passes)
     # What becomes of a group is there beside it, and as large where nothing has been taken away.
-    block = largest_block * (2 * most if most > 1 else 1)
+    many = min(together(passes), len(outline.blocks))
+    block = largest_block * max(many, 2 * merged(passes) if merged(passes) > 1 else 1)
     if uses_original(passes):
         block += 4 * max(_block_parameters(b) for b in (original or outline).blocks)
     narrow = largest_block * outline.value_bits // 32 if outline.value_bits < 32 else 0
@@ -214,9 +232,14 @@ def _streaming_bytes(
         # The outer tensors come in when the result is verified, without any block.
         return max(moved, block + site_bytes, outer)
     cast = largest_block * compute.itemsize // 4 if compute.itemsize < 4 else 0
-    for action in _learning(passes):
-        learning = max(action.memory(_matrices(block)) for block in outline.blocks)
-        site_bytes = max(site_bytes, learning + 8 * batch)
+    for step in passes:
+        most = many if isinstance(step, Stream) and step.spans else 1
+        for action in step.learning if isinstance(step, Stream) else ():
+            learning = most * max(action.memory(_matrices(block)) for block in outline.blocks)
+            examples = action.options.micro_batch or action.options.batch
+            # Stored for the backward pass.
+            kept = 8 * batch if most == 1 else 2 * examples * most * batch
+            site_bytes = max(site_bytes, learning + kept)
     return max(moved, outer + batch, block + cast + statistics + batch, block + site_bytes)
 
 
@@ -319,7 +342,7 @@ def training_disk_bytes(method: Method, calibration: CalibrationSpec | None) -> 
     """What the trainings of a step leave in the run's folder while they last."""
     if calibration is None:
         return 0
-    trainings = (p for p in unrolled(method.passes(), 1) if isinstance(p, TrainModel))
+    trainings = (p for p in each_once(method.passes()) if isinstance(p, TrainModel))
     return sum(p.disk(calibration.samples, calibration.length) for p in trainings)
 
 

@@ -17,7 +17,7 @@ from compress.checkpoint.export import foreign_links
 from compress.checkpoint.state import ModelState
 from compress.errors import CompressError
 from compress.methods.base import Method
-from compress.methods.passes import together
+from compress.methods.passes import merged
 from compress.models.anatomy import Anatomy
 from compress.models.outline import Outline, outline_of
 from compress.models.sources.source import Source, load_config, resolve
@@ -71,8 +71,8 @@ class Plan:
         blocks = sum(s.after.bytes for s in self.steps) if self.steps else 0
         observed = any(s.method.needs != "nothing" for s in self.steps)
         calibration = self.recipe.calibration if observed else None
-        merged = max(together(s.method.passes()) for s in self.steps)
-        activations = forecast.activation_bytes(self.original, calibration, merged)
+        most = max(merged(s.method.passes()) for s in self.steps)
+        activations = forecast.activation_bytes(self.original, calibration, most)
         kept = sum(
             forecast.training_disk_bytes(s.method, calibration)
             + forecast.survey_disk_bytes(s.method, s.before)

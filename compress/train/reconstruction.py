@@ -1,4 +1,4 @@
-"""A block learns to return given outputs: what any method does that trains block by block.
+"""Blocks learn to return given outputs: what any method does that trains block by block.
 
 The parameters that learn are the method's: logits of masks, kept weights, factors, gates. What is
 kept in the end is what did best on batches that nothing was learned from.
@@ -30,56 +30,76 @@ State = TypeVar("State")
 
 @dataclass
 class BlockWork:
-    """One block, as a method gets it to learn on.
+    """A block, or neighbouring blocks that learn together, as a method gets them.
 
     Attributes:
-        block, anatomy: in float32, its parameters not requiring gradients.
-        inputs: hidden states that enter the block, from the compressed blocks in front of it; a
-            calibration batch an entry.
-        targets: what the block is to return for them.
-        calls: how the model calls the block, an entry a batch.
-        device: where the block lives.
+        blocks, anatomies: in order, in float32, their parameters not requiring gradients.
+        inputs: hidden states that enter the first block, from the compressed blocks in front of it;
+            a calibration batch an entry.
+        targets: what the last block is to return for them.
+        calls: how the model calls each of the blocks, [block][batch].
+        device: where the blocks live.
         seed: seed of all random numbers; another one for each block.
         guard: raises when a limit of the run is exceeded.
         precision: what ``precision: auto`` of a training means.
+        dropped: of blocks that learn together, those that the pass takes from among them, with
+            their weights as they were.
         metrics: figures for the journal, set by the method.
     """
 
-    block: nn.Module
-    anatomy: BlockAnatomy
+    blocks: list[nn.Module]
+    anatomies: list[BlockAnatomy]
     inputs: Activations
     targets: Activations
-    calls: list[BlockCall]
+    calls: list[list[BlockCall]]
     device: torch.device
     seed: int
     guard: Callable[[], None] = lambda: None
     precision: Precision = "auto"
+    dropped: list[nn.Module] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def block(self) -> nn.Module:
+        """The block, where it learns by itself."""
+        (block,) = self.blocks
+        return block
+
+    @property
+    def anatomy(self) -> BlockAnatomy:
+        """The anatomy of the block, where it learns by itself."""
+        (anatomy,) = self.anatomies
+        return anatomy
+
+
+# (output, target, call): how far states [batch, length, hidden size] are from what they should be;
+# the call knows which of them are padding.
+Distance = Callable[[torch.Tensor, torch.Tensor, BlockCall], torch.Tensor]
+
+
+def error_of_tokens(output: torch.Tensor, target: torch.Tensor, call: BlockCall) -> torch.Tensor:
+    """|y - y'|^2 / |y|^2, averaged over tokens: the next block normalises each token by its length,
+    and a plain mean would see only the few tokens of huge norm."""
+    return relative_error(call.tokens(output), call.tokens(target))
 
 
 class BlockOutputs(nn.Module):
-    """A block and what it is to return: a module whose forward is the relative error.
+    """Blocks, one after the other, and what the last is to return: a module whose forward is the
+    mean distance from it over calibration batches."""
 
-    The error of a token is |y - y'|^2 / |y|^2, averaged over tokens: the next block normalises each
-    token by its length, and a plain mean would see only the few tokens of huge norm.
-    """
-
-    def __init__(
-        self, block: nn.Module, inputs: Activations, targets: Activations, calls: list[BlockCall]
-    ) -> None:
+    def __init__(self, work: BlockWork, distance: Distance = error_of_tokens) -> None:
         super().__init__()
-        self.block, self._inputs, self._targets, self._calls = block, inputs, targets, calls
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.block.parameters()).device
+        self.blocks = nn.ModuleList(work.blocks)
+        self._work, self._distance = work, distance
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
-        device, total = self.device, 0.0
+        work, total = self._work, 0.0
         for index in indices.tolist():
-            call, target = self._calls[index], self._targets.read(index).to(device)
-            output = call(self.block, self._inputs.read(index).to(device))
-            total = total + relative_error(call.tokens(output), call.tokens(target))
+            states = work.inputs.read(index).to(work.device)
+            for block, calls in zip(self.blocks, work.calls, strict=True):
+                states = calls[index](block, states)
+            target = work.targets.read(index).to(work.device)
+            total = total + self._distance(states, target, work.calls[-1][index])
         return total / len(indices)
 
 
@@ -123,35 +143,39 @@ class BestSeen(Generic[State]):
 
 def learn_outputs(
     work: BlockWork,
-    parameters: list[nn.Parameter],
+    parameters: list[nn.Parameter] | list[dict[str, Any]],
     options: TrainingOptions,
     *,
     prepare: Callable[[Moment], torch.Tensor | float],
     settle: Callable[[], None],
     take: Callable[[], State] | None = None,
+    distance: Distance = error_of_tokens,
 ) -> BestSeen[Any]:
-    """Train parameters of a block, or of modules in it, so that it returns its targets.
+    """Train parameters of blocks, or of modules in them, so that the last returns its targets.
 
     Args:
+        parameters: all of them, or groups as :func:`compress.train.fit` takes them.
         prepare: called before each micro-batch, to make weights of what is learned; returns what
             the loss is less (a reward), or 0.
-        settle: makes the block what it will be in the end, for measuring.
+        settle: makes the blocks what they will be in the end, for measuring.
         take: a copy of what is learned; default: clones of the parameters, the best of which are
             put back afterwards.
+        distance: from the targets, which learning makes small.
 
     Returns:
         What did best on held-out batches; with a ``take`` the caller puts its state back.
     """
-    outputs = BlockOutputs(work.block, work.inputs, work.targets, work.calls)
+    outputs = BlockOutputs(work, distance)
     learned, held = split_held_out(len(work.inputs))
 
     def measure() -> float:
         """In float32 also while learning computes in 16 bits."""
         settle()
-        with torch.no_grad(), torch.autocast(outputs.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(work.device.type, enabled=False):
             return float(outputs(torch.tensor(held)))
 
-    copy = take or (lambda: [p.detach().clone() for p in parameters])
+    chosen = _parameters(parameters)
+    copy = take or (lambda: [p.detach().clone() for p in chosen])
     best: BestSeen[Any] = BestSeen(measure, copy, options.steps)
 
     def loss(module: nn.Module, batch: dict[str, torch.Tensor], moment: Moment):
@@ -166,9 +190,15 @@ def learn_outputs(
     )  # fmt: skip
     best.look()
     if take is None:
-        for parameter, value in zip(parameters, best.state, strict=True):
+        for parameter, value in zip(chosen, best.state, strict=True):
             parameter.data.copy_(value)
     return best
+
+
+def _parameters(given: list[nn.Parameter] | list[dict[str, Any]]) -> list[nn.Parameter]:
+    """Parameters, those of groups one after the other."""
+    groups = [g["params"] if isinstance(g, dict) else [g] for g in given]
+    return [parameter for group in groups for parameter in group]
 
 
 def split_held_out(count: int) -> tuple[int, list[int]]:

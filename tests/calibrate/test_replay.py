@@ -43,8 +43,8 @@ class Watching(MemorySink):
         super().__init__()
         self.scratch, self.outputs = scratch, []
 
-    def record(self, stage, index, note, activations) -> None:
-        super().record(stage, index, note, activations)
+    def record(self, stage, index, note, activations, blocks=1) -> None:
+        super().record(stage, index, note, activations, blocks)
         (path,) = self.scratch.glob(f"{stage}-hidden-{index + 1:05d}.bin")
         stored = Activations(path, shapes=activations["shapes"])
         self.outputs.append([stored.read(i) for i in range(len(stored))])

@@ -90,6 +90,16 @@ CASES: dict[str, Case] = {
     "flatten": replace(
         _DEPTH, families=("llama", "gpt2", "opt", "llama-bidirectional", "modernbert-global")
     ),
+    **{
+        f"fuse in {precision}": Case(
+            {"remove": 1, "rank": 4, **options, "training": {**_LEARN, "precision": precision}},
+            {"remove": 0},
+            families=families,
+        )
+        for precision, options, families in zip(
+            PRECISIONS, ({}, {"group": 1}), (FAMILIES, ("llama", "gpt2")), strict=True
+        )
+    },
     "ffn_width": Case({"share": 0.25}, {"share": 0.0}),
     "head_width": Case({"share": 0.5}, {"share": 0.0}),
     "svd": _FACTOR,

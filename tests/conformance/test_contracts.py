@@ -1,7 +1,7 @@
 """What the contracts promise to methods of other kinds than ours, each tried by one in few lines.
 
 Blocks merge into a wider one; learned gates narrow heads, neurons and the residual stream; blocks
-are fused round after round, taught by the original; norms take over what activations spread.
+are averaged round after round, taught by the original; norms take over what activations spread.
 """
 
 from __future__ import annotations
@@ -185,11 +185,11 @@ def _upper_half(score: torch.Tensor) -> torch.Tensor:
     return score.argsort(stable=True)[len(score) // 2 :].sort().values
 
 
-class Fuse(Method):
+class Average(Method):
     """Round after round the block with the smallest weights is fused into the one before it, which
     then learns what the original returned there."""
 
-    name: ClassVar[str] = "fuse"
+    name: ClassVar[str] = "average"
     summary: ClassVar[str] = "mean of two blocks, round after round"
     source: ClassVar[str] = "the rounds of FuseGPT, arXiv 2411.14507"
     writes: ClassVar[frozenset[str]] = frozenset({VALUES, DEPTH})
@@ -303,8 +303,8 @@ def test_a_stream_that_cannot_be_narrower_is_refused(tiny, tokens):
         compress.apply(tiny("gemma2"), [Gates()], tokens)
 
 
-def test_blocks_are_fused_round_after_round():
-    check(Fuse, families=("llama", "bert", "gpt2"))
+def test_blocks_are_averaged_round_after_round():
+    check(Average, families=("llama", "bert", "gpt2"))
 
 
 def test_norms_take_over_ranges():
@@ -317,7 +317,7 @@ def test_what_blocks_stand_for_is_known_across_steps(tiny, tokens):
     expected = [(0, 3)]
     seen = []
 
-    class Looks(Fuse):
+    class Looks(Average):
         name: ClassVar[str] = "looks"
         writes: ClassVar[frozenset[str]] = frozenset({VALUES})
 
@@ -334,7 +334,7 @@ def test_what_blocks_stand_for_is_known_across_steps(tiny, tokens):
         def see(self, work):
             seen.append((work.origins, len(anatomy_of(work.teacher()).blocks)))
 
-    compress.apply(model, [Fuse(), Looks()], tokens)
+    compress.apply(model, [Average(), Looks()], tokens)
     assert seen == [(expected, 3)]
 
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from compress.errors import CompressError
 from compress.linear.statistics import GRAM, MOMENTS
 from compress.methods.base import DEPTH, HEADS, NEURONS, VALUES, WIDTH
+from compress.methods.depth.alike import alike_runs, check_plain
 from compress.methods.depth.base import DepthMethod, renumbered
 from compress.methods.depth.flatten.choosing import choose_groups, removable
 from compress.methods.depth.flatten.folding import obstacle
@@ -89,14 +90,7 @@ class Flatten(DepthMethod):
                 f"{anatomy.model_type}, {reasons[0]}",
                 "Use shortgpt or sleb, which leave blocks as they are",
             )
-        for block in candidates:
-            for name, linear in block.linears.items():
-                if linear.layer or linear.quantized or linear.density < 1:
-                    raise CompressError(
-                        "plain linears without zeros or rounding of an earlier step",
-                        f"another in {block.anatomy.path}.{name}",
-                        f"Put {self.name} before that step",
-                    )
+        check_plain(self.name, candidates)
         if not self.restore_width and anatomy.family.fixed_heads:
             raise CompressError(
                 "a family whose layers may have different numbers of heads",
@@ -156,16 +150,8 @@ class Flatten(DepthMethod):
 
     def _runs(self, blocks: Sequence[BlockAnatomy]) -> list[list[int]]:
         """Neighbouring blocks of one build, any of which may become one."""
-        runs: list[list[int]] = []
-        for index in self.candidates(len(blocks), blocks[0].family):
-            if obstacle(blocks[index]):
-                continue
-            alike = index and _build(blocks[index]) == _build(blocks[index - 1])
-            if runs and runs[-1][-1] == index - 1 and alike:
-                runs[-1].append(index)
-            else:
-                runs.append([index])
-        return runs
+        chosen = self.candidates(len(blocks), blocks[0].family)
+        return alike_runs(blocks, [index for index in chosen if not obstacle(blocks[index])])
 
     def _worked(self, decision: Any, _anatomy: Anatomy) -> list[int]:
         return [i for i, group in enumerate(decision["groups"]) if len(group) > 1]
@@ -202,9 +188,3 @@ class Flatten(DepthMethod):
     @property
     def _ridges(self) -> tuple[float, ...]:
         return AUTO_RIDGES if self.ridge == "auto" else (float(self.ridge),)
-
-
-def _build(block: BlockAnatomy) -> tuple[Any, ...]:
-    """What must be equal in blocks that become one."""
-    sites = [(site.kind, site.linears, site.norm) for site in block.sites]
-    return block.widths, block.head_dim, block.hidden, sites, block.others, block.variant
