@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -154,7 +154,13 @@ def _unseen(name: str) -> CompressError:
 
 
 def look(
-    step: Survey, stage: str, context: StepContext, here: BlockHere, outputs: Activations
+    step: Survey,
+    stage: str,
+    context: StepContext,
+    here: BlockHere,
+    outputs: Activations,
+    last: bool,
+    detours: dict[int, Iterator[torch.Tensor]],
 ) -> Any:
     """Survey a block; its outputs are the next block's inputs."""
     replay, anatomy = here.replay, here.anatomy
@@ -177,7 +183,7 @@ def look(
     replay.finish(consume)
     survey = BlockSurvey(
         anatomy, here.block, statistics, 1 - similarity / rows, replay.inputs, replay.calls,
-        partial(context.sink.learned, stage),
+        partial(context.sink.learned, stage), outputs, last, detours,
     )  # fmt: skip
     note = step.observe(survey)
     if survey.kept:

@@ -152,7 +152,8 @@ class JournalSink:
     def _sync_carried(self, carried: dict[str, Any] | None) -> None:
         """Make the files of activations durable that a journal line is to vouch for."""
         try:
-            for state in (carried, (carried or {}).get("reference")):
+            held = carried or {}
+            for state in (carried, held.get("reference"), held.get("detours")):
                 if state is not None:
                     sync(self.scratch / state["file"])
                     sync(self.scratch)

@@ -79,7 +79,7 @@ def _decide_on_whole_model(whole: Whole, stage: str, context: StepContext) -> An
     done = context.sink.notes(stage)
     if done:
         return done[0]
-    batches = fill_whole(context)[: whole.batches]
+    batches = fill_whole(context)
     source = context.source
     # A streamed model is released afterwards: it need not be in memory in both types.
     with computing(source.model, context.compute, keep=source.live):

@@ -17,6 +17,7 @@ from torch import nn
 
 from compress.engine.blocks import BlockHere, SpanHere, act, look
 from compress.engine.context import StepContext, hidden_file
+from compress.engine.detours import Detours, detours_of
 from compress.engine.learning import frozen
 from compress.engine.reference import Calls, Reference, reference_file, reference_of
 from compress.engine.spans import spans_of
@@ -66,6 +67,7 @@ class Streaming:
         self.hidden: Activations | None = None
         self.calls: Calls = [[] for _ in range(count)]
         self.reference: Reference | None = None
+        self.detours: Detours | None = None
         self._cores: dict[str, Any] = {}  # see BlockReplay
 
     def run(self) -> None:
@@ -97,14 +99,16 @@ class Streaming:
                 reference = None if self.reference is None else self.reference.state()
                 if reference is not None:
                     carried |= {"reference": reference}
+                if self.detours is not None:
+                    carried |= {"detours": self.detours.hidden.state()}
             sink.record(self.stage, span[0], note, carried, len(span))
             # Only now is what entered the blocks of no use to anybody.
             if entered is not None and entered is not self.hidden:
                 entered.remove()
-            if self.reference is not None:
-                self.reference.forget()
+            for beside in filter(None, (self.reference, self.detours)):
+                beside.forget()
             context.report(self.stage, span[-1], count, note)
-        for stored in (self.hidden, self.reference):
+        for stored in (self.hidden, self.reference, self.detours):
             if stored is not None:
                 stored.remove()
 
@@ -135,6 +139,8 @@ class Streaming:
             carried = context.sink.activations(self.stage)
             assert carried is not None  # the block before left it
             self.hidden = Activations.resume(hidden_file(context, self.stage, start), carried)
+        if isinstance(step, Survey):
+            self.detours = detours_of(step, self.stage, context, start)
         if isinstance(step, Stream) and learns:
             self.reference = reference_of(
                 step, self.stage, context, self.ranges, start, calls or self.calls, dense or hidden
@@ -142,7 +148,7 @@ class Streaming:
 
     def _capture(self, source: StreamedModel, hidden: Activations) -> Calls:
         """Embed the batches; the hidden states that enter the first block, and all calls."""
-        limit = self.step.batches if isinstance(self.step, Stream) else None
+        limit = self.step.batches
         source.fill_outer()
         batches = [
             {k: v.to(source.device) for k, v in batch.items()}
@@ -214,8 +220,11 @@ class Streaming:
         step, context = self.step, self.context
         if isinstance(step, Survey):
             (here,) = self._here(span).blocks
-            outputs = self._outputs(span)
-            note = look(step, self.stage, context, here, outputs)
+            if self.detours is not None and here.replay is not None:
+                self.detours.advance(here.index, here.block, here.calls, here.replay.inputs)
+            states = {} if self.detours is None else self.detours.states()
+            outputs, last = self._outputs(span), span[-1] + 1 == len(self.groups)
+            note = look(step, self.stage, context, here, outputs, last, states)
             self.hidden = outputs
             return note
         if self.reference is not None and self.hidden is not None:
@@ -294,8 +303,9 @@ class Streaming:
     def _advance(self, here: SpanHere) -> None:
         """Run blocks as they are now; the outputs of the last are the next block's inputs."""
         last = here.blocks[-1].index
-        if self.hidden is None or last + 1 == self.end < len(self.groups):
-            here.close()  # what follows is not run
+        part = self.end < len(self.groups) or len(here.blocks) > 1
+        if self.hidden is None or (part and last + 1 == self.end):
+            here.close()  # nobody reads what would come out
             return
         outputs = self._outputs([last])
         here.run(self.context, outputs)

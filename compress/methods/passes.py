@@ -100,7 +100,7 @@ class Learn:
 
 @dataclass(frozen=True)
 class Survey:
-    """Look at the uncompressed model, block after block, then decide.
+    """Look at the model that enters the pass, block after block, then decide.
 
     Attributes:
         observe: condenses one block into a small JSON-able note.
@@ -108,6 +108,9 @@ class Survey:
         statistic: what ``observe`` must know of a site's inputs, as in :class:`Sites`.
         memory: bytes that observing a block takes beyond the block and the statistics.
         disk: bytes of all that is kept of blocks for the observation of later ones.
+        batches: calibration batches, at most, that pass through the blocks; None: all.
+        detours: blocks without each of which the model is run, too: the hidden states that it then
+            has are carried along, and :class:`BlockSurvey` has them. None: the model as it is.
     """
 
     observe: Callable[[BlockSurvey], Any]
@@ -115,6 +118,8 @@ class Survey:
     statistic: Callable[[Site], str] = nothing
     memory: Callable[[Outline], int] = no_bytes
     disk: Callable[[Outline], int] = no_bytes
+    batches: int | None = None
+    detours: Callable[[Anatomy], Collection[int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -123,15 +128,13 @@ class Whole:
 
     Attributes:
         decide: (model, anatomy, batches) -> a JSON-able decision.
-        forwards: how often the batches pass through all blocks.
+        forwards: how often the calibration batches pass through all blocks.
         heads: how often they pass through the model's head.
-        batches: calibration batches, at most, that it is given; None: all.
     """
 
     decide: Callable[[nn.Module, Anatomy, list[dict[str, torch.Tensor]]], Any]
     forwards: Callable[[Outline], float]
     heads: Callable[[Outline], float]
-    batches: int | None = None
 
 
 @dataclass(frozen=True)

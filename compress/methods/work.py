@@ -95,6 +95,10 @@ class BlockSurvey:
         block: the block itself, valid during ``observe`` only.
         inputs: hidden states that enter the block, a calibration batch an entry; likewise.
         calls: how the model calls the block, one entry a batch.
+        outputs: hidden states that leave the block.
+        last: whether no block follows.
+        detours: of blocks up to this one that the pass also leaves out: index -> the hidden states
+            that leave this block in a model without that one, a batch after the other.
         kept: tensors that the observation of a later block is to find, by name; set by ``observe``.
         earlier: index of an earlier block -> what was kept there.
     """
@@ -106,6 +110,9 @@ class BlockSurvey:
     inputs: Activations
     calls: list[BlockCall]
     earlier: Callable[[int], dict[str, torch.Tensor]]
+    outputs: Activations
+    last: bool
+    detours: dict[int, Iterator[torch.Tensor]] = field(default_factory=dict)
     kept: dict[str, torch.Tensor] = field(default_factory=dict)
 
 

@@ -86,11 +86,10 @@ def work(method: Method, outline: Outline, calibration: CalibrationSpec | None) 
     forwards = heads = 0.0
     for step in steps:
         if isinstance(step, Whole):
-            seen = _seen(step.batches, calibration)
-            forwards += seen * step.forwards(outline)
-            heads += seen * step.heads(outline)
+            forwards, heads = forwards + step.forwards(outline), heads + step.heads(outline)
         elif isinstance(step, Survey):
-            forwards += 1
+            detours = len(outline.blocks) / 2 if step.detours else 0
+            forwards += (1 + detours) * _seen(step.batches, calibration)
         elif isinstance(step, Stream) and step.inputs:
             # What blocks are to return is made by as many again.
             learns = step.share(len(outline.blocks)) if step.learning else 0.0
@@ -231,7 +230,7 @@ def _streaming_bytes(
     if method.needs == "nothing":
         # The outer tensors come in when the result is verified, without any block.
         return max(moved, block + site_bytes, outer)
-    cast = largest_block * compute.itemsize // 4 if compute.itemsize < 4 else 0
+    cast = many * largest_block * compute.itemsize // 4 if compute.itemsize < 4 else 0
     for step in passes:
         most = many if isinstance(step, Stream) and step.spans else 1
         for action in step.learning if isinstance(step, Stream) else ():
@@ -346,7 +345,16 @@ def training_disk_bytes(method: Method, calibration: CalibrationSpec | None) -> 
     return sum(p.disk(calibration.samples, calibration.length) for p in trainings)
 
 
-def survey_disk_bytes(method: Method, outline: Outline) -> int:
-    """What the surveys of a step keep of blocks in the run's folder."""
+def survey_disk_bytes(method: Method, outline: Outline, calibration: CalibrationSpec | None) -> int:
+    """What the surveys of a step keep in the run's folder: of blocks, and on detours."""
     passes = unrolled(method.passes(), len(outline.blocks))
-    return sum(step.disk(outline) for step in passes if isinstance(step, Survey))
+    kept, largest = 0, 0.0
+    for step in passes:
+        if isinstance(step, Survey):
+            kept += step.disk(outline)
+            if step.detours and calibration is not None:
+                tokens = calibration.samples * calibration.length
+                states = 4 * tokens * outline.hidden_size * _seen(step.batches, calibration)
+                # In front of the last block and behind it.
+                largest = max(largest, 2 * len(outline.blocks) * states)
+    return kept + round(largest)

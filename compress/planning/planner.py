@@ -75,7 +75,7 @@ class Plan:
         activations = forecast.activation_bytes(self.original, calibration, most)
         kept = sum(
             forecast.training_disk_bytes(s.method, calibration)
-            + forecast.survey_disk_bytes(s.method, s.before)
+            + forecast.survey_disk_bytes(s.method, s.before, calibration)
             for s in self.steps
         )
         return round(blocks + self.result.bytes + activations + kept)

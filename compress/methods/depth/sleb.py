@@ -12,10 +12,11 @@ from torch import nn
 from compress.errors import CompressError
 from compress.methods.depth.base import DepthMethod
 from compress.methods.depth.loss import LossBatch, loss_batch, tail_loss
-from compress.methods.depth.trials import Trials
 from compress.methods.passes import KeepBlocks, Pass, Whole
 from compress.models.anatomy import Anatomy
 from compress.models.outline import Outline
+from compress.models.replay import BlockCall
+from compress.models.stream import capture_inputs
 
 
 class SLEB(DepthMethod):
@@ -63,7 +64,9 @@ class SLEB(DepthMethod):
         """Return the removed blocks, the order in which they went, and the loss after each."""
         generator = torch.Generator().manual_seed(self.seed)
         prepared = [loss_batch(model, batch, generator) for batch in batches]
-        search = _Search(model, anatomy, prepared)
+        first = _Memory()
+        calls = capture_inputs(model, anatomy, [b.inputs for b in prepared], first)
+        search = _Search(model, anatomy, prepared, first.values, calls)
         order, losses = [], []
         kept = list(range(len(anatomy.blocks)))
         candidates = set(self.candidates(len(kept), anatomy.family))
@@ -77,22 +80,46 @@ class SLEB(DepthMethod):
         return {"removed": sorted(order), "order": order, "losses": losses}
 
 
+class _Memory:
+    """Takes what ``capture_inputs`` would write to a file."""
+
+    def __init__(self) -> None:
+        self.values: list[torch.Tensor] = []
+
+    def write(self, _index: int, value: torch.Tensor) -> None:
+        self.values.append(value.detach().clone())
+
+
 class _Search:
     """Losses of a model without one more of its blocks."""
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, batches: list[LossBatch]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        anatomy: Anatomy,
+        batches: list[LossBatch],
+        hidden: list[torch.Tensor],
+        calls: list[list[BlockCall]],
+    ) -> None:
         self.model, self.anatomy, self.batches = model, anatomy, batches
-        self.trials = Trials(model, anatomy, [batch.inputs for batch in batches])
+        self.hidden, self.calls = hidden, calls
+        self.blocks = [model.get_submodule(b.path) for b in anatomy.blocks]
 
+    @torch.no_grad()
     def losses_without(self, kept: list[int], candidates: set[int]) -> dict[int, float]:
         """Mean loss of the model of the ``kept`` blocks without each of the candidates."""
         totals = dict.fromkeys(sorted(candidates), 0.0)
         count = 0
         for number, batch in enumerate(self.batches):
-            tokens = 0
-            for index, hidden in self.trials.without_each(kept, candidates, number):
-                loss, tokens = tail_loss(self.model, self.anatomy, batch, hidden)
-                totals[index] += loss
+            prefix = self.hidden[number]
+            for position, index in enumerate(kept):
+                if index in totals:
+                    hidden = prefix
+                    for later in kept[position + 1 :]:
+                        hidden = self._run(later, number, hidden)
+                    loss, tokens = tail_loss(self.model, self.anatomy, batch, hidden)
+                    totals[index] += loss
+                prefix = self._run(index, number, prefix)
             count += tokens
         if not count:
             raise CompressError(
@@ -103,3 +130,6 @@ class _Search:
         means = {i: total / count for i, total in totals.items()}
         # A block whose absence breaks the model is not the one to remove.
         return {i: m if math.isfinite(m) else math.inf for i, m in means.items()}
+
+    def _run(self, block: int, batch: int, hidden: torch.Tensor) -> torch.Tensor:
+        return self.calls[block][batch](self.blocks[block], hidden)

@@ -3,41 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 
-import torch
-from torch import nn
 from torch.nn import functional
 
-from compress.methods.depth.trials import Trials
-from compress.models.anatomy import Anatomy
+from compress.methods.work import BlockSurvey
 
 
-def macro_influence(
-    model: nn.Module,
-    anatomy: Anatomy,
-    batches: list[dict[str, torch.Tensor]],
-    candidates: Collection[int],
-) -> dict[int, float]:
-    """1 - E[cos(H, H_i)] over tokens, of each candidate i: 0 for a block that nothing depends on.
+def macro_influence(survey: BlockSurvey) -> dict[int, float] | None:
+    """1 - E[cos(H, H_i)] over tokens, of each block i: 0 for one that nothing depends on.
 
     H are the hidden states that leave the last block (before the final norm), H_i those of the
     model without block i (Pei et al. 2024, FuseGPT, arXiv 2411.14507). Padding counts for nothing.
 
     Args:
-        batches: of model inputs.
+        survey: of a block, with detours around the blocks in question.
 
     Returns:
-        Infinity for a block whose absence makes states that are no numbers.
+        None of any block but the last. Infinity for a block whose absence makes states that are no
+        numbers.
     """
-    trials, every = Trials(model, anatomy, batches), range(len(anatomy.blocks))
-    similarity, tokens = dict.fromkeys(sorted(candidates), 0.0), 0
-    for batch in range(len(batches)):
-        call = trials.calls[-1][batch]
-        whole = call.tokens(trials.through(every, batch))
-        tokens += whole.shape[:-1].numel()
-        for index, states in trials.without_each(every, similarity, batch):
+    if not survey.last:
+        return None
+    found = {}
+    for index, detour in survey.detours.items():
+        total, tokens = 0.0, 0
+        for batch, states in enumerate(detour):
+            call = survey.calls[batch]
+            whole = call.tokens(survey.outputs.read(batch))
             cosine = functional.cosine_similarity(whole, call.tokens(states), dim=-1)
-            similarity[index] += float(cosine.double().sum())
-    influence = {index: 1 - total / tokens for index, total in similarity.items()}
-    return {i: value if math.isfinite(value) else math.inf for i, value in influence.items()}
+            total, tokens = total + float(cosine.double().sum()), tokens + cosine.numel()
+        found[index] = 1 - total / tokens
+    return {i: value if math.isfinite(value) else math.inf for i, value in found.items()}

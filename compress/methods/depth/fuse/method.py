@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import nn
 
 from compress.errors import CompressError
 from compress.methods.base import DEPTH, VALUES
@@ -17,7 +15,7 @@ from compress.methods.depth.fuse.choosing import fusible, losable, window
 from compress.methods.depth.fuse.grafting import merge_grafts
 from compress.methods.depth.fuse.influence import macro_influence
 from compress.methods.depth.fuse.learning import Loss, learn_group
-from compress.methods.passes import Learn, Rounds, Shapes, Stream, Whole
+from compress.methods.passes import Learn, Rounds, Shapes, Stream, Survey
 from compress.models.anatomy import Anatomy
 from compress.models.outline import Outline
 from compress.train.options import TrainingOptions
@@ -69,7 +67,7 @@ class Fuse(DepthMethod):
     )  # fmt: skip
     influence_batches: int | None = Field(
         32, ge=1, description="Calibration batches, at most, on which the influence is measured; "
-        "null for all. It costs about half a pass over the model for each of its blocks.",
+        "null for all. A round costs about half a pass over the model for each of its blocks.",
     )  # fmt: skip
     batches: int | None = Field(
         None, ge=1, description="Calibration batches, at most, that groups learn from; null for "
@@ -114,10 +112,9 @@ class Fuse(DepthMethod):
         )
 
     def passes(self) -> tuple[Rounds, ...]:
-        whole = Whole(
-            self.decide, forwards=self._forwards, heads=lambda _outline: 0.0,
-            batches=self.influence_batches,
-        )  # fmt: skip
+        survey = Survey(
+            macro_influence, self.decide, batches=self.influence_batches, detours=self.fusible
+        )
         stream = Stream(
             (Learn(self.learn, self.training, self._learning_bytes),),
             batches=self.batches,
@@ -125,15 +122,17 @@ class Fuse(DepthMethod):
             settle=merge_grafts, groups=_others, spans=_span, most=self.group + 1, only=_group,
             share=lambda blocks: min(1.0, self.group / blocks),
         )  # fmt: skip
-        return (Rounds((whole, stream), self.count),)
+        return (Rounds((survey, stream), self.count),)
 
-    def decide(
-        self, model: nn.Module, anatomy: Anatomy, batches: list[dict[str, torch.Tensor]]
-    ) -> dict[str, Any]:
+    def fusible(self, anatomy: Anatomy) -> list[int]:
+        """The blocks that could go next."""
+        free = self.candidates(len(anatomy.blocks), anatomy.family)
+        return fusible(anatomy.blocks, free)
+
+    def decide(self, notes: list[Any], anatomy: Anatomy) -> dict[str, Any]:
         """The block that goes, the group (first, end) with it, and the influence of each block that
         could have gone."""
-        free = self.candidates(len(anatomy.blocks), anatomy.family)
-        influence = macro_influence(model, anatomy, batches, fusible(anatomy.blocks, free))
+        influence = {int(index): value for index, value in notes[-1].items()}
         # Of equals the later block goes: its error has fewer blocks left to grow in.
         removed = min(influence, key=lambda i: (influence[i], -i))
         return {
@@ -143,12 +142,6 @@ class Fuse(DepthMethod):
 
     def learn(self, work: BlockWork) -> None:
         learn_group(work, self.training, self.rank, self.delta_rate, self.loss)
-
-    def _forwards(self, outline: Outline) -> float:
-        """Of a round on average: the model once, the prefixes, and what lies behind each block."""
-        blocks = len(outline.blocks)
-        left = [blocks - r for r in range(self.count(blocks))] or [0]
-        return sum(n * (n + 3) / 2 for n in left) / len(left) / blocks
 
     def _learning_bytes(self, shapes: Shapes) -> int:
         weights = sum(out * width for out, width in shapes)
