@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from compress.eval.bench.masked_models import row
 from compress.eval.bench.options import entry, parser, publish, say, work_folder
@@ -79,9 +80,7 @@ def steps_of(method: str, removed: int, arguments: Namespace) -> list[dict[str, 
     """Steps of a method; what has a shipped recipe is taken from there."""
     if method not in BASE:
         return [{"method": method, "remove": removed}]
-    steps = [
-        step.model_dump(mode="json", exclude_unset=True) for step in read_recipe(BASE[method]).steps
-    ]
+    steps = yaml.safe_load(read_recipe(BASE[method]).to_yaml())["steps"]
     for step in steps:
         if "remove" in step or "share" in step:
             step.pop("share", None)
@@ -281,7 +280,7 @@ def _masked_line(thing: str, result: Any) -> list[Row]:
 
 
 def precision(work: Path, arguments: Namespace) -> list[Row]:
-    """Three seeds of fuse in each precision, on the first size, with fewer steps."""
+    """Fuse with fewer blocks and steps, learned in each precision."""
     found: dict[str, list[float]] = {}
     (step,) = steps_of("fuse", 3, arguments)
     short = {**step.get("training", {}), "steps": 2 if arguments.smoke else 20}
