@@ -1,8 +1,9 @@
 """Fewer blocks: what removing, flattening and fusing 3, 6 and 9 of SmolLM2's 30 cost and give back.
 
 SmolLM2-135M-Instruct in float32, calibrated with 128 x 512 tokens of WikiText-2 raw train, tested
-on the first 32,768 tokens of its test split in windows of 1,024. Every run also times decode and
-prefill against the original, in alternating pairs. Parts, each resumable:
+on the first 32,768 tokens of its test split in windows of 1,024 (SLEB, which tries every block with
+the head on top, with 16 x 512). Every run also times decode and prefill against the original, in
+alternating pairs. Parts, each resumable:
 
     --only shortgpt | sleb | flatten | fuse
                      one method at the three sizes
@@ -44,18 +45,19 @@ LABEL = "SmolLM2"
 REMOVED = (6, 3, 9)  # the first one has the bars
 METHODS = ("shortgpt", "sleb", "flatten", "fuse")
 PARTS = (*METHODS, "distilled", "choices", "pair", "speed", "masked", "precision")
+SAMPLES = {"sleb": 16}  # a trial of each block, head and all: with 128 it takes an hour and a half
 BASE = {  # recipes without their options
     "flatten": "flattengpt/smollm2-20", "fuse": "fusegpt/smollm2-20",
     "distilled": "flattengpt/smollm2-20-distill",
 }  # fmt: skip
 
 
-def _base(arguments: Namespace) -> dict[str, Any]:
+def _base(arguments: Namespace, samples: int) -> dict[str, Any]:
     """Model, calibration and evaluation that all runs share."""
     smoke = arguments.smoke
     return {
         "model": MODEL, "seed": 0,
-        "calibration": {"text": {**TEXT, "split": "train"}, "samples": 4 if smoke else 128,
+        "calibration": {"text": {**TEXT, "split": "train"}, "samples": 4 if smoke else samples,
                         "length": 64 if smoke else 512},
         "evaluation": {"text": {**TEXT, "split": "test"}, "window": 256 if smoke else 1024,
                        "max_tokens": 1024 if smoke else 32_768, "memory": False},
@@ -64,7 +66,8 @@ def _base(arguments: Namespace) -> dict[str, Any]:
 
 def run(work: Path, name: str, steps: list[dict[str, Any]], arguments: Namespace) -> Path:
     """The folder of a run of these steps on SmolLM2."""
-    path = write_recipe(work, name, **_base(arguments), steps=steps)
+    samples = min(SAMPLES.get(step["method"], 128) for step in steps)
+    path = write_recipe(work, name, **_base(arguments, samples), steps=steps)
     return run_once(work, name, path.read_text("utf-8"), arguments.data_root)
 
 
