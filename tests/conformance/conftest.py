@@ -96,8 +96,10 @@ CASES: dict[str, Case] = {
             {"remove": 0},
             families=families,
         )
-        for precision, options, families in zip(
-            PRECISIONS, ({}, {"group": 1}), (FAMILIES, ("llama", "gpt2")), strict=True
+        for precision, options, families in (
+            # Neighbours of one layer type are needed.
+            ("float32", {}, ("llama", "qwen3", "gpt2", "opt", "bert", "modernbert-global")),
+            ("bfloat16", {"group": 1}, ("llama", "llama-bidirectional")),
         )
     },
     "ffn_width": Case({"share": 0.25}, {"share": 0.0}),

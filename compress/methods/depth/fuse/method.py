@@ -74,8 +74,9 @@ class Fuse(DepthMethod):
         "all.",
     )  # fmt: skip
     delta_rate: float = Field(
-        9.65e-6, gt=0, description="Learning rate of the deltas and of the norms; that of the "
-        "coefficients is training.learning_rate. Both follow its schedule.",
+        1e-4, gt=0, description="Learning rate of the deltas and of the norms; that of the "
+        "coefficients is training.learning_rate. Both follow its schedule. The released code has "
+        "9.65e-6, over 2,560 steps.",
     )  # fmt: skip
     training: TrainingOptions = Field(
         default_factory=_default_training,
