@@ -111,7 +111,8 @@ def _learn(
     work = BlockWork(
         [here.block for here in span.blocks], [here.anatomy for here in span.blocks], span.inputs,
         span.reference.targets, [here.calls for here in span.blocks], context.source.device,
-        context.seed + span.blocks[0].index, context.guard, context.precision, span.dropped,
+        context.seed + span.blocks[0].index, context.guard, context.precision,
+        context.compute, span.dropped,
     )  # fmt: skip
     learn(work)
     return work.metrics

@@ -88,14 +88,17 @@ class Learn:
 
     Attributes:
         learn: trains; parameters that were there before do not require gradients.
-        options: of the training, for the forecast; a batch counts calibration batches.
+        options: of the training, for the forecast; a batch counts calibration batches. None where
+            what is learned has a closed form.
         memory: bytes that it holds beyond the weights, from the shapes of a block's linears; blocks
             that learn together hold so much each.
+        forwards: passes over the calibration batches beside the training.
     """
 
     learn: Callable[[BlockWork], None]
-    options: TrainingOptions
+    options: TrainingOptions | None
     memory: Callable[[Shapes], int]
+    forwards: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -292,7 +295,8 @@ def changes_outer(passes: tuple[Pass | Rounds, ...]) -> bool:
 def trains(passes: tuple[Pass | Rounds, ...]) -> bool:
     """Whether gradients take part."""
     return any(
-        isinstance(p, TrainModel) or (isinstance(p, Stream) and bool(p.learning))
+        isinstance(p, TrainModel)
+        or (isinstance(p, Stream) and any(action.options for action in p.learning))
         for p in each_once(passes)
     )
 

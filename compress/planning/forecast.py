@@ -92,8 +92,9 @@ def work(method: Method, outline: Outline, calibration: CalibrationSpec | None) 
             forwards += (1 + detours) * _seen(step.batches, calibration)
         elif isinstance(step, Stream) and step.inputs:
             # What blocks are to return is made by as many again.
-            learns = step.share(len(outline.blocks)) if step.learning else 0.0
-            forwards += (1 + learns) * _seen(step.batches, calibration)
+            again = sum(1 + a.forwards for a in step.learning)
+            worked = step.share(len(outline.blocks)) * again
+            forwards += (1 + worked) * _seen(step.batches, calibration)
     # Only the upper triangle is computed, in panels.
     grams = sum(0.6 * width**2 for target in targeted for width in target.statistics.grams)
     for step in steps:
@@ -106,6 +107,7 @@ def work(method: Method, outline: Outline, calibration: CalibrationSpec | None) 
         for step in steps
         if isinstance(step, Stream)
         for a in step.learning
+        if a.options
     )
     by_model = sum(
         round(o.steps * o.batch * calibration.length * passes)
@@ -131,7 +133,7 @@ def learning_dtype(method: Method, device: torch.device) -> torch.dtype:
     """Type of the matrix products of a step's trainings."""
     steps = tuple(each_once(method.passes()))
     options = [o for step in steps if isinstance(step, TrainModel) for o, _ in step.options]
-    options += [action.options for action in _learning(steps)]
+    options += [action.options for action in _learning(steps) if action.options]
     return compute_dtype(options[0].precision if options else "float32", device)
 
 
@@ -235,9 +237,9 @@ def _streaming_bytes(
         most = many if isinstance(step, Stream) and step.spans else 1
         for action in step.learning if isinstance(step, Stream) else ():
             learning = most * max(action.memory(_matrices(block)) for block in outline.blocks)
-            examples = action.options.micro_batch or action.options.batch
+            examples = action.options and (action.options.micro_batch or action.options.batch)
             # Stored for the backward pass.
-            kept = 8 * batch if most == 1 else 2 * examples * most * batch
+            kept = 2 * examples * most * batch if examples and most > 1 else 8 * batch
             site_bytes = max(site_bytes, learning + kept)
     return max(moved, outer + batch, block + cast + statistics + batch, block + site_bytes)
 

@@ -42,6 +42,7 @@ class BlockWork:
         seed: seed of all random numbers; another one for each block.
         guard: raises when a limit of the run is exceeded.
         precision: what ``precision: auto`` of a training means.
+        compute: type of the matrix products in passes without gradients.
         dropped: of blocks that learn together, those that the pass takes from among them, with
             their weights as they were.
         metrics: figures for the journal, set by the method.
@@ -56,6 +57,7 @@ class BlockWork:
     seed: int
     guard: Callable[[], None] = lambda: None
     precision: Precision = "auto"
+    compute: torch.dtype = torch.float32
     dropped: list[nn.Module] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
 

@@ -38,6 +38,7 @@ SEQUENTIAL = ("llama", "qwen2", "phi3", "gpt2", "opt", "gemma", "modernbert")
 FAMILIES = (*SEQUENTIAL, "gpt_neox")
 ONE_TYPE = {"global_attn_every_n_layers": 1}  # ModernBERT with full attention everywhere
 PAIR = [[0], [1, 2]]
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 @pytest.fixture
@@ -296,7 +297,7 @@ def test_units_go_as_wholes(family, make, flatten, tokens, helpers):
     """With hardly any correction the narrow block is the wide one with the same units zeroed."""
     narrow = make(family)
     wide = copy.deepcopy(narrow)
-    flatten(narrow, PAIR, attention_correction=False, ridge=1e9)
+    flatten(narrow, PAIR, attention_correction=False, ridge=1e9, refit=False)
     flatten(wide, PAIR, restore_width=False)
     block = anatomy_of(wide).blocks[1]
     for kind in (ATTENTION_OUT, DOWN):
@@ -378,6 +379,46 @@ def test_the_correction_is_the_minimum(gram):
         for _ in range(5):
             shifted = found + 0.01 * torch.randn(found.shape, generator=generator)
             assert objective(shifted) > least
+
+
+@pytest.mark.parametrize("compute", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("family", ("llama", "gpt2"))
+def test_the_refit_brings_held_out_text_nearer_to_the_model_as_it_was(
+    family, compute, make, tmp_path
+):
+    ids = torch.randint(5, 200, (60, 16), generator=torch.Generator().manual_seed(3))
+    batches = [{"input_ids": part} for part in ids.split(3)]
+    held = batches[-1]["input_ids"]  # a twentieth
+
+    class Last(Flatten):
+        def decide(self, similarity, anatomy):
+            return {"groups": PAIR, "similarity": similarity}
+
+    def returned(model):
+        seen = []
+        hook = blocks_of(model)[-1].register_forward_hook(lambda _m, _a, out: seen.append(out))
+        with torch.no_grad():
+            model(held)
+        hook.remove()
+        return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+
+    def lost(**options):
+        model = make(family)
+        target = returned(model)
+        compress.apply(model, [Last(remove=1, **options)], batches, compute=NAMES[compute])
+        error = (returned(model) - target).square().sum(-1) / target.square().sum(-1)
+        return float(error.sum())
+
+    notes = []
+    context = StepContext(
+        StreamedModel(make(family)), batches, tmp_path, compute=compute,
+        report=lambda stage, index, count, note: notes.append(note),
+    )  # fmt: skip
+    run_step(Last(remove=1), context)
+    (note,) = [note for note in notes if isinstance(note, dict) and "refit" in note]
+    assert note["refit"] < 1
+    tolerance = 1e-3 if compute == torch.float32 else 0.1
+    assert lost() / lost(refit=False) == pytest.approx(note["refit"], rel=tolerance)
 
 
 def test_neurons_that_others_repeat_cost_nothing():
@@ -510,8 +551,8 @@ def test_without_restored_width_a_run_gives_what_apply_gives(tmp_path):
 
 def test_a_16_bit_model_stays_one(make, flatten, tokens, helpers):
     model, narrow = make("llama"), make("llama").bfloat16()
-    flatten(model, PAIR)
-    flatten(narrow, PAIR)
+    flatten(model, PAIR, refit=False)  # so few tokens are fitted as far as rounding lets them
+    flatten(narrow, PAIR, refit=False)
     assert {p.dtype for p in narrow.parameters()} == {torch.bfloat16}
     found = helpers.logits(narrow, tokens).float()
     assert helpers.difference(found, helpers.logits(model, tokens)) < 0.2

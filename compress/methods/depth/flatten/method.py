@@ -16,13 +16,15 @@ from compress.methods.depth.base import DepthMethod, renumbered
 from compress.methods.depth.flatten.choosing import choose_groups, removable
 from compress.methods.depth.flatten.folding import obstacle
 from compress.methods.depth.flatten.merging import flatten_blocks
+from compress.methods.depth.flatten.refitting import refit
 from compress.methods.depth.flatten.restoring import restore_heads, restore_neurons
 from compress.methods.depth.similarity import Similarity, similarity_survey
-from compress.methods.passes import Pass, Shapes, Sites, Stream
+from compress.methods.passes import Learn, Pass, Shapes, Sites, Stream
 from compress.methods.work import SiteWork
 from compress.models.anatomy import ATTENTION_OUT, DOWN, Anatomy, BlockAnatomy, Site
 from compress.models.groups import Groups, single
 from compress.models.outline import BlockOutline, Outline
+from compress.train.reconstruction import BlockWork
 
 AUTO_RIDGES = (0.001, 0.01, 0.1, 1.0, 10.0)
 
@@ -36,7 +38,9 @@ class Flatten(DepthMethod):
     the blocks concatenated. From the front on, each such block then keeps the key/value heads with
     the largest output-weighted norm and the neurons of highest ridge leverage, whose down
     projection takes over what the others did; the statistics are those of inputs that have passed
-    the blocks flattened and narrowed before. The result is of the same architecture.
+    the blocks flattened and narrowed before. At last the down projection is fitted to what the
+    blocks of the group returned in the model as it was (ours). The result is of the same
+    architecture.
 
     Blocks are put side by side exactly or not at all. That excludes
 
@@ -74,6 +78,12 @@ class Flatten(DepthMethod):
     attention_correction: bool = Field(
         True, description="Fit the attention's output projection, too, to its old outputs by least "
         "squares; the paper leaves it alone.",
+    )  # fmt: skip
+
+    refit: bool = Field(
+        True, description="Fit the down projection of each narrowed block, by least squares, to "
+        "what the model that enters the step has behind the last block of the group (not of the "
+        "paper).",
     )  # fmt: skip
 
     def makes(self) -> frozenset[str]:
@@ -131,8 +141,10 @@ class Flatten(DepthMethod):
             self.targets, self.solve, self.statistic, memory=self.solving_bytes,
             work=self.solving_work,
         )  # fmt: skip
+        fit = Learn(self.fit, None, _fitting_bytes, forwards=1.0)
+        actions = (sites, fit) if self.refit else (sites,)
         stream = Stream(
-            (sites,) if self.restore_width else (), groups=lambda d, _anatomy: d["groups"],
+            actions if self.restore_width else (), groups=lambda d, _anatomy: d["groups"],
             merge=flatten_blocks, most=self._most, only=self._worked,
         )  # fmt: skip
         return similarity_survey(self.decide), stream
@@ -185,6 +197,14 @@ class Flatten(DepthMethod):
         else:
             restore_heads(work, blocks, self.attention_correction)
 
+    def fit(self, work: BlockWork) -> None:
+        refit(work, AUTO_RIDGES)
+
     @property
     def _ridges(self) -> tuple[float, ...]:
         return AUTO_RIDGES if self.ridge == "auto" else (float(self.ridge),)
+
+
+def _fitting_bytes(shapes: Shapes) -> int:
+    """Normal equations twice; in float64 the matrix, its factor and the solution."""
+    return max(8 * width * (width + out) + 24 * width * (width + out) for out, width in shapes)
