@@ -8,6 +8,7 @@ alternating pairs. Parts, each resumable:
     --only shortgpt | sleb | flatten | fuse
                      one method at the three sizes
     --only distilled flatten, then distill, by the shipped recipe
+    --only ratios    between these, of 6 blocks
     --only choices   flatten of 6 blocks with other options than its defaults
     --only pair      the most similar pair side by side, no weight lost
     --only speed     6 blocks fewer: decode and prefill in 15 pairs; logits with a KV cache
@@ -25,14 +26,14 @@ import torch
 import yaml
 
 from compress.eval.bench.masked_models import row
-from compress.eval.bench.options import entry, parser, publish, say, work_folder
+from compress.eval.bench.options import entry, parser, publish, results, say, work_folder
 from compress.eval.bench.peer_material import MODEL, TEXT
 from compress.eval.bench.provenance import DEFAULT
-from compress.eval.bench.rows import Row
+from compress.eval.bench.rows import Row, read_rows
 from compress.eval.bench.runs import run_once, step_peak, step_seconds, write_recipe
 from compress.eval.cost.latency import paired_latency
 from compress.eval.report import Report, load_report
-from compress.models.sources.source import load_model
+from compress.models.sources.source import load_model, resolve
 from compress.planning.recipe import read_recipe
 
 COMMAND = "python -m compress.eval.bench.depth --only {}"
@@ -44,8 +45,14 @@ CODE = (
 LABEL = "SmolLM2"
 REMOVED = (6, 3, 9)  # the first one has the bars
 METHODS = ("shortgpt", "sleb", "flatten", "fuse")
-PARTS = (*METHODS, "distilled", "choices", "pair", "speed", "masked", "precision")
+PARTS = (*METHODS, "distilled", "ratios", "choices", "pair", "speed", "masked", "precision")
 SAMPLES = {"sleb": 16}  # a trial of each block, head and all: with 128 it takes an hour and a half
+BARS = {
+    ("flatten -6 blocks", "shortgpt -6 blocks"): 0.6,
+    ("flatten -6 blocks", "sleb -6 blocks"): 1.0,
+    ("fuse -6 blocks", "flatten -6 blocks"): 1.0,
+    ("distilled -6 blocks", "dense"): 1.5,
+}
 BASE = {  # recipes without their options
     "flatten": "flattengpt/smollm2-20", "fuse": "fusegpt/smollm2-20",
     "distilled": "flattengpt/smollm2-20-distill",
@@ -130,18 +137,6 @@ def _line(part: str, thing: str, out: Path, removed: int) -> list[Row]:
     return rows
 
 
-def _ratio(part: str, figure: str, value: float, bar: float | None) -> Row:
-    return row(COMMAND.format(part), f"{LABEL} -6 blocks, perplexity: {figure}", value, bar=bar)
-
-
-def _other(work: Path, method: str, arguments: Namespace) -> float:
-    """Perplexity of another method at the size that has the bars."""
-    removed = 2 if arguments.smoke else REMOVED[0]
-    return perplexity(
-        run(work, f"{method}-{removed}", steps_of(method, removed, arguments), arguments)
-    )
-
-
 def shortgpt(work: Path, arguments: Namespace) -> list[Row]:
     return _sizes("shortgpt", work, arguments)
 
@@ -151,34 +146,32 @@ def sleb(work: Path, arguments: Namespace) -> list[Row]:
 
 
 def flatten(work: Path, arguments: Namespace) -> list[Row]:
-    rows = _sizes("flatten", work, arguments)
-    ours = _other(work, "flatten", arguments)
-    return [
-        *rows,
-        _ratio("flatten", "flatten / shortgpt", ours / _other(work, "shortgpt", arguments), 0.6),
-        _ratio("flatten", "flatten / sleb", ours / _other(work, "sleb", arguments), 1.0),
-    ]
+    return _sizes("flatten", work, arguments)
 
 
 def fuse(work: Path, arguments: Namespace) -> list[Row]:
-    rows = _sizes("fuse", work, arguments)
-    ours, other = (_other(work, name, arguments) for name in ("fuse", "flatten"))
-    return [*rows, _ratio("fuse", "fuse / flatten", ours / other, 1.0)]
+    return _sizes("fuse", work, arguments)
 
 
 def distilled(work: Path, arguments: Namespace) -> list[Row]:
-    rows = _sizes("distilled", work, arguments)
-    removed = 2 if arguments.smoke else REMOVED[0]
-    out = run(work, f"distilled-{removed}", steps_of("distilled", removed, arguments), arguments)
-    dense = report_of(out).before.perplexity.perplexity
-    return [*rows, _ratio("distilled", "flatten and distill / dense", perplexity(out) / dense, 1.5)]
+    return _sizes("distilled", work, arguments)
+
+
+def ratios(work: Path, arguments: Namespace) -> list[Row]:
+    """The bars at 6 blocks, from the rows that the other parts have written."""
+    measured = {row.figure: row.value for row in read_rows(results(arguments, work, "depth"))}
+    found = []
+    for (one, other), bar in BARS.items():
+        values = [measured.get(f"{LABEL}, {thing}: perplexity") for thing in (one, other)]
+        if None not in values:
+            figure = f"{LABEL}, perplexity of {one}, over that of {other}"
+            found.append(row(COMMAND.format("ratios"), figure, values[0] / values[1], bar=bar))
+    return found
 
 
 CHOICES = {
-    "group 2": {"group": 2}, "group 4": {"group": 4}, "ridge 10": {"ridge": 10.0},
-    "ridge 1": {"ridge": 1.0}, "ridge 0.1": {"ridge": 0.1},
-    "no attention correction": {"attention_correction": False},
-    "first block protected": {"protect_first": 1}, "last two protected": {"protect_last": 2},
+    "group 2": {"group": 2}, "ridge 10": {"ridge": 10.0},
+    "no attention correction": {"attention_correction": False}, "no refit": {"refit": False},
 }  # fmt: skip
 
 
@@ -211,7 +204,7 @@ def speed(work: Path, arguments: Namespace) -> list[Row]:
     """Decode and prefill of 24 blocks against 30; and decoding returns what one forward does."""
     removed = 2 if arguments.smoke else REMOVED[0]
     out = run(work, f"flatten-{removed}", steps_of("flatten", removed, arguments), arguments)
-    original = load_model(read_source(), dtype=torch.float32)
+    original = load_model(resolve(MODEL).folder, dtype=torch.float32)
     smaller = load_model(out / "model", dtype=torch.float32)
     say("15 pairs of prefill and decode")
     paired = paired_latency(original, smaller, repeats=3 if arguments.smoke else 15)
@@ -234,12 +227,6 @@ def speed(work: Path, arguments: Namespace) -> list[Row]:
         row(command, f"{label}: logits with a KV cache, largest relative difference from one "
             "forward", difference, bar=1e-4),
     ]  # fmt: skip
-
-
-def read_source() -> Path:
-    from compress.models.sources.source import resolve
-
-    return resolve(MODEL).folder
 
 
 def masked(work: Path, arguments: Namespace) -> list[Row]:

@@ -61,9 +61,7 @@ def publish(
     rows = list(rows)
     if getattr(arguments, "data_root", None) is not None:
         rows = [_with_data_root(row) for row in rows]
-    path = arguments.results or (
-        work / "smoke.json" if arguments.smoke else RESULTS / f"{topic}.json"
-    )
+    path = results(arguments, work, topic)
     write_rows(path, rows, whole=whole)
     print_rows(rows)
     print(f"rows    {path}")
@@ -71,6 +69,13 @@ def publish(
         print(
             "note    a smoke run shows that the benchmark runs; its figures say nothing of the bars"
         )
+
+
+def results(arguments: argparse.Namespace, work: Path, topic: str) -> Path:
+    """The file that rows of a topic go into."""
+    if arguments.results:
+        return arguments.results
+    return work / "smoke.json" if arguments.smoke else RESULTS / f"{topic}.json"
 
 
 def _with_data_root(row: Row) -> Row:
