@@ -19,11 +19,12 @@ from compress.errors import CompressError
 from compress.models.positions import positions_of
 
 Batch = dict[str, torch.Tensor]
+PAIR = "text_pair"  # beside a text: the second one of a pair
 
 FORMS = (
     "token ids [samples, length] (a tensor, an array), what a tokenizer returns, or an iterable of "
     "samples or batches (lists of ids, tensors, dicts of model inputs, a DataLoader, a "
-    "datasets.Dataset); texts and conversations together with `tokenizer`"
+    "datasets.Dataset); texts, pairs {text, text_pair} and conversations together with `tokenizer`"
 )
 # Tokenizers and data sets hand these out whether or not the model has a use for them.
 _EXTRAS = {
@@ -78,6 +79,9 @@ class _Reader:
         self.positions = positions_of(self.config)
         self.length = min(length, self.positions or length)
         self.frame = None
+        # Models with one type of tokens are given none.
+        several = (getattr(self.config, "type_vocab_size", None) or 0) > 1
+        self._types = ("token_type_ids",) if several and "token_type_ids" in self.accepted else ()
 
     def batches(self, given: Any) -> Iterator[Batch]:
         if isinstance(given, str) and self.tokenizer is not None:
@@ -126,6 +130,8 @@ class _Reader:
             return self._text(item)
         if isinstance(item, Mapping):
             for text in () if self.accepted & set(item) else (item.get(TEXT), item.get(CHAT)):
+                if isinstance(text, str) and isinstance(item.get(PAIR), str):
+                    return self._pair(text, item[PAIR])
                 if isinstance(text, str) or is_chat(text):
                     return self._text(text)
             if loose and not self.accepted & set(item):
@@ -169,6 +175,19 @@ class _Reader:
             )
         room = max(1, self.length - len(self.frame))
         return {"input_ids": self.frame.around(torch.tensor([ids[:room]], dtype=torch.int64))}
+
+    def _pair(self, first: str, second: str) -> Batch:
+        """Two texts as the tokenizer joins them; of a long pair the longer text is cut."""
+        if self.tokenizer is None or not callable(self.tokenizer):
+            raise CompressError(
+                "calibration texts together with a tokenizer", f"the text {first!r:.40} alone",
+                "Give compress.apply tokenizer=… too",
+            )  # fmt: skip
+        check_tokenizer(self.tokenizer, self.config)
+        read = self.tokenizer(
+            first, second, truncation=True, max_length=self.length, return_tensors="pt"
+        )
+        return {name: read[name] for name in ("input_ids", *self._types) if name in read}
 
     def checked(self, batch: Batch, where: str) -> Batch:
         """Refuse what the model would fail on, or silently go wrong with, in its depths."""

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from compress.errors import CompressError
+from compress.linear.matrix import features, is_linear
 
 Task = Literal["sequence"]  # what gets an answer: each text, or pair of texts
 
@@ -115,3 +116,18 @@ def head_of(model: Any) -> Head | None:
     if single or config.problem_type == "regression":
         return Head(task)
     return Head(task, tuple(str(config.id2label[i]) for i in range(config.num_labels)))
+
+
+def answering_layer(model: nn.Module) -> nn.Module | None:
+    """The linear whose outputs are the logits of a head of labels; None where there is no head.
+
+    It is the last one with so many outputs: heads are made behind what they read, and a layer in
+    between may happen to be as wide.
+    """
+    head = head_of(model)
+    if head is None:
+        return None
+    fitting = [
+        m for m in model.modules() if is_linear(m) and features(m)[0] == head.outputs
+    ]
+    return fitting[-1] if fitting else None
