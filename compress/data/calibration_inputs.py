@@ -80,8 +80,7 @@ class _Reader:
         self.length = min(length, self.positions or length)
         self.frame = None
         # Models with one type of tokens are given none.
-        several = (getattr(self.config, "type_vocab_size", None) or 0) > 1
-        self._types = ("token_type_ids",) if several and "token_type_ids" in self.accepted else ()
+        self._typed = (getattr(self.config, "type_vocab_size", None) or 0) > 1
 
     def batches(self, given: Any) -> Iterator[Batch]:
         if isinstance(given, str) and self.tokenizer is not None:
@@ -185,9 +184,10 @@ class _Reader:
             )  # fmt: skip
         check_tokenizer(self.tokenizer, self.config)
         read = self.tokenizer(
-            first, second, truncation=True, max_length=self.length, return_tensors="pt"
-        )
-        return {name: read[name] for name in ("input_ids", *self._types) if name in read}
+            first, second, truncation=True, max_length=self.length, return_tensors="pt",
+            return_token_type_ids=self._typed,
+        )  # fmt: skip
+        return {name: values for name, values in read.items() if name != "attention_mask"}
 
     def checked(self, batch: Batch, where: str) -> Batch:
         """Refuse what the model would fail on, or silently go wrong with, in its depths."""

@@ -32,27 +32,29 @@ def labelled_rows(
             longer text is cut. By default 128, or what the model has positions for.
 
     Raises:
-        CompressError: a tokenizer that cannot pad or of another model, a length beyond the model's
-            positions, or labels that the head does not have.
+        CompressError: a config without a padding token, a tokenizer of another model, a length
+            beyond the model's positions, or labels that the head does not have.
     """
     check_tokenizer(tokenizer, config)
-    if tokenizer.pad_token_id is None:
+    padding = config.get_text_config().pad_token_id
+    if padding is None:  # decoders answer at the last token that is another one
         raise CompressError(
-            "a tokenizer with a padding token, since examples differ in length", "none",
-            "Give the tokenizer and the config one (pad_token_id)",
+            "a pad_token_id in config.json, since examples differ in length", "none",
+            "Set it to the id of the tokenizer's padding token, with which the head was trained",
         )  # fmt: skip
+    # RoBERTa-like models have one type, which all tokens are of.
+    typed = (getattr(config, "type_vocab_size", None) or 0) > 1
     read = tokenizer(
         list(examples.texts), None if examples.pairs is None else list(examples.pairs),
         truncation=True, max_length=example_length(length, config), return_attention_mask=False,
-        verbose=False,
+        return_token_type_ids=typed, verbose=False,
     )  # fmt: skip
     sequences = {"input_ids": read["input_ids"]}
-    # RoBERTa-like models have one type, which all tokens are of.
-    if _TYPES in read and (getattr(config, "type_vocab_size", None) or 0) > 1:
+    if typed:
         sequences[_TYPES] = read[_TYPES]
     kind = torch.float32 if head.regression else torch.int64
     labels = torch.tensor(label_values(examples, head.names), dtype=kind)
-    rows = Rows(sequences, labels, tokenizer.pad_token_id)
+    rows = Rows(sequences, labels, padding)
     check_ids(rows.ids, config)
     return rows
 

@@ -127,7 +127,5 @@ def answering_layer(model: nn.Module) -> nn.Module | None:
     head = head_of(model)
     if head is None:
         return None
-    fitting = [
-        m for m in model.modules() if is_linear(m) and features(m)[0] == head.outputs
-    ]
+    fitting = [m for m in model.modules() if is_linear(m) and features(m)[0] == head.outputs]
     return fitting[-1] if fitting else None

@@ -38,7 +38,7 @@ class Rows:
         }
 
     @classmethod
-    def of_batches(cls, batches: Iterable[Batch]) -> Rows:
+    def of_batches(cls, batches: Iterable[Batch], padding: int = 0) -> Rows:
         """The rows of batches, without their padding."""
         sequences: dict[str, list[torch.Tensor]] = {}
         labels: list[torch.Tensor] = []
@@ -51,7 +51,7 @@ class Rows:
                     sequences.setdefault(name, []).extend(rows)
             if LABELS in batch:
                 labels.append(batch[LABELS].cpu())
-        return cls(sequences, torch.cat(labels) if labels else None)
+        return cls(sequences, torch.cat(labels) if labels else None, padding)
 
     def __len__(self) -> int:
         return len(self.lengths)

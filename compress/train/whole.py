@@ -150,7 +150,8 @@ def training_source(work: ModelWork) -> BatchSource:
     """The calibration batches as examples: rows of unequal length for a head of labels, else
     windows of tokens."""
     if head_of(work.model) is not None:
-        return Rows.of_batches(work.batches)
+        padding = work.model.config.get_text_config().pad_token_id
+        return Rows.of_batches(work.batches, padding or 0)
     return token_windows(work.batches)
 
 

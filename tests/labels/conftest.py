@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
-from compress.conformance.models import TINY
+from compress.conformance.models import SPECIAL, TINY, make_tokenizer
 
 _GOOD, _BAD = ("good", "fine", "warm", "kind"), ("bad", "cold", "dull", "mean")
 _FILL = ("the", "a", "of", "river", "stone", "was", "very")
@@ -65,6 +65,13 @@ def classifier() -> Callable[..., PreTrainedModel]:
 
 
 @pytest.fixture(scope="session")
-def pairing(framing_tokenizer) -> Any:
+def pairing() -> Any:
     """A tokenizer that puts [CLS] and [SEP] around a text, and the second of a pair apart."""
-    return framing_tokenizer("[CLS] $A [SEP]")
+    from tokenizers import processors
+
+    made = make_tokenizer()
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, SPECIAL.index(token)) for token in ("[CLS]", "[SEP]")],
+    )  # fmt: skip
+    return made

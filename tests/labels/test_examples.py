@@ -135,7 +135,13 @@ def test_rows_are_what_the_tokenizer_gives_and_padding_is_hidden(
     examples = load_examples(given)
     rows = labelled_rows(examples, head_of(model), pairing, model.config, None)
     batch = rows.get(torch.arange(12))
-    plain = pairing(list(examples.texts), list(examples.pairs), padding=True, return_tensors="pt")
+    plain = pairing(
+        list(examples.texts),
+        list(examples.pairs),
+        padding=True,
+        return_tensors="pt",
+        return_token_type_ids=True,
+    )
     for name in ("input_ids", "token_type_ids", "attention_mask"):
         assert torch.equal(batch[name], plain[name]), name
     assert batch["token_type_ids"].max() == 1

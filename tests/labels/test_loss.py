@@ -102,7 +102,7 @@ STEPS = {
     "ffn_width": {"share": 0.25, "round_to": 1},
     "head_width": {"share": 0.25},
     "sleb": {"share": 0.34},
-    "svd_llm": {"keep": 0.6},
+    "svd_llm": {"ratio": 0.6},
 }
 
 

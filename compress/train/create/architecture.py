@@ -170,6 +170,11 @@ def headed_config(folder: Path, head: Head, tokenizer: Any = None) -> PreTrained
         setattr(config, name, value)
     if config.pad_token_id is None and tokenizer is not None:
         # Decoders answer at the last token that is no padding.
+        if tokenizer.pad_token_id is None:
+            raise CompressError(
+                "a tokenizer with a padding token, since examples differ in length", "none",
+                "Give it one (pad_token in tokenizer_config.json)", where="model.train.from",
+            )  # fmt: skip
         config.pad_token_id = tokenizer.pad_token_id
     return config
 
