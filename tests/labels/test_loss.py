@@ -129,6 +129,16 @@ def test_padding_counts_for_nothing(rows, classifier):
         assert float(((a == 0) != (b == 0)).float().mean()) < 2e-3, name
 
 
+def test_pairs_of_texts_calibrate_a_live_model(classifier, pairing):
+    pairs = [{"text": "is it far", "text_pair": "two miles"}, {"text": "why", "text_pair": "rain"}]
+    named = compress.apply(classifier(), ["wanda"], pairs, tokenizer=pairing)
+    texts = [[pair[name] for pair in pairs] for name in ("text", "text_pair")]
+    read = pairing(*texts, padding=True, return_tensors="pt", return_token_type_ids=True)
+    tokenised = compress.apply(classifier(), ["wanda"], read)
+    for (name, a), b in zip(named.named_parameters(), tokenised.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
 def test_whole_models_learn_from_labels(rows, classifier):
     training = {"steps": 30, "batch": 8, "learning_rate": 3e-3}
     teacher = classifier()

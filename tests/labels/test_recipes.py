@@ -7,6 +7,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertModel
 
 import compress
+from compress.cli.app import main
+from compress.cli.commands import evaluation_section
 from compress.engine.runner import run
 from compress.errors import CompressError
 from compress.eval.report import load_report
@@ -90,6 +92,18 @@ def test_runs_compare_by_accuracy(done, data):
         compress.compare([done.report, fewer])
 
 
+def test_the_command_line_names_columns(capsys):
+    options = dict.fromkeys(("text", "split", "subset", "images", "samples"))
+    told = evaluation_section(
+        examples="a.csv", columns="question, answer,verdict", documents=False, tasks="", **options
+    )
+    fields = {"text": "question", "text_pair": "answer", "label": "verdict"}
+    assert told["examples"] == {"source": "a.csv", "subset": None, **fields}
+    with pytest.raises(SystemExit) as left:
+        main(["evaluate", "model", "--examples", "a.csv", "--fields", "mood"])
+    assert left.value.code == 2 and "--fields text,label" in capsys.readouterr().err
+
+
 def test_the_cache_and_live_models(done, data, tmp_path):
     section = {"examples": data[1], "latency": False, "memory": False}
     options = {"cache_dir": tmp_path}
@@ -168,7 +182,7 @@ def test_language_models_have_no_examples(checkpoint, data):
     for part in ({"evaluation": {"examples": data[1]}}, {"calibration": {"examples": data[0]}}):
         with pytest.raises(CompressError, match="a model with a head of labels"):
             compress.plan(
-                {"name": "x", "model": str(checkpoint("llama")), "steps": ["wanda"], **part}
+                {"name": "x", "model": str(checkpoint("llama")), "steps": ["magnitude"], **part}
             )
 
 
