@@ -16,6 +16,7 @@ from compress.data.framing import frame_for
 from compress.data.readers import CHAT, TEXT, Chat, is_chat
 from compress.data.tokens import check_ids, check_tokenizer
 from compress.errors import CompressError
+from compress.models.inputs import LABELS
 from compress.models.positions import positions_of
 
 Batch = dict[str, torch.Tensor]
@@ -140,7 +141,13 @@ class _Reader:
                     "Select or rename the column, or give its values as a list",
                 )
             known = self._known(dict(item), loose)
-            return {k: _batched(_tensor(v, k), k) for k, v in known.items()}
+            tensors = {k: _tensor(v, k) for k, v in known.items()}
+            labels = tensors.pop(LABELS, None)
+            whole = any(tensor.dim() > 1 for tensor in tensors.values())
+            batch = {k: _batched(tensor, k) for k, tensor in tensors.items()}
+            if labels is not None:  # one a row, or one a token: of a batch, or of one sample
+                batch[LABELS] = labels if whole else labels[None]
+            return batch
         if isinstance(item, Sequence) and len(item) == 1 and isinstance(item[0], torch.Tensor):
             item = item[0]  # what a DataLoader over a TensorDataset yields
         if isinstance(item, (torch.Tensor, np.ndarray, Sequence)) and not isinstance(item, bytes):

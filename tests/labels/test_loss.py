@@ -54,11 +54,11 @@ def test_labels_and_a_teacher(classifier, batch):
     states = [trunk_hidden(m, anatomy_of(m), inputs)[0] for m in (student, teacher)]
     mine, theirs = (s[batch["attention_mask"].bool()] for s in states)
     hidden = ((mine - theirs).square().mean(-1) / theirs.square().mean(-1)).mean()
-    assert figures["cross_entropy"] == pytest.approx(float(entropy), rel=1e-5)
-    assert figures["kl"] == pytest.approx(float(apart), rel=1e-4)
-    assert figures["hidden"] == pytest.approx(float(hidden), rel=1e-4)
+    assert figures["cross_entropy"] == pytest.approx(entropy.item(), rel=1e-5)
+    assert figures["kl"] == pytest.approx(apart.item(), rel=1e-4)
+    assert figures["hidden"] == pytest.approx(hidden.item(), rel=1e-4)
     wanted = 0.5 * entropy + 2 * apart + 0.3 * hidden
-    assert float(loss) == pytest.approx(float(wanted), rel=1e-4)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-4)
     loss.backward()
     assert student.classifier.weight.grad.abs().sum() > 0
 
@@ -67,7 +67,7 @@ def test_the_kind_of_a_model_decides_its_loss(classifier, tiny, batch):
     model = classifier(num_labels=1, id2label=None, label2id=None)
     loss, figures = model_loss(model, anatomy_of(model))({**batch, "labels": torch.ones(6)})
     wanted = (logits_of(model, batch)[:, 0] - 1).square().mean()
-    assert float(loss) == pytest.approx(float(wanted), rel=1e-5) and "squared_error" in figures
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5) and "squared_error" in figures
     assert not isinstance(model_loss(tiny("llama"), anatomy_of(tiny("llama"))), LabelLoss)
     bare = {k: v for k, v in batch.items() if k != "labels"}
     with pytest.raises(CompressError, match="a label for each input"):

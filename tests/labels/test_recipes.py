@@ -179,7 +179,10 @@ def test_plans_refuse_what_does_not_fit(recipe, change, told):
 
 
 def test_language_models_have_no_examples(checkpoint, data):
-    for part in ({"evaluation": {"examples": data[1]}}, {"calibration": {"examples": data[0]}}):
+    for part in (
+        {"evaluation": {"examples": data[1]}},
+        {"calibration": {"examples": data[0], "length": 32}},
+    ):
         with pytest.raises(CompressError, match="a model with a head of labels"):
             compress.plan(
                 {"name": "x", "model": str(checkpoint("llama")), "steps": ["magnitude"], **part}
