@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import LongTensor, nn
 
+from compress.data.labelled import rows_digest
 from compress.errors import CompressError
 from compress.eval.cache import Figures
 from compress.eval.cost import cost, paired_latency
@@ -17,6 +18,7 @@ from compress.eval.parts import (
     generator_part,
     ids_digest,
     joined,
+    labels_part,
     masked_part,
     perplexity_part,
     tasks_part,
@@ -27,6 +29,7 @@ from compress.eval.quality.generation import Judges
 from compress.eval.quality.generator import text_sequences
 from compress.eval.spec import EvaluationResult, EvaluationSpec
 from compress.generators.description import MaskedGeneration, is_masked_generator
+from compress.models.inputs import Rows
 from compress.models.kind import kind_of
 from compress.models.positions import positions_of
 
@@ -43,6 +46,7 @@ def evaluate(
     baseline: nn.Module | None = None,
     sequences: Sequences | None = None,
     judges: Judges | None = None,
+    examples: Rows | None = None,
     data_root: str | Path | None = None,
     trust_remote_code: bool = False,
     figures: Figures | None = None,
@@ -51,8 +55,9 @@ def evaluate(
     """Measure quality and cost of ``model``; the result can be stored as JSON and used again.
 
     Args:
-        model: causal (perplexity, tasks) or masked (masked scores, tasks) language model, or a
-            masked generator (likelihood bound, hidden tokens, samples).
+        model: causal (perplexity, tasks) or masked (masked scores, tasks) language model, a
+            masked generator (likelihood bound, hidden tokens, samples), or a model with a head of
+            labels (accuracy and other scores).
         tokenizer: its tokenizer; needed for tasks, for masked scores and to know which special
             tokens stand around a window, else it may be None.
         spec: what to measure.
@@ -65,6 +70,8 @@ def evaluate(
             a masked generator from it.
         sequences: of a masked generator, what it is scored on where that is not ``tokens``.
         judges: of a masked generator, what its samples are judged with; a text's by default.
+        examples: of a model with a head of labels, what it answers; needed when ``spec.examples``
+            is given.
         data_root: folder with the data of local tasks.
         trust_remote_code: handed on to the process that measures memory.
         figures: of the checkpoint that ``model`` was loaded from and nobody has changed since:
@@ -81,7 +88,11 @@ def evaluate(
     generates = describe(model, tokenizer, spec)
     has_text = any(x is not None for x in (tokens, documents, sequences))
     _check(kind, model, tokenizer, spec, has_text)
+    if spec.examples is not None and examples is None:
+        raise CompressError("the examples of the evaluation", "none", where="evaluate")
     parts = Parts(model, figures)
+    if examples is not None:
+        labels_part(parts, model, spec, examples, progress)
     if documents is not None and spec.perplexity is not None and generates is None:
         masked_part(parts, model, tokenizer, spec, documents, progress)
     elif tokens is not None and spec.perplexity is not None:
@@ -111,7 +122,7 @@ def evaluate(
         lambda: cost(
             model,
             folder,
-            context=spec.context or _context(model, generates, sequences, spec),
+            context=spec.context or _context(model, generates, sequences, examples, spec),
             memory=spec.memory,
             trust_remote_code=trust_remote_code,
         ),
@@ -122,7 +133,7 @@ def evaluate(
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         spec=spec,
-        tokens_sha256=_scored(tokens, documents, sequences, spec),
+        tokens_sha256=_scored(tokens, documents, sequences, examples, spec),
         seconds=parts.seconds,
         cached=parts.cached,
         **parts.found,
@@ -136,8 +147,10 @@ def _check(
         raise CompressError("the tokens of the evaluation text", "none", where="evaluate")
     if kind == "other":
         raise CompressError(
-            "a causal or a masked language model", type(model).__name__,
-            "Load it with AutoModelForCausalLM or AutoModelForMaskedLM", where="evaluate",
+            "a causal or a masked language model, or one with a head of labels",
+            type(model).__name__,
+            "Load it with AutoModelForCausalLM, AutoModelForMaskedLM or "
+            "AutoModelForSequenceClassification", where="evaluate",
         )  # fmt: skip
     described = is_masked_generator(model.config)
     scored = kind == "masked" and (spec.perplexity is not None or spec.tasks)
@@ -164,9 +177,12 @@ def _context(
     model: nn.Module,
     generates: MaskedGeneration | None,
     sequences: Sequences | None,
+    examples: Rows | None,
     spec: EvaluationSpec,
 ) -> int:
     """Tokens that a token attends to, where the spec does not say."""
+    if examples is not None:
+        return int(examples.lengths.max())
     if generates is None:
         return 1024
     if sequences is not None:
@@ -184,8 +200,11 @@ def _scored(
     tokens: LongTensor | None,
     documents: Sequence[LongTensor] | None,
     sequences: Sequences | None,
+    examples: Rows | None,
     spec: EvaluationSpec,
 ) -> str | None:
+    if examples is not None:
+        return rows_digest(examples)
     if sequences is not None:
         return ids_digest(sequences.tokens)
     if documents is not None:

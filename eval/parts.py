@@ -12,15 +12,18 @@ from pydantic import BaseModel
 from torch import LongTensor, nn
 
 from compress.data.framing import Frame, Kind, frame_for
+from compress.data.labelled import rows_digest
 from compress.eval.cache import Figures
 from compress.eval.quality.denoising import Sequences
 from compress.eval.quality.generation import Judges
 from compress.eval.quality.generator import GeneratorResult, evaluate_generator, sampler_options
+from compress.eval.quality.labels import LabelsResult, label_scores
 from compress.eval.quality.masked import MaskedResult, masked_scores
 from compress.eval.quality.perplexity import PerplexityResult, perplexity
 from compress.eval.quality.tasks import TasksResult, run_tasks, task_data
 from compress.eval.spec import EvaluationSpec
 from compress.generators.description import MaskedGeneration
+from compress.models.inputs import Rows
 from compress.models.positions import positions_of
 
 Progress = Callable[[str, int, int], None]
@@ -165,6 +168,17 @@ def generator_part(
             model, description, asked, length=length, judges=judges, batch_size=batch,
             known=known, progress=progress,
         ),
+    )  # fmt: skip
+
+
+def labels_part(
+    parts: Parts, model: nn.Module, spec: EvaluationSpec, rows: Rows, progress: Progress | None
+) -> None:
+    batch = max(spec.batch_size, 32)
+    told = _named("labels", progress)
+    parts.quality(
+        "labels", LabelsResult, {"examples": rows_digest(rows), "batch_size": batch},
+        lambda: label_scores(model, rows, batch_size=batch, progress=told),
     )  # fmt: skip
 
 

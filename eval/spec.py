@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from compress.errors import CompressError
 from compress.eval.cost import CostResult, PairedLatency
 from compress.eval.quality.generator import GeneratorResult, GeneratorSpec
+from compress.eval.quality.labels import LabelsResult
 from compress.eval.quality.masked import MaskedResult
 from compress.eval.quality.perplexity import PerplexityResult
 from compress.eval.quality.tasks import TaskSpec, TasksResult
@@ -77,7 +78,11 @@ class ToleranceSpec(BaseModel):
         default=0.05, ge=0, description="of perplexities and other losses, as a share: 0.05 is 5 %"
     )
     accuracy: float = Field(
-        default=0.01, ge=0, lt=1, description="of accuracies, absolute: 0.01 is one point"
+        default=0.01,
+        ge=0,
+        lt=1,
+        description="of accuracies and other scores up to 1 (F1, correlations), absolute: 0.01 is "
+        "one point",
     )
     speed: float = Field(
         default=0.05, ge=0, lt=1, description="of latency: a smaller change is not called one"
@@ -85,8 +90,9 @@ class ToleranceSpec(BaseModel):
 
 
 class EvaluationSpec(BaseModel):
-    """What to measure: perplexity of causal models, masked scores of masked ones, and of masked
-    generators (models with ``masked_generation`` in their config) their likelihood and samples.
+    """What to measure: perplexity of causal models, masked scores of masked ones, of masked
+    generators (models with ``masked_generation`` in their config) their likelihood and samples,
+    and of models with a head of labels how their answers agree with the labels of examples.
     """
 
     model_config = _FROZEN
@@ -106,6 +112,18 @@ class EvaluationSpec(BaseModel):
         default=None,
         description="which images a model of images is held against (source, limit), as the caller "
         "describes them; kept for the report",
+    )
+    examples: dict[str, Any] | None = Field(
+        default=None,
+        description="which labelled examples a model with a head of labels answers, as the caller "
+        "describes them (a task of GLUE, or source, split, text, text_pair, label ...); kept for "
+        "the report. evaluate() is handed the examples themselves",
+    )
+    length: int | None = Field(
+        default=None,
+        ge=2,
+        description="tokens of an example at most, special ones included; default 128, less for a "
+        "model with fewer positions",
     )
     packing: Literal["stream", "documents"] = Field(
         default="stream",
@@ -142,7 +160,7 @@ class EvaluationSpec(BaseModel):
         default=None,
         ge=1,
         description="tokens attended to, for MACs per token; default 1024, or the length of a "
-        "masked generator's sequences",
+        "masked generator's sequences or of the longest example",
     )
     cache: bool = Field(
         default=True,
@@ -164,7 +182,7 @@ class EvaluationResult(BaseModel):
     model_config = _FROZEN
 
     model_class: str
-    kind: Literal["causal", "masked", "other"]
+    kind: Literal["causal", "masked", "labels", "other"]
     dtype: str
     device: str
     spec: EvaluationSpec
@@ -172,6 +190,7 @@ class EvaluationResult(BaseModel):
     perplexity: PerplexityResult | None = None
     masked: MaskedResult | None = None
     generator: GeneratorResult | None = None
+    labels: LabelsResult | None = None
     tasks: TasksResult | None = None
     cost: CostResult
     latency: PairedLatency | None = Field(

@@ -80,14 +80,14 @@ def test_live_models_meet_the_same_checks(tiny, tokens):
 
 
 def test_other_kinds_are_not_evaluated(recipe, tiny, tokenizer, tmp_path):
-    from transformers import BertConfig, BertForSequenceClassification
+    from transformers import ViTConfig, ViTForImageClassification
 
-    config = BertConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-                        num_attention_heads=2, vocab_size=264)  # fmt: skip
-    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    config = ViTConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                       num_attention_heads=2, image_size=8, patch_size=4)  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     made = recipe(model=str(tmp_path), evaluation={"tasks": ["arc_easy"]})
-    with pytest.raises(CompressError, match="language model to evaluate"):
+    with pytest.raises(CompressError, match="a language model, or a model with a head of labels"):
         compress.plan(made)
 
 

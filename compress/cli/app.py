@@ -170,7 +170,21 @@ def evaluate(
     text: Annotated[
         str | None, typer.Option(help="Evaluation text: a file or a data set id.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Split of a data set.")] = "test",
+    examples: Annotated[
+        str | None,
+        typer.Option(
+            help="Labelled texts for a model with a head of labels: a task of GLUE (sst2), a file "
+            "or a data set id."
+        ),
+    ] = None,
+    fields: Annotated[
+        str,
+        typer.Option(help="Columns of the examples: text,label or text,text_pair,label."),
+    ] = "",
+    split: Annotated[
+        str | None,
+        typer.Option(help="Split of a data set; test, of examples the one that is measured on."),
+    ] = None,
     subset: Annotated[str | None, typer.Option(help="Configuration of a data set.")] = None,
     window: Annotated[int | None, typer.Option(min=2, help="Tokens a window.")] = None,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 32768,
@@ -214,6 +228,8 @@ def evaluate(
 
     section = evaluation_section(
         text=text,
+        examples=examples,
+        columns=fields,
         split=split,
         subset=subset,
         images=images,

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from compress.errors import CompressError
 from compress.system.intake import printable
 from compress.system.tables import print_table
 
@@ -13,7 +14,9 @@ from compress.system.tables import print_table
 def evaluation_section(
     *,
     text: str | None,
-    split: str,
+    examples: str | None,
+    columns: str,
+    split: str | None,
     subset: str | None,
     images: str | None,
     samples: int | None,
@@ -31,12 +34,27 @@ def evaluation_section(
         "tasks": [name for name in tasks.split(",") if name],
     }  # fmt: skip
     if text is not None:
-        section["text"] = {"source": text, "split": split, "subset": subset}
+        section["text"] = {"source": text, "split": split or "test", "subset": subset}
+    if examples is not None:
+        section["examples"] = {"source": examples, "subset": subset, **_columns(columns)}
+        if split is not None:
+            section["examples"]["split"] = split
     if images is not None:
         section["images"] = {"source": images}
     if samples is not None:
         section["generator"] = {"samples": samples}
     return section
+
+
+def _columns(names: str) -> dict[str, str]:
+    """The columns of examples: text,label or text,text_pair,label."""
+    given = [name.strip() for name in names.split(",")] if names else []
+    roles = {0: (), 2: ("text", "label"), 3: ("text", "text_pair", "label")}.get(len(given))
+    if roles is None or not all(given):
+        raise CompressError(
+            "--fields text,label or text,text_pair,label", repr(names), "Name two or three columns"
+        )
+    return dict(zip(roles, given, strict=True))
 
 
 def put_mask(

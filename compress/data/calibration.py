@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from compress.data.framing import Frame, frame_for, is_masked_lm, pad_rows, with_note
+from compress.data.labelled import load_rows, rows_digest
 from compress.data.text import Text, load_text
 from compress.data.tokens import (
     check_ids,
@@ -23,11 +24,14 @@ from compress.errors import CompressError
 from compress.generators import MaskedGeneration, corrupt, mask_ratios
 from compress.generators.description import is_masked_generator
 from compress.generators.masking import mask_tokens
+from compress.models.heads import head_of
+from compress.models.inputs import LABELS
 from compress.models.positions import positions_of
 
 if TYPE_CHECKING:
     from compress.data.calibration_spec import CalibrationSpec
     from compress.data.codebook import Codebook
+    from compress.data.examples import Examples
     from compress.data.images import Images
 
 STRATIFIED = "stratified"
@@ -40,12 +44,13 @@ class Calibration:
 
     Attributes:
         batches: ``{"input_ids": [batch, length]}``, with ``attention_mask`` where rows are padded
-            (documents); masked models also get ``labels`` aside, in ``labels`` (-100 where nothing
-            was masked).
-        text: where the tokens come from; None for images.
+            (documents), and ``token_type_ids`` where the model tells two texts apart; masked
+            models also get ``labels`` aside, in ``labels`` (-100 where nothing was masked), and so
+            do models with a head of labels.
+        text: where the tokens come from; None for images and examples.
         digest: sha256 of the input ids.
         tokens: how many, special ones included, padding left out.
-        images: where the tokens come from, instead of a text.
+        images, examples: where the tokens come from, instead of a text.
         frame: the special tokens around each sequence of text.
     """
 
@@ -56,16 +61,19 @@ class Calibration:
     tokens: int
     images: Images | None = None
     frame: Frame = Frame()
+    examples: Examples | None = None
 
     @property
     def description(self) -> str:
         """One line for a report: the source, what is special about it, special tokens."""
-        return with_note((self.text or self.images).description, self.frame)
+        return with_note((self.text or self.images or self.examples).description, self.frame)
 
     @property
     def bytes(self) -> int:
         """Of the text in UTF-8, or of the pixels at one byte each."""
-        return self.images.pixels.numel() if self.text is None else self.text.bytes
+        if self.images is not None:
+            return self.images.pixels.numel()
+        return (self.text or self.examples).bytes
 
 
 def calibration_batches(
@@ -90,8 +98,11 @@ def calibration_batches(
 
     Raises:
         CompressError: no tokenizer or codebook or one of another model, a text that is empty or too
-            short, too few images, a length beyond the model's positions.
+            short, too few images or examples, a length beyond the model's positions, examples for a
+            model without a head of labels or with other labels.
     """
+    if spec.examples is not None:
+        return _labelled(spec, reader, config, seed, data_root)
     text = images = None
     frame = Frame()
     if spec.images is not None:
@@ -114,10 +125,38 @@ def calibration_batches(
     )
 
 
+def _labelled(
+    spec: CalibrationSpec, reader: Any, config: PreTrainedConfig, seed: int, data_root: Any
+) -> Calibration:
+    """Labelled texts, a sample each, in the order that the selection gives."""
+    check_length(spec, config)
+    head = head_of(config)
+    # The head of the data is enough for its first samples.
+    few = spec.selection == "head" and spec.examples.part == "all"
+    wanted = min(spec.samples, spec.examples.limit or spec.samples)
+    asked = spec.examples.model_copy(update={"limit": wanted}) if few else spec.examples
+    examples, rows = load_rows(asked, head, reader, config, spec.length, data_root)
+    if len(rows) < spec.samples:
+        raise CompressError(
+            f"at least {spec.samples} examples", f"{len(rows)} ({examples.description})",
+            "Lower calibration.samples",
+        )  # fmt: skip
+    chosen = torch.arange(spec.samples)
+    if spec.selection == "random":
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(rows), generator=generator)[: spec.samples]
+    batches = [rows.get(part) for part in chosen.split(spec.batch)]
+    labels = [batch.pop(LABELS) for batch in batches]
+    return Calibration(
+        batches, labels, None, rows_digest(rows.chosen(chosen)), int(rows.lengths[chosen].sum()),
+        examples=examples,
+    )  # fmt: skip
+
+
 def check_length(spec: CalibrationSpec, config: PreTrainedConfig) -> None:
     """Refuse texts that are longer than the model's positions."""
     positions = positions_of(config)
-    if spec.text is not None and positions and spec.length > positions:
+    if spec.images is None and positions and spec.length > positions:
         raise CompressError(
             f"calibration.length of at most {positions}, the model's positions",
             str(spec.length),
@@ -129,14 +168,14 @@ def check_kind(spec: CalibrationSpec, reader: Any) -> None:
     """Refuse images for a tokenizer, and texts for a codebook."""
     if spec.images is not None and not callable(getattr(reader, "rows", None)):
         raise CompressError(
-            "calibration.text for a model that reads text",
+            "calibration.text or examples for a model that reads text",
             "calibration.images, without a codebook beside the model",
             "Images need the codebook.safetensors that the model was trained with",
         )
-    if spec.text is not None and not callable(getattr(reader, "get_vocab", None)):
+    if spec.images is None and not callable(getattr(reader, "get_vocab", None)):
         raise CompressError(
             "calibration.images for a model whose tokens are patches of images",
-            "calibration.text",
+            "calibration.text" if spec.text is not None else "calibration.examples",
             "Name the images that the model was trained on",
         )
 

@@ -16,14 +16,16 @@ from compress.data.framing import frame_for
 from compress.data.readers import CHAT, TEXT, Chat, is_chat
 from compress.data.tokens import check_ids, check_tokenizer
 from compress.errors import CompressError
+from compress.models.inputs import LABELS
 from compress.models.positions import positions_of
 
 Batch = dict[str, torch.Tensor]
+PAIR = "text_pair"  # beside a text: the second one of a pair
 
 FORMS = (
     "token ids [samples, length] (a tensor, an array), what a tokenizer returns, or an iterable of "
     "samples or batches (lists of ids, tensors, dicts of model inputs, a DataLoader, a "
-    "datasets.Dataset); texts and conversations together with `tokenizer`"
+    "datasets.Dataset); texts, pairs {text, text_pair} and conversations together with `tokenizer`"
 )
 # Tokenizers and data sets hand these out whether or not the model has a use for them.
 _EXTRAS = {
@@ -78,6 +80,8 @@ class _Reader:
         self.positions = positions_of(self.config)
         self.length = min(length, self.positions or length)
         self.frame = None
+        # Models with one type of tokens are given none.
+        self._typed = (getattr(self.config, "type_vocab_size", None) or 0) > 1
 
     def batches(self, given: Any) -> Iterator[Batch]:
         if isinstance(given, str) and self.tokenizer is not None:
@@ -126,6 +130,8 @@ class _Reader:
             return self._text(item)
         if isinstance(item, Mapping):
             for text in () if self.accepted & set(item) else (item.get(TEXT), item.get(CHAT)):
+                if isinstance(text, str) and isinstance(item.get(PAIR), str):
+                    return self._pair(text, item[PAIR])
                 if isinstance(text, str) or is_chat(text):
                     return self._text(text)
             if loose and not self.accepted & set(item):
@@ -135,7 +141,13 @@ class _Reader:
                     "Select or rename the column, or give its values as a list",
                 )
             known = self._known(dict(item), loose)
-            return {k: _batched(_tensor(v, k), k) for k, v in known.items()}
+            tensors = {k: _tensor(v, k) for k, v in known.items()}
+            labels = tensors.pop(LABELS, None)
+            whole = any(tensor.dim() > 1 for tensor in tensors.values())
+            batch = {k: _batched(tensor, k) for k, tensor in tensors.items()}
+            if labels is not None:  # one a row, or one a token: of a batch, or of one sample
+                batch[LABELS] = labels if whole else labels[None]
+            return batch
         if isinstance(item, Sequence) and len(item) == 1 and isinstance(item[0], torch.Tensor):
             item = item[0]  # what a DataLoader over a TensorDataset yields
         if isinstance(item, (torch.Tensor, np.ndarray, Sequence)) and not isinstance(item, bytes):
@@ -169,6 +181,20 @@ class _Reader:
             )
         room = max(1, self.length - len(self.frame))
         return {"input_ids": self.frame.around(torch.tensor([ids[:room]], dtype=torch.int64))}
+
+    def _pair(self, first: str, second: str) -> Batch:
+        """Two texts as the tokenizer joins them; of a long pair the longer text is cut."""
+        if self.tokenizer is None or not callable(self.tokenizer):
+            raise CompressError(
+                "calibration texts together with a tokenizer", f"the text {first!r:.40} alone",
+                "Give compress.apply tokenizer=… too",
+            )  # fmt: skip
+        check_tokenizer(self.tokenizer, self.config)
+        read = self.tokenizer(
+            first, second, truncation=True, max_length=self.length, return_tensors="pt",
+            return_token_type_ids=self._typed,
+        )  # fmt: skip
+        return {name: values for name, values in read.items() if name != "attention_mask"}
 
     def checked(self, batch: Batch, where: str) -> Batch:
         """Refuse what the model would fail on, or silently go wrong with, in its depths."""

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from compress.data.examples import ExamplesSpec
 from compress.data.images import ImageSpec
 from compress.data.text import TextSpec
 
@@ -18,6 +19,12 @@ class CalibrationSpec(BaseModel):
     text: TextSpec | None = None
     images: ImageSpec | None = Field(
         None, description="instead of text, for models whose tokens are patches of images"
+    )
+    examples: ExamplesSpec | None = Field(
+        None,
+        description="instead of text, for models with a head of labels: labelled texts or pairs, a "
+        "sample each, with special tokens, cut to the length and padded (padding counts for "
+        "nothing); a task of GLUE by its name, or source, subset, split, text, text_pair, label",
     )
     samples: int = Field(128, gt=0, description="sequences")
     length: int = Field(512, gt=1, description="tokens a sequence, special ones included")
@@ -48,6 +55,11 @@ class CalibrationSpec(BaseModel):
 
     @model_validator(mode="after")
     def _one_kind(self) -> CalibrationSpec:
-        if (self.text is None) == (self.images is None):
-            raise ValueError("either text or images")
+        if len([x for x in (self.text, self.images, self.examples) if x is not None]) != 1:
+            raise ValueError("one of text, images and examples")
         return self
+
+    @property
+    def source(self) -> str:
+        """Where the inputs come from."""
+        return (self.text or self.images or self.examples).source

@@ -94,6 +94,9 @@ CATALOG: dict[tuple[str, str, str], Local] = {
     ("nyu-mll/glue", "cola", "train"): Local(
         "cola/in_domain_train.tsv", "sentence", columns=_COLA
     ),
+    ("nyu-mll/glue", "cola", "validation"): Local(
+        "cola/mixed_dev.tsv", "sentence", columns=_COLA
+    ),
     ("nyu-mll/glue", "rte", "train"): Local(
         "rte/train.jsonl", "premise", note="fields of SuperGLUE: premise, hypothesis"
     ),

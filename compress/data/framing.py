@@ -15,6 +15,7 @@ import torch
 
 from compress.data.tokens import check_ids
 from compress.generators.description import MaskedGeneration, is_masked_generator
+from compress.models.heads import head_of
 from compress.models.special_tokens import added_tokens
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ def frame_for(
 def _kind(config: PreTrainedConfig) -> Kind:
     if is_masked_generator(config):
         return "generator"
-    return "masked" if is_masked_lm(config) else "causal"
+    # What answers for a whole text was trained on whole ones, with both ends.
+    return "masked" if is_masked_lm(config) or head_of(config) is not None else "causal"
 
 
 def is_masked_lm(config: PreTrainedConfig) -> bool:

@@ -1,11 +1,11 @@
-"""Text from data sets on a Hugging Face hub, streamed: only what is used is fetched."""
+"""Texts and rows of data sets on a Hugging Face hub, streamed: only what is used is fetched."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from compress.data.catalog import LINES, whole_file
 from compress.data.readers import Chat, texts_of
@@ -44,71 +44,114 @@ def read_hub_dataset(
         CompressError: a hub that does not answer (told within seconds), no such data set, subset,
             split or field.
     """
-    _ask_hub(dataset, data_root, have, endpoint)
     lines = dataset in LINES
-    try:
-        with closing(_rows(dataset, subset, split)) as rows:
-            texts = texts_of(rows, field, dataset, keep_blank=lines)
-            texts = list(_limited(texts, None if lines else limit))
-    except HubError as error:
-        if "ValueError" in error.types:  # an unknown subset or split, the known ones in the text
-            raise CompressError(
-                f"a subset and split of {dataset}", f"{subset!r}, {split!r}: {error}",
-                "Set subset and split",
-            ) from error  # fmt: skip
-        raise CompressError(
-            f"the rows of {dataset}", f"{error.types[0]}: {error}",
-            _advice(data_root, have, dataset),
-        ) from error  # fmt: skip
-    except TimeoutError as error:
-        raise CompressError(
-            f"the rows of {dataset}", f"none within {hub_process.SILENCE:.0f} s",
-            _advice(data_root, have, dataset),
-        ) from error  # fmt: skip
+    where = _Place(dataset, data_root, have)
+    with _rows(where, subset, split, endpoint) as rows:
+        texts = texts_of(rows, field, dataset, keep_blank=lines)
+        texts = list(_limited(texts, None if lines else limit))
     return [whole_file(dataset, split, texts)] if lines else texts
 
 
-def _rows(dataset: str, subset: str | None, split: str) -> Iterator[dict[str, Any]]:
+def read_hub_rows(
+    dataset: str,
+    subset: str | None,
+    split: str,
+    *,
+    limit: int | None = None,
+    data_root: str | Path | None = None,
+    have: Sequence[str] = (),
+    endpoint: str | None = None,
+) -> list[dict[str, Any]]:
+    """The first rows of a split with all their columns, at most ``limit`` and 64 MiB of text.
+
+    Arguments and errors are those of :func:`read_hub_dataset`.
+    """
+    found: list[dict[str, Any]] = []
+    size = 0
+    with _rows(_Place(dataset, data_root, have), subset, split, endpoint) as rows:
+        for row in rows:
+            if (limit is not None and len(found) >= limit) or size >= MAX_BYTES:
+                break
+            size += sum(len(value) for value in row.values() if isinstance(value, str))
+            found.append(row)
+    return found
+
+
+class _Place(NamedTuple):
+    """What is asked for, and what there is of it without a hub, for messages."""
+
+    dataset: str
+    data_root: str | Path | None
+    have: Sequence[str]
+
+    @property
+    def advice(self) -> str:
+        if self.data_root is None:
+            return (
+                "Give a folder with local copies (--data-root DIR), a file as the source, or, for "
+                "a text, python:pydoc_data.topics, which every Python has"
+            )
+        held = f"has {', '.join(self.have)} of it" if self.have else "has nothing of it"
+        return (
+            f"The data root {self.data_root} {held}; put the split at "
+            f"{self.dataset}/<split>.jsonl below it"
+        )
+
+
+@contextmanager
+def _rows(
+    where: _Place, subset: str | None, split: str, endpoint: str | None
+) -> Iterator[Iterator[dict[str, Any]]]:
+    """The rows as they come; what goes wrong on the way is told."""
+    _ask_hub(where, endpoint)
+    try:
+        with closing(_arriving(where.dataset, subset, split)) as rows:
+            yield rows
+    except HubError as error:
+        if "ValueError" in error.types:  # an unknown subset or split, the known ones in the text
+            raise CompressError(
+                f"a subset and split of {where.dataset}", f"{subset!r}, {split!r}: {error}",
+                "Set subset and split",
+            ) from error  # fmt: skip
+        raise CompressError(
+            f"the rows of {where.dataset}", f"{error.types[0]}: {error}", where.advice
+        ) from error
+    except TimeoutError as error:
+        raise CompressError(
+            f"the rows of {where.dataset}", f"none within {hub_process.SILENCE:.0f} s",
+            where.advice,
+        ) from error  # fmt: skip
+
+
+def _arriving(dataset: str, subset: str | None, split: str) -> Iterator[dict[str, Any]]:
     """The rows as they come; a TimeoutError when none does."""
     with hub_process.asked("rows", dataset=dataset, subset=subset, split=split) as asked:
         while "row" in (answer := asked.answer(hub_process.SILENCE)):
             yield answer["row"]
 
 
-def _ask_hub(
-    dataset: str, data_root: str | Path | None, have: Sequence[str], endpoint: str | None
-) -> None:
+def _ask_hub(where: _Place, endpoint: str | None) -> None:
     """One short request, since the loader itself retries for minutes."""
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
-        huggingface_hub.HfApi(endpoint=endpoint).dataset_info(dataset, timeout=TIMEOUT)
+        huggingface_hub.HfApi(endpoint=endpoint).dataset_info(where.dataset, timeout=TIMEOUT)
     except errors.RepositoryNotFoundError as error:
         raise CompressError(
-            "a file, or the id of a data set on the hub", f"{dataset!r}, which is neither",
+            "a file, or the id of a data set on the hub", f"{where.dataset!r}, which is neither",
             "Check the spelling; a private or gated one needs a login (hf auth login)",
         ) from error  # fmt: skip
     except errors.HFValidationError as error:
         raise CompressError(
-            "a file that exists, or a data set id of the form owner/name", repr(dataset)
+            "a file that exists, or a data set id of the form owner/name", repr(where.dataset)
         ) from error
     except Exception as error:
         line = (str(error).strip().splitlines() or [""])[0]
         raise CompressError(
-            f"a usable answer from the hub about the data set {dataset}",
-            f"{type(error).__name__}: {line}", _advice(data_root, have, dataset),
+            f"a usable answer from the hub about the data set {where.dataset}",
+            f"{type(error).__name__}: {line}", where.advice,
         ) from error  # fmt: skip
-
-
-def _advice(data_root: str | Path | None, have: Sequence[str], dataset: str) -> str:
-    if data_root is None:
-        return (
-            "Give a folder with local copies (--data-root DIR), a text file as the source, or "
-            "python:pydoc_data.topics, which every Python has"
-        )
-    held = f"has {', '.join(have)} of it" if have else "has nothing of it"
-    return f"The data root {data_root} {held}; put the split at {dataset}/<split>.jsonl below it"
 
 
 def _limited(texts: Iterator[str | Chat], limit: int | None) -> Iterator[str | Chat]:

@@ -9,6 +9,7 @@ import importlib.util
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from compress.data.catalog import SUFFIXES, Local
 from compress.errors import CompressError, did_you_mean
 from compress.system.intake import parse_json, regular_file, user_path
 
+_ROWS = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 _COPIES = 3  # of a file's text at the same time: as read, as documents, joined
 _EXPECTED = "a file, a pattern of files or the id of a data set"
 
@@ -60,31 +62,73 @@ def read_documents(
         CompressError: a file that does not parse or is larger than memory, or rows without a text
             in the field.
     """
+    with _readable(path) as suffix:
+        if suffix == ".parquet":
+            return _parquet(path, field, keep_blank)
+        if suffix in _ROWS:
+            return list(texts_of(_rows_in(path, layout), field, path.name, keep_blank))
+        # newline="" keeps the bytes as they are: a digest must not depend on the platform.
+        with path.open(encoding="utf-8", newline="") as file:
+            text = file.read()
+    if layout.separator is None:
+        return [text]
+    return [part for part in (p.strip("\r\n") for p in text.split(layout.separator)) if part]
+
+
+def read_rows(path: Path, layout: Local) -> list[dict[str, Any]]:
+    """The rows of a table with all their columns, in the file's order.
+
+    Args:
+        path: .jsonl, .json, .parquet, .csv or .tsv.
+        layout: columns, where the file does not tell.
+
+    Raises:
+        CompressError: another kind of file, one that does not parse or is larger than memory, or
+            rows that are no objects.
+    """
+    with _readable(path) as suffix:
+        if suffix not in _ROWS:
+            raise CompressError(
+                f"a file with rows ({', '.join(_ROWS)})", str(path), "Give each example a row"
+            )
+        rows = list(_rows_in(path, layout))
+    if not all(isinstance(row, dict) for row in rows):
+        raise CompressError(f"rows with named columns in {path.name}", "other rows")
+    return rows
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[str]:
+    """Tell what makes a file unreadable; gives its suffix."""
     regular_file(path, "a text file")
     _check_size(path)
     suffix = path.suffix.lower()
     try:
-        if suffix == ".jsonl":
-            with path.open(encoding="utf-8") as file:
-                return list(texts_of(_json_lines(file), field, path.name, keep_blank))
-        if suffix == ".json":
-            rows = _rows(parse_json(path.read_text(encoding="utf-8")))
-            return list(texts_of(rows, field, path.name, keep_blank))
-        if suffix == ".parquet":
-            return _parquet(path, field, keep_blank)
-        if suffix in (".csv", ".tsv"):
-            return list(texts_of(_table(path, layout.columns), field, path.name, keep_blank))
-        # newline="" keeps the bytes as they are: a digest must not depend on the platform.
-        with path.open(encoding="utf-8", newline="") as file:
-            text = file.read()
+        yield suffix
     except (ValueError, OSError, csv.Error) as error:  # UnicodeDecodeError is a ValueError
         raise CompressError(
             f"a readable {suffix or 'text'} file in UTF-8", f"{path}: {error}",
             "Check the file's format and encoding",
         ) from error  # fmt: skip
-    if layout.separator is None:
-        return [text]
-    return [part for part in (p.strip("\r\n") for p in text.split(layout.separator)) if part]
+
+
+def _rows_in(path: Path, layout: Local) -> Iterator[Any]:
+    """The rows of a file with one of the suffixes of :data:`_ROWS`."""
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
+        with path.open(encoding="utf-8") as file:
+            yield from _json_lines(file)
+    elif suffix == ".json":
+        yield from _rows(parse_json(path.read_text(encoding="utf-8")))
+    elif suffix == ".parquet":
+        import pyarrow.parquet
+
+        try:
+            yield from pyarrow.parquet.read_table(path).to_pylist()
+        except pyarrow.ArrowException as error:  # some are of Python's types, some are not
+            raise ValueError(str(error)) from error
+    else:
+        yield from _table(path, layout.columns)
 
 
 def read_python_module(name: str) -> list[str]:

@@ -28,7 +28,7 @@ from compress.data.readers import (
 from compress.errors import CompressError
 from compress.system.intake import at_home, user_path
 
-_PART = re.compile(r"all|(head|tail):(0?\.\d+|1(?:\.0*)?)")
+PART = re.compile(r"all|(head|tail):(0?\.\d+|1(?:\.0*)?)")
 
 
 class TextSpec(BaseModel):
@@ -58,7 +58,7 @@ class TextSpec(BaseModel):
     @field_validator("part")
     @classmethod
     def _known_part(cls, value: str) -> str:
-        if not _PART.fullmatch(value):
+        if not PART.fullmatch(value):
             raise ValueError(f"expected all, head:F or tail:F with F in (0, 1], got {value!r}")
         return value
 

@@ -18,6 +18,7 @@ from compress.eval import EvaluationResult, EvaluationSpec
 from compress.eval import evaluate as measure_model
 from compress.eval.cache import Figures
 from compress.eval.report import Report, RunInfo, environment, with_findings, write_report
+from compress.models.heads import head_of
 from compress.models.identity import model_digest
 from compress.models.sources.source import Source, load_config, load_model, resolve
 from compress.models.stream import build_meta
@@ -95,6 +96,7 @@ class Lab:
             baseline=baseline,
             sequences=inputs.generator.sequences,
             judges=inputs.generator.judges,
+            examples=inputs.rows,
             data_root=self.data_root,
             trust_remote_code=self.trust_remote_code,
             figures=figures,
@@ -149,8 +151,9 @@ def evaluate(
 
     Args:
         model: folder, hub id, .gguf file, ``pypi:<name>==<version>``, or a live model.
-        evaluation: as in a recipe: ``text`` (source, split, part ...) or ``images``, and the fields
-            of :class:`compress.eval.EvaluationSpec`. Without one the model's cost alone is told.
+        evaluation: as in a recipe: ``text`` (source, split, part ...), ``examples`` or ``images``,
+            and the fields of :class:`compress.eval.EvaluationSpec`. Without one the model's cost
+            alone is told.
         text: the evaluation text, where ``evaluation`` is an EvaluationSpec; by default the one
             that its ``perplexity`` describes.
         tokenizer: of a live model; a checkpoint brings its own.
@@ -198,7 +201,7 @@ def evaluate(
         chosen, spec, reader, shape, data_root, timed=against is not None
     ):
         lab.progress.say(f"note: {warning}")
-    inputs = evaluation_inputs(chosen, spec, shape.config, reader, data_root)
+    inputs = evaluation_inputs(chosen, spec, shape.config, reader, data_root, head_of(shape))
     lab.progress.say(f"evaluating {info['model']}")
     subject = model if live else lab.load(home)
     baseline = _baseline(against, lab) if against is not None and inputs.paired else None
@@ -266,7 +269,7 @@ def _reader(
             "a tokenizer with a live model only", f"one beside the checkpoint {folder}",
             "Leave it out: the checkpoint's own is used",
         )  # fmt: skip
-    if text is not None or spec.images is not None or spec.tasks:
+    if text is not None or spec.images is not None or spec.examples is not None or spec.tasks:
         return reader_of(folder, lab.trust_remote_code)
     return find_reader(folder, lab.trust_remote_code)[0]
 

@@ -154,7 +154,7 @@ class RunEvaluation:
         return (
             DataEntry(
                 role="calibration",
-                name=(given.text or given.images).source,
+                name=given.source,
                 sha256=calibration.digest,
                 bytes=calibration.bytes,
                 tokens=calibration.tokens,

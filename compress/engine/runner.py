@@ -100,9 +100,10 @@ def _refuse_inputs_inside(recipe: Recipe, folder: Path) -> None:
     train = recipe.model.train
     names = [recipe.model.source if train is None else train.from_]
     for spec in (recipe.calibration, train):
-        names.append(spec and spec.text and spec.text.source)
-    text = (recipe.evaluation or {}).get("text")
-    names.append(text.get("source") if isinstance(text, dict) else text)
+        names += [read.source for read in (spec and spec.text, spec and spec.examples) if read]
+    for part in ("text", "examples"):
+        read = (recipe.evaluation or {}).get(part)
+        names.append(read.get("source") if isinstance(read, dict) else read)
     names += [str(path) for method in recipe.steps for path in method.files()]
     names += filter(is_file, recipe.imports)
     for name in names:

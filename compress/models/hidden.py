@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from compress.errors import CompressError
 from compress.linear.matrix import features, is_linear, slice_linear
 from compress.models.anatomy import ATTENTION_OUT, DOWN, QKV, UP, Anatomy, BlockAnatomy
+from compress.models.heads import answering_layer
 from compress.models.units import narrow_columns, narrow_rows
 
 
@@ -52,11 +53,15 @@ def narrow_block(block: nn.Module, anatomy: BlockAnatomy, kept: torch.Tensor) ->
 def narrow_outer(model: PreTrainedModel, anatomy: Anatomy, kept: torch.Tensor) -> None:
     """The same of embeddings, norms and heads; tied weights stay tied.
 
+    What stock classes make as wide as the stream (poolers, the dense layer in front of a head) is
+    narrowed on both sides: of its outputs those stay that have the channels' numbers.
+
     Args:
         anatomy: of the model before its blocks were narrowed.
     """
     hidden = anatomy.blocks[0].hidden
     head, done = model.get_output_embeddings(), dict[int, nn.Parameter]()
+    heads = (head, answering_layer(model))  # whose outputs are no channels, however many they are
     for name, module in model.named_modules():
         if not anatomy.is_outer(f"{name}."):
             continue
@@ -72,7 +77,7 @@ def narrow_outer(model: PreTrainedModel, anatomy: Anatomy, kept: torch.Tensor) -
             slice_linear(
                 module,
                 rows=kept.to(module.weight.device)
-                if rows == hidden and module is not head
+                if rows == hidden and not any(module is h for h in heads)
                 else None,
                 columns=kept.to(module.weight.device) if columns == hidden else None,
             )

@@ -1,4 +1,4 @@
-"""What a model can be asked: the next token (causal) or a hidden one (masked)."""
+"""What a model can be asked: the next token (causal), a hidden one (masked), a label (labels)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from compress.errors import CompressError
+from compress.models.heads import head_of
 
-Kind = Literal["causal", "masked", "other"]
+Kind = Literal["causal", "masked", "labels", "other"]
 
 
 def kind_of(model: nn.Module) -> Kind:
@@ -19,6 +20,8 @@ def kind_of(model: nn.Module) -> Kind:
     ending of their name, which the library's naming rule makes reliable. A causal class whose
     config says ``is_causal=False`` sees all tokens: it is a masked model.
     """
+    if head_of(model) is not None:
+        return "labels"
     kind = _kind_of_class(model)
     bidirectional = getattr(getattr(model, "config", None), "is_causal", None) is False
     return "masked" if kind == "causal" and bidirectional else kind
@@ -60,7 +63,7 @@ def require_causal(model: nn.Module, where: str) -> None:
             "Use masked scores (compress.eval.quality.masked), which predict hidden tokens",
             where=where,
         )
-    if kind == "other":
+    if kind != "causal":
         raise CompressError(
             "a causal language model (...ForCausalLM)",
             name,

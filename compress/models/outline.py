@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from compress.linear.layer import features_of, is_layer
 from compress.linear.quantized import quantized_parts
 from compress.models.anatomy import Anatomy, BlockAnatomy
+from compress.models.heads import head_of
 from compress.models.widths import linear_sizes
 
 
@@ -117,6 +118,7 @@ class Outline:
         outer_parameters: parameters outside blocks, tied ones once.
         head_weights: weights of the output head (used once a token, tied or not).
         value_bits: bits of an unquantised stored value (16 for bf16).
+        labels: answers that a head of labels chooses from, or 1 for a number; 0 without one.
     """
 
     blocks: tuple[BlockOutline, ...]
@@ -125,7 +127,13 @@ class Outline:
     hidden_size: int
     value_bits: int
     vocab_size: int = 0
+    labels: int = 0
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the model has a head with a loss of its own."""
+        return bool(self.vocab_size or self.labels)
 
     @property
     def parameters(self) -> int:
@@ -195,6 +203,7 @@ def outline_of(model: PreTrainedModel, anatomy: Anatomy, value_bits: int) -> Out
         model.config.hidden_size,
         value_bits,
         vocab,
+        0 if (labelled := head_of(model)) is None else labelled.outputs,
     )
 
 

@@ -7,6 +7,7 @@ content of a file can tell becomes a warning, or is told when the run reads its 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from compress.data.calibration import check_kind, check_length
 from compress.data.calibration_spec import CalibrationSpec
 from compress.data.catalog import canonical, find
 from compress.data.codebook import load_codebook
+from compress.data.examples import ExamplesSpec
 from compress.data.images import ImageSpec, check_images
+from compress.data.labelled import example_length
 from compress.data.readers import expand, is_file_source, read_python_module
 from compress.data.text import TextSpec
 from compress.data.tokens import check_tokenizer
 from compress.errors import CompressError
 from compress.eval import EvaluationSpec
+from compress.models.heads import Head, head_of
 from compress.models.positions import positions_of
 from compress.models.sources.source import load_tokenizer
 from compress.planning.evaluation_material import check_objective
@@ -54,7 +58,9 @@ def check_inputs(
     reader = None
     trained = recipe.model.train
     if trained is not None:  # its tokenizer is made when it is trained
-        found += _source(trained.text, trained.images, data_root, "model.train")
+        found += _source(trained.text, trained.images, data_root, "model.train", trained.examples)
+        if trained.examples is not None:
+            _in_part("model.train", example_length, trained.length, model.config)
     elif recipe.calibration is not None or recipe.evaluation is not None:
         reader = reader_of(folder, recipe.model.trust_remote_code)
     if recipe.calibration is not None:
@@ -102,9 +108,11 @@ def _calibration(
     check_length(spec, config)
     if reader is not None:
         check_kind(spec, reader)
-        if spec.text is not None:
+        if spec.images is None:
             check_tokenizer(reader, config)
-    found = _source(spec.text, spec.images, data_root, "calibration")
+    if spec.examples is not None:
+        _require_head(head_of(config), config, "calibration")
+    found = _source(spec.text, spec.images, data_root, "calibration", spec.examples)
     if spec.text is not None and spec.packing == "stream":
         shown = f"{spec.samples} x {spec.length} = {spec.samples * spec.length}"
         _check_size(spec.text, spec.samples * spec.length, shown, data_root, "calibration",
@@ -141,15 +149,24 @@ def check_evaluation(
     kind = kind_of(model)
     if kind == "other":
         raise CompressError(
-            "a causal or a masked language model to evaluate", type(model).__name__,
-            "Give one with the head of a language model, or leave the evaluation out",
+            "a language model, or a model with a head of labels, to evaluate", type(model).__name__,
+            "Give one with such a head, or leave the evaluation out", where="evaluation",
+        )  # fmt: skip
+    if kind == "labels" and (text is not None or spec.tasks):
+        raise CompressError(
+            "examples to evaluate a model with a head of labels on",
+            "a text" if text is not None else "lm-eval tasks", "Use evaluation.examples",
             where="evaluation",
         )  # fmt: skip
+    examples = spec.examples and ExamplesSpec.model_validate(spec.examples)
+    if examples is not None:
+        _require_head(head_of(model), model.config, "evaluation")
+        _in_part("evaluation", example_length, spec.length, model.config)
     positions = positions_of(model.config)
     if reader is not None:
         check_objective(model.config, spec, reader)
     images = spec.images and ImageSpec.model_validate({"split": "test", **spec.images})
-    found = _source(text, images, data_root, "evaluation")
+    found = _source(text, images, data_root, "evaluation", examples)
     if text is not None:
         _check_window(spec, kind, positions)
         window = spec.window or 2
@@ -184,17 +201,38 @@ def _check_window(spec: Any, kind: str, positions: int | None) -> None:
         )  # fmt: skip
 
 
-def _source(text: TextSpec | None, images: Any, data_root: Any, where: str) -> list[str]:
-    """Refuse sources that are not there; returns what could not be found out."""
+def _require_head(head: Head | None, config: PreTrainedConfig, where: str) -> None:
+    if head is None:
+        raise CompressError(
+            "a model with a head of labels (...ForSequenceClassification) for examples",
+            ", ".join(config.architectures or ()) or config.model_type,
+            "Use text, or fine-tune a head first (model.train with examples)", where=where,
+        )  # fmt: skip
+
+
+def _in_part(where: str, function: Callable[..., Any], *given: Any) -> Any:
+    """Call a function and name the part of the recipe in what it refuses."""
     try:
-        if images is not None:
-            check_images(images, data_root)
-        return [] if text is None else _text(text, data_root)
+        return function(*given)
     except CompressError as error:
         raise error.within(where) from None
 
 
-def _text(spec: TextSpec, data_root: Any) -> list[str]:
+def _source(
+    text: TextSpec | None,
+    images: Any,
+    data_root: Any,
+    where: str,
+    examples: ExamplesSpec | None = None,
+) -> list[str]:
+    """Refuse sources that are not there; returns what could not be found out."""
+    if images is not None:
+        _in_part(where, check_images, images, data_root)
+    read = text or examples
+    return [] if read is None else _in_part(where, _file_or_dataset, read, data_root)
+
+
+def _file_or_dataset(spec: TextSpec | ExamplesSpec, data_root: Any) -> list[str]:
     if spec.source.startswith("python:"):
         read_python_module(spec.source.removeprefix("python:"))
         return []

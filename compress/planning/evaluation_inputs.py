@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from compress.data.codebook import Codebook
+from compress.data.examples import Examples, ExamplesSpec
+from compress.data.labelled import load_rows, rows_digest
 from compress.data.text import TextSpec
 from compress.data.tokens import token_digest
 from compress.errors import CompressError
 from compress.eval import EvaluationSpec
+from compress.models.heads import Head, head_of
+from compress.models.inputs import Rows
 from compress.planning.evaluation_material import (
     GeneratorMaterial,
     check_objective,
@@ -30,6 +34,7 @@ class EvaluationInputs:
         source: of the text.
         generator: what is beyond a stream of tokens, for masked generators.
         generates: whether models are evaluated as masked generators.
+        examples: labelled texts and what models read of them, for heads of labels.
     """
 
     spec: EvaluationSpec
@@ -38,10 +43,18 @@ class EvaluationInputs:
     source: str | None
     generator: GeneratorMaterial
     generates: bool
+    examples: tuple[Examples, Rows] | None = None
+
+    @property
+    def rows(self) -> Rows | None:
+        """What models with a head of labels answer."""
+        return self.examples and self.examples[1]
 
     @property
     def digest(self) -> str | None:
         """What a run's results depend on, for its lock; None where nothing was read."""
+        if self.rows is not None:
+            return rows_digest(self.rows)
         if self.generator.sequences is not None:
             return token_digest(self.generator.sequences.tokens)
         return None if self.text is None else self.text.pinned
@@ -66,6 +79,18 @@ class EvaluationInputs:
                     detail=self.generator.images.description,
                 )
             )
+        if self.examples is not None:
+            read, rows = self.examples
+            found.append(
+                DataEntry(
+                    role="evaluation",
+                    name=self.spec.examples["source"],
+                    sha256=self.digest,
+                    bytes=read.bytes,
+                    tokens=int(rows.lengths.sum()),
+                    detail=read.description,
+                )
+            )
         if self.text is not None:
             found.append(self.text.entry(self.source))
         return tuple(found)
@@ -77,6 +102,7 @@ def evaluation_inputs(
     config: Any,
     reader: Any,
     data_root: str | Path | None,
+    head: Head | None = None,
 ) -> EvaluationInputs:
     """Read the texts or images of an evaluation and make tokens of them.
 
@@ -85,14 +111,23 @@ def evaluation_inputs(
         config: of the model.
         reader: its tokenizer or its codebook.
         data_root: folder with local copies of data sets.
+        head: of labels, where the model has one; by default the one that its config names.
 
     Raises:
-        CompressError: what :func:`check_objective`, :func:`text_material` and
-            :func:`generator_material` raise; a text without a tokenizer; fewer tokens than one
-            window.
+        CompressError: what :func:`check_objective`, :func:`text_material`,
+            :func:`generator_material` and :func:`compress.data.labelled.load_rows` raise; a text
+            without a tokenizer; fewer tokens than one window.
     """
     generates = check_objective(config, spec, reader)
-    read, generator = None, GeneratorMaterial()
+    read, generator, examples = None, GeneratorMaterial(), None
+    if spec.examples is not None:
+        described = ExamplesSpec.model_validate(spec.examples)
+        try:
+            examples = load_rows(
+                described, head or head_of(config), reader, config, spec.length, data_root
+            )
+        except CompressError as error:
+            raise error.within("evaluation") from None
     if text is not None:
         if reader is None or isinstance(reader, Codebook):
             raise CompressError(
@@ -105,7 +140,9 @@ def evaluation_inputs(
         _check_length(spec, read)
     if generates:
         generator = generator_material(spec, config, reader, read and read.text, data_root)
-    return EvaluationInputs(spec, reader, read, text and text.source, generator, generates)
+    return EvaluationInputs(
+        spec, reader, read, text and text.source, generator, generates, examples
+    )
 
 
 def _check_length(spec: EvaluationSpec, read: TextMaterial) -> None:

@@ -54,6 +54,7 @@ def inspect_model(
         "blocks": [_block(b) for b in outline.blocks],
         "hidden_size": outline.hidden_size,
         "vocabulary": outline.vocab_size,
+        "labels": outline.labels,
         "parameters": outline.parameters,
         "outer_parameters": outline.outer_parameters,
         "bytes": outline.bytes,

@@ -18,6 +18,7 @@ from pydantic import (
 
 import compress
 from compress.data.calibration_spec import CalibrationSpec
+from compress.data.examples import ExamplesSpec, evaluation_examples
 from compress.data.images import ImageSpec
 from compress.data.text import TextSpec
 from compress.errors import CompressError, did_you_mean
@@ -114,7 +115,9 @@ class Recipe(BaseModel):
     calibration: CalibrationSpec | None = None
     steps: tuple[Method, ...] = ()
     evaluation: dict[str, Any] | None = Field(
-        None, description="text (as in calibration) and the fields of compress.eval.EvaluationSpec"
+        None,
+        description="text or examples (as in calibration) and the fields of "
+        "compress.eval.EvaluationSpec",
     )
     output: OutputSpec = OutputSpec()
 
@@ -127,10 +130,15 @@ class Recipe(BaseModel):
         """The recipe with every default filled in, as plain data."""
         data = self.model_dump(mode="json", exclude={"steps"}, by_alias=True)
         # Of alternatives only the one taken is told.
-        for section, names in (("model", ("source", "train")), ("calibration", ("text", "images"))):
+        for section, names in (
+            ("model", ("source", "train")), ("calibration", ("text", "images", "examples")),
+        ):  # fmt: skip
             for name in names if data[section] else ():
                 if data[section][name] is None:
                     del data[section][name]
+        train = data["model"].get("train")
+        if train is not None and train["examples"] is None:
+            del train["examples"]
         # Plain dicts keep the order of the file, which means nothing.
         data |= {key: _ordered(data[key]) for key in ("expected", "evaluation")}
         data["steps"] = [
@@ -232,13 +240,18 @@ def split_evaluation(section: dict[str, Any], where: str = "evaluation"):
 
     section = dict(section)
     text, images = section.pop("text", None), section.get("images")
-    if text is not None and images is not None:
-        raise CompressError("either text or images", "both", where=where)
+    given = {"text": text, "images": images, "examples": section.get("examples")}
+    given = [name for name, value in given.items() if value is not None]
+    if len(given) > 1:
+        raise CompressError("one of text, images and examples", " and ".join(given), where=where)
     spec = _validate(TextSpec, text, f"{where}.text") if text is not None else None
     if text is not None:
         section["perplexity"] = text
     if images is not None:
         _validate(ImageSpec, images, f"{where}.images")
+    if given == ["examples"]:
+        found = _validate(ExamplesSpec, section["examples"], f"{where}.examples")
+        section["examples"] = evaluation_examples(found).model_dump(mode="json")
     return spec, _validate(EvaluationSpec, section, where)
 
 

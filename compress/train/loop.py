@@ -137,7 +137,8 @@ class _Run:
                 "Set micro_batch to batch / processes, or a divisor of it",
             )
         self.trained = Trained(module, groups, options)
-        self.order = Order(len(source), seed)
+        lengths = getattr(source, "lengths", None)
+        self.order = Order(len(source), seed, lengths, options.batch)
         self.dtype = compute_dtype(options.precision, device)
         self.scaler = torch.amp.GradScaler(
             device.type, enabled=self.dtype == torch.float16, init_scale=_FIRST_SCALE

@@ -10,9 +10,15 @@ import torch
 from compress.errors import CompressError
 from compress.train.moment import derive_seed
 
+_STRETCH = 50  # batches that are sorted by length together: enough that little is padded
+
 
 class BatchSource(Protocol):
-    """Examples that can be asked for by number."""
+    """Examples that can be asked for by number.
+
+    One that pads its examples has ``lengths``, int64 [n], by which :class:`Order` puts those of
+    like length into one batch (:class:`compress.models.inputs.Rows`).
+    """
 
     def __len__(self) -> int:
         """How many there are."""
@@ -81,12 +87,26 @@ class Order:
 
     Position p of training is example ``p % count`` of the permutation that belongs to epoch
     ``p // count``, so any step's examples are known without those before it.
+
+    Args:
+        count: of examples.
+        lengths: of the examples, where short ones are padded: those of like length come together.
+            The permutation is cut into stretches of some batches, which are sorted by length, and
+            the batches are shuffled. An epoch is then whole batches; which examples are left over
+            is another draw in each.
+        batch: examples a step.
     """
 
-    def __init__(self, count: int, seed: int) -> None:
+    def __init__(
+        self, count: int, seed: int, lengths: torch.Tensor | None = None, batch: int = 1
+    ) -> None:
         if count < 1:
             raise CompressError("at least one example to train on", "none")
-        self.count, self.seed = count, seed
+        self.examples, self.seed, self.lengths, self.batch = count, seed, lengths, batch
+        if lengths is None or count < batch:
+            self.lengths, self.count = None, count
+        else:
+            self.count = count // batch * batch
         self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)
 
     def indices(self, start: int, length: int) -> torch.Tensor:
@@ -102,9 +122,18 @@ class Order:
     def _order(self, epoch: int) -> torch.Tensor:
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", epoch))
-            self._permutation = torch.randperm(self.count, generator=generator)
-            self._epoch = epoch
+            chosen = torch.randperm(self.examples, generator=generator)[: self.count]
+            if self.lengths is not None:
+                chosen = self._alike(chosen, generator)
+            self._permutation, self._epoch = chosen, epoch
         return self._permutation
+
+    def _alike(self, chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The same examples with like lengths in each batch, int64 [n]."""
+        stretches = chosen.split(_STRETCH * self.batch)
+        ordered = [part[self.lengths[part].argsort(stable=True)] for part in stretches]
+        batches = torch.cat(ordered).view(-1, self.batch)
+        return batches[torch.randperm(len(batches), generator=generator)].flatten()
 
 
 def sample_digest(source: BatchSource) -> str:

@@ -1,7 +1,8 @@
 """A whole model learns from its own loss, with the dense model as its teacher or without.
 
-The parameters that learn are the method's; the model's kind decides the loss: next tokens, hidden
-tokens, or a masked generator's.
+The parameters that learn are the method's; the model's kind decides the loss (:func:`model_loss`):
+next tokens, hidden tokens, a masked generator's, or labels. So a method that trains a whole model
+works on all of them without knowing.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from compress.generators.description import is_masked_generator
 from compress.models.anatomy import Anatomy
+from compress.models.heads import head_of
+from compress.models.inputs import Rows
 from compress.system.progress import Progress
 from compress.train.generator import GeneratorLoss
+from compress.train.labels import LabelLoss
 from compress.train.language import DistillationOptions, LanguageLoss
 from compress.train.loop import fit
 from compress.train.moment import Moment
@@ -32,7 +37,8 @@ class ModelWork:
 
     Attributes:
         model, anatomy: in float32 on ``device``, its parameters not requiring gradients.
-        batches: calibration batches; ``labels`` among them for masked language models.
+        batches: calibration batches; ``labels`` among them for masked language models and models
+            with a head of labels.
         folder: for training checkpoints; None where nothing is durable.
         seed: seed of all random numbers.
         progress: where to tell how far it is. guard: raises when a limit is exceeded.
@@ -58,6 +64,42 @@ class ModelWork:
     origins: list[tuple[int, int]] = field(default_factory=list)
 
 
+class ModelLoss(Protocol):
+    """The loss of a kind of model."""
+
+    def prepare(self, batch: dict[str, torch.Tensor], moment: Moment) -> dict[str, torch.Tensor]:
+        """A batch as the model learns from it in one step."""
+
+    def observe(self, batch: dict[str, torch.Tensor]) -> Any:
+        """What the teacher says of a prepared batch; called without gradients."""
+
+    def __call__(
+        self, batch: dict[str, torch.Tensor], lesson: Any = None
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """The loss of a prepared batch (a scalar) and its parts by name."""
+
+
+def model_loss(
+    model: nn.Module,
+    anatomy: Anatomy,
+    distillation: DistillationOptions | None = None,
+    taught_by: Teacher | None = None,
+) -> ModelLoss:
+    """The loss that fits a model's kind.
+
+    Args:
+        distillation: None to learn from the data alone.
+        taught_by: by default the model itself, as it is when it is asked. Masked generators and
+            models with a head of labels take a :class:`.teacher.ModelTeacher`.
+    """
+    other = taught_by if isinstance(taught_by, ModelTeacher) else None
+    if is_masked_generator(model.config):
+        return GeneratorLoss(model, distillation, other and other.model)
+    if head_of(model) is not None:
+        return LabelLoss(model, anatomy, distillation, other)
+    return LanguageLoss(model, anatomy, distillation, taught_by)
+
+
 def learn_language(
     work: ModelWork,
     parameters: list[nn.Parameter],
@@ -78,34 +120,39 @@ def learn_language(
             the loss is less (a reward), or 0.
         teacher: inside it the model is its own teacher, the dense model: a forward pass more a
             step, and no memory.
-        taught_by: another teacher; a masked generator's is a :class:`.teacher.ModelTeacher`.
+        taught_by: another teacher, see :func:`model_loss`.
         source: of what is learned from; by default the calibration batches.
 
     Returns:
         The mean loss of the last tenth of the steps.
     """
-    if is_masked_generator(work.model.config):
-        other = taught_by.model if isinstance(taught_by, ModelTeacher) else None
-        language = GeneratorLoss(work.model, distillation, other)
-    else:
-        language = LanguageLoss(work.model, work.anatomy, distillation, taught_by)
+    measured = model_loss(work.model, work.anatomy, distillation, taught_by)
 
     def loss(_module: nn.Module, batch: dict[str, torch.Tensor], moment: Moment):
-        batch, observed = language.prepare(batch, moment), None
+        batch, observed = measured.prepare(batch, moment), None
         if distillation is not None:
             with teacher(), torch.no_grad():
-                observed = language.observe(batch)
+                observed = measured.observe(batch)
         reward = prepare(moment)
-        value, figures = language(batch, observed)
+        value, figures = measured(batch, observed)
         return value - reward, figures
 
     result = fit(
-        work.model, loss, source or token_windows(work.batches), options, parameters=parameters,
+        work.model, loss, source or training_source(work), options, parameters=parameters,
         folder=work.folder, seed=work.seed, name=name, progress=work.progress, guard=work.guard,
         device=work.device, auto=work.precision,
     )  # fmt: skip
     last = result.history[-max(1, options.steps // 10) :]
     return sum(line["loss"] for line in last) / len(last)
+
+
+def training_source(work: ModelWork) -> BatchSource:
+    """The calibration batches as examples: rows of unequal length for a head of labels, else
+    windows of tokens."""
+    if head_of(work.model) is not None:
+        padding = work.model.config.get_text_config().pad_token_id
+        return Rows.of_batches(work.batches, padding or 0)
+    return token_windows(work.batches)
 
 
 def token_windows(batches: list[dict[str, torch.Tensor]]) -> TokenSource:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from compress.models.heads import head_of
 from compress.models.positions import positions_of
 
 
@@ -21,6 +22,11 @@ class Macs(BaseModel):
         description="both attention products, per token and per position attended to"
     )
     context: int = Field(description="positions that the token attends to")
+    per_sequence: int = Field(
+        default=0,
+        description="beside those of tokens: of a head that answers once a sequence (its pooler "
+        "and labels), which per_token leaves out",
+    )
 
     def forward(self, tokens: int, logits: int, causal: bool) -> int:
         """Multiply-accumulates of one forward.
@@ -32,7 +38,8 @@ class Macs(BaseModel):
         """
         linear = self.per_token - self.per_token_and_position * self.context - self.head
         visible = tokens * (tokens + 1) // 2 if causal else tokens**2
-        return tokens * linear + logits * self.head + self.per_token_and_position * visible
+        once = logits * self.head + self.per_sequence
+        return tokens * linear + once + self.per_token_and_position * visible
 
 
 @torch.no_grad()
@@ -42,7 +49,8 @@ def macs_per_token(model: nn.Module, context: int = 1024) -> Macs:
     Every matrix product of two short forwards (8 and 16 tokens, or what the model has positions
     for) is counted from the shapes that really run, so narrowed, factorised and shared layers
     count as what they are. A forward of T tokens costs ``a T + b T^2``: two lengths give both, and
-    a token at a context of C costs ``a + b C``. Zeros count as work, because no dense kernel skips
+    a token at a context of C costs ``a + b C``. A head of labels adds a constant, which a third
+    length shows. Zeros count as work, because no dense kernel skips
     them. Attention is counted as full: a sliding window shorter than the context would do less.
 
     Args:
@@ -52,6 +60,12 @@ def macs_per_token(model: nn.Module, context: int = 1024) -> Macs:
     more = min(16, positions_of(model.config) or 16)
     few = more // 2
     short, long = _count(model, few), _count(model, more)
+    once = 0
+    if head_of(model) is not None:
+        between = (few + more) // 2
+        middle = _count(model, between)
+        once = _constant((few, short), (between, middle), (more, long))
+        short, long = short - once, long - once
     # Solve a T + b T^2 at two lengths; both sides are integers when the model is what it says.
     quadratic = (long / more - short / few) / (more - few)
     linear = short / few - quadratic * few
@@ -62,7 +76,20 @@ def macs_per_token(model: nn.Module, context: int = 1024) -> Macs:
         head=0 if weight is None else weight.numel(),
         per_token_and_position=round(quadratic),
         context=context,
+        per_sequence=once,
     )
+
+
+def _constant(*points: tuple[int, int]) -> int:
+    """The value at 0 of the parabola through three points (Lagrange)."""
+    total = 0.0
+    for x, y in points:
+        weight = 1.0
+        for other, _ in points:
+            if other != x:
+                weight *= other / (other - x)
+        total += weight * y
+    return round(total)
 
 
 def _count(model: nn.Module, tokens: int) -> int:

@@ -81,19 +81,18 @@ def _main() -> None:
     import transformers
 
     import compress  # noqa: F401  registers the model types that only the toolkit can load
+    from compress.models.loading import auto_class
 
     transformers.utils.logging.set_verbosity_error()
     remote = {"trust_remote_code": arguments.trust_remote_code}
     config = transformers.AutoConfig.from_pretrained(arguments.folder, **remote)
-    name = (config.architectures or [""])[0]
-    masked = name.endswith("ForMaskedLM")
-    auto = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
+    auto = auto_class(config)
     libraries = peak_rss()
     model = auto.from_pretrained(arguments.folder, **remote).eval()
     load = peak_rss()
     tokens = min(arguments.tokens, positions_of(config) or arguments.tokens)
     ids = torch.full((1, tokens), 3)
-    keep = {} if masked else {"logits_to_keep": 1}
+    keep = {"logits_to_keep": 1} if auto is transformers.AutoModelForCausalLM else {}
     with torch.no_grad():
         model(input_ids=ids, **keep)
     result = PeakMemory(libraries=libraries, load=load, prefill=peak_rss(), tokens=tokens)

@@ -141,7 +141,7 @@ def compare(results: Sequence[Report | Entry]) -> Comparison:
     quality = quality_axis(found)
     if quality is None:
         raise CompressError(
-            "results with a quality in common (perplexity, masked scores or a task)",
+            "results with a quality in common (perplexity, masked scores, labels or a task)",
             ", ".join(f"{e.name} ({e.result.kind})" for e in entries),
             "Evaluate them with the same options",
         )
@@ -181,6 +181,8 @@ def _same_text(entries: Sequence[Entry]) -> None:
         bound = entry.result.generator and entry.result.generator.likelihood
         scored = entry.result.perplexity or bound or entry.result.masked
         around = getattr(scored, "special_tokens", 0)
+        if scored is None and entry.result.labels is not None:
+            return (entry.result.tokens_sha256,)
         return scored and (entry.result.tokens_sha256, scored.window, around)
 
     keys = {entry.name: key(entry) for entry in entries}

@@ -26,6 +26,16 @@ def _samples(field: str) -> _Of:
     return of
 
 
+def _score(name: str) -> _Of:
+    """Of a head of labels."""
+
+    def of(result: EvaluationResult) -> float | None:
+        found = result.labels and result.labels.scores.get(name)
+        return found.value if found else None
+
+    return of
+
+
 FIGURES: dict[str, _Of] = {
     "perplexity": lambda r: r.perplexity and r.perplexity.perplexity,
     "bits_per_byte": lambda r: r.perplexity and r.perplexity.bits_per_byte,
@@ -35,6 +45,11 @@ FIGURES: dict[str, _Of] = {
     "perplexity_bound": lambda r: (
         r.generator and r.generator.likelihood and r.generator.likelihood.perplexity
     ),
+    "accuracy": _score("accuracy"),
+    "f1": _score("f1"),
+    "matthews": _score("matthews"),
+    "spearman": _score("spearman"),
+    "pearson": _score("pearson"),
     "sample_accuracy": _samples("accuracy"),
     "sample_frechet": _samples("frechet"),
     "parameters": lambda r: r.cost.size.parameters,

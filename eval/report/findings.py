@@ -9,12 +9,14 @@ from compress.eval.cost.size import human_bytes
 from compress.eval.quality.generation import StepPoint
 from compress.eval.report.cells import number
 from compress.eval.report.figures import figure_of
+from compress.eval.report.label_rows import NAMES
 from compress.eval.report.rows import quality_ratio, times
 from compress.eval.report.schema import Finding, Report
 from compress.eval.report.verdicts import (
     Loss,
     difference_loss,
     is_share,
+    label_loss,
     likelihood_loss,
     masked_accuracy_loss,
     same_products,
@@ -116,7 +118,20 @@ def _quality(report: Report) -> Iterator[Finding]:
             "Masked accuracy", before.masked.accuracy, after.masked.accuracy, loss,
             _points(tolerance),
         )  # fmt: skip
+    yield from _labels(before, after)
     yield from _tasks(before, after)
+
+
+def _labels(before: EvaluationResult, after: EvaluationResult) -> Iterator[Finding]:
+    if before.labels is None or after.labels is None:
+        return
+    tolerance = after.spec.tolerance
+    for name, new in after.labels.scores.items():
+        if name in before.labels.scores:
+            loss = label_loss(name, before.labels, after.labels, tolerance)
+            yield _score_finding(
+                NAMES[name], before.labels.scores[name].value, new.value, loss, _points(tolerance)
+            )
 
 
 def _likelihood_finding(
@@ -134,9 +149,18 @@ def _likelihood_finding(
 
 
 def _score_finding(name: str, old: float, new: float, loss: Loss, tolerance: str) -> Finding:
-    noise = "" if loss.interval is None else f" (± {number(loss.interval[1] - loss.value)})"
-    text = f"{name} went from {number(old)} to {number(new)}{noise}: "
+    text = f"{name} went from {number(old)} to {number(new)}{_noise(loss)}: "
     return Finding(level=_LEVELS[loss.verdict], text=text + _JUDGED[loss.verdict].format(tolerance))
+
+
+def _noise(loss: Loss) -> str:
+    """The interval of a change: half its width, or where it lies if not around the change."""
+    if loss.interval is None:
+        return ""
+    low, high = loss.interval
+    if abs(low + high - 2 * loss.value) < 0.02 * (high - low):
+        return f" (± {number(high - loss.value)})"
+    return f" (change {number(-high)} to {number(-low)})"
 
 
 def _tasks(before: EvaluationResult, after: EvaluationResult) -> Iterator[Finding]:

@@ -132,6 +132,13 @@ def _quality_note(report: Report) -> str:
             f"{found.window}, seed {found.seed}); {found.pll_positions:,} positions masked one "
             "at a time for the pseudo-perplexity (Salazar et al. 2020)."
         )
+    if found := report.after.labels:
+        how = "Wilson's for the accuracy, bootstrap over examples for the others"
+        notes.append(
+            f"{found.examples:,} labelled examples; intervals (95 %) are "
+            f"{how if found.names else 'of a bootstrap over examples'}. Changes are judged by what "
+            "both models answered to the same examples."
+        )
     if report.after.generator:
         notes += _generator_notes(report.after.generator)
     if found := report.after.tasks:

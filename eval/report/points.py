@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from compress.eval.cost.size import human_bytes
 from compress.eval.report.cells import count
+from compress.eval.report.label_rows import NAMES
 from compress.eval.report.plot import Point
 from compress.eval.spec import EvaluationResult
 
@@ -36,13 +37,17 @@ COSTS = (
 
 
 def quality_axis(results: Sequence[EvaluationResult]) -> QualityAxis | None:
-    """Return the first quality that all have: perplexity, its bound, cross entropy, a task."""
+    """Return the first quality that all have: perplexity, its bound, cross entropy,
+    the main score of labels, a task."""
     if all(r.perplexity for r in results):
         return QualityAxis("perplexity (lower is better)", _perplexity, False)
     if all(r.generator and r.generator.likelihood for r in results):
         return QualityAxis("perplexity bound (lower is better)", _bound, False)
     if all(r.masked for r in results):
         return QualityAxis("masked cross entropy, nats (lower is better)", _entropy, False)
+    main = {r.labels.main if r.labels else "" for r in results}
+    if len(main) == 1 and "" not in main:
+        return QualityAxis(f"{NAMES[main.pop()].lower()} (higher is better)", _label, True)
     common = [set(_task_metrics(r)) for r in results]
     for task, metric in sorted(set.intersection(*common)) if common else ():
         better = results[0].tasks.tasks[task].metrics[metric].higher_is_better
@@ -79,6 +84,11 @@ def _bound(result: EvaluationResult) -> tuple[float, float | None, float | None]
 
 def _entropy(result: EvaluationResult) -> tuple[float, float | None, float | None]:
     return _with_error(result.masked.cross_entropy, result.masked.cross_entropy_stderr)
+
+
+def _label(result: EvaluationResult) -> tuple[float, float | None, float | None]:
+    found = result.labels.scores[result.labels.main]
+    return found.value, *found.interval
 
 
 def _task(task: str, metric: str) -> Callable:

@@ -24,6 +24,7 @@ from compress.eval.report.cells import (
     times,
 )
 from compress.eval.report.generator_rows import generator_rows
+from compress.eval.report.label_rows import label_rows
 from compress.eval.report.schema import Report
 from compress.eval.report.verdicts import (
     TONES,
@@ -73,13 +74,15 @@ def _likelihood(
 
 
 def quality_rows(report: Report) -> list[Row]:
-    """Rows of quality: perplexity, masked scores or a generator's, then tasks."""
+    """Rows of quality: perplexity, masked scores, labels or a generator's, then tasks."""
     before, after = report.before, report.after
     rows: list[Row] = []
     if after.perplexity:
         rows += _perplexity_rows(before, after)
     if after.masked:
         rows += _masked_rows(before, after)
+    if after.labels:
+        rows += label_rows(before and before.labels, after.labels, after.spec.tolerance)
     if after.generator:
         rows += generator_rows(before and before.generator, after.generator)
     if after.tasks:

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from compress.eval.quality.agreement import change
+from compress.eval.quality.labels import LabelsResult
 from compress.eval.quality.masked import MaskedResult
 from compress.eval.quality.perplexity import PerplexityResult
 from compress.eval.quality.stats import serial_mean
@@ -97,6 +99,23 @@ def masked_accuracy_loss(
     pairs = zip(before.window_accuracy, after.window_accuracy, counts, strict=True)
     found = serial_mean([count * (a - b) for a, b, count in pairs], counts)
     return Loss(found.value, found.interval, tolerance.accuracy)
+
+
+def label_loss(
+    name: str, before: LabelsResult, after: LabelsResult, tolerance: ToleranceSpec
+) -> Loss:
+    """Of a score of labels, paired by example where both models answered the same ones.
+
+    Of other examples no interval is told: those of the two scores are not symmetric.
+    """
+    if before.labels != after.labels or name not in before.scores:
+        old = before.scores.get(name)
+        lost = old.value - after.scores[name].value if old else 0.0
+        return Loss(lost, None, tolerance.accuracy)
+    value, (low, high) = change(
+        name, after.labels, before.predictions, after.predictions, len(after.names)
+    )
+    return Loss(-value, (-high, -low), tolerance.accuracy)
 
 
 def likelihood_loss(factor: float, bounds: Interval | None, tolerance: ToleranceSpec) -> Loss:

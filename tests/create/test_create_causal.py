@@ -156,7 +156,7 @@ def test_the_api_plans_it_too(sections):
 @pytest.mark.parametrize("size", [259, 300])
 def test_tokenizers_lose_nothing_and_end_in_the_special_ids(text, size):
     kind = {"kind": "bytes"} if size == 259 else {"kind": "bpe", "size": size}
-    tokenizer = make_tokenizer(TokenizerSpec(**kind), load_text(str(text)), 24)
+    tokenizer = make_tokenizer(TokenizerSpec(**kind), load_text(str(text)).documents, 24)
     sample = "weights, 'größer' \n\n\tthan\x00 🙂  "
     ids = tokenizer(sample).input_ids
     assert tokenizer.decode(ids) == sample and max(ids) < size - 3

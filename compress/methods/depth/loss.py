@@ -1,4 +1,4 @@
-"""The loss of a language model from the hidden states that left its last block, in small pieces."""
+"""The loss of a model from the hidden states that left its last block, in small pieces."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from compress.errors import CompressError
 from compress.models.anatomy import Anatomy
+from compress.models.heads import head_of
 from compress.models.stream import tail_logits
 
 IGNORED = -100  # target of a position that does not count, as in transformers
@@ -19,7 +20,8 @@ _LOGIT_BYTES = 16 * 2**20  # of one piece; the loss needs as much again
 
 @dataclass(frozen=True)
 class LossBatch:
-    """Model inputs and, for each position [batch, length], the token to be predicted there."""
+    """Model inputs and, for each position [batch, length], the token to be predicted there; for a
+    head of labels the label of each row [batch]."""
 
     inputs: dict[str, torch.Tensor]
     targets: torch.Tensor
@@ -32,17 +34,24 @@ def loss_batch(
 
     Causal models predict the next token. Masked ones predict the labels of the batch or, where it
     has none, 15 % of the tokens, with random ones in their place: what the mask token is, a model
-    does not say.
+    does not say. A head of labels predicts the labels of the batch.
 
     Args:
         generator: on the CPU; decides what is replaced.
 
     Raises:
-        CompressError: the model is neither a causal nor a masked language model.
+        CompressError: the model has no such head, or needs labels that the batch does not have.
     """
     inputs = {k: v for k, v in batch.items() if k != "labels"}
-    ids = batch["input_ids"]
     labels = batch.get("labels")
+    if head_of(model) is not None:
+        if labels is None:
+            raise CompressError(
+                "a label for each calibration input, to tell what a block is worth", "none",
+                "Calibrate on `examples`, or give batches with `labels`",
+            )  # fmt: skip
+        return LossBatch(inputs, labels)
+    ids = batch["input_ids"]
     if labels is not None and labels.shape != ids.shape:
         labels = None  # of sequences, not of tokens
     kind = type(model).__name__
@@ -53,7 +62,7 @@ def loss_batch(
         return LossBatch(inputs, targets)
     if not kind.endswith("ForMaskedLM") and not bidirectional:
         raise CompressError(
-            "a causal or masked language model, whose loss tells what a block is worth",
+            "a model with a head, whose loss tells what a block is worth",
             kind,
             "Use shortgpt, which looks at hidden states only",
         )
@@ -75,14 +84,20 @@ def _real(batch: dict[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor
 def tail_loss(
     model: nn.Module, anatomy: Anatomy, batch: LossBatch, hidden: torch.Tensor
 ) -> tuple[float, int]:
-    """Sum of negative log-likelihoods and the number of targets.
+    """Sum of losses (of a language model, negative log-likelihoods) and the number of targets.
 
-    All that follows the blocks (final norm, head, soft caps) treats every position by itself, so
-    the model's own forward can be given a few positions at a time.
+    All that follows the blocks of a language model (final norm, head, soft caps) treats every
+    position by itself, so the model's own forward can be given a few positions at a time.
 
     Args:
         hidden: [batch, length, hidden size], out of the last block.
     """
+    head = head_of(model)
+    if head is not None:
+        with torch.no_grad():
+            logits = tail_logits(model, anatomy, batch.inputs, hidden)
+        losses = head.losses(logits, batch.targets)
+        return float(losses.double().sum()), len(losses)
     rows, length = batch.targets.shape
     vocabulary = model.get_output_embeddings().weight.shape[0]
     span = max(1, _LOGIT_BYTES // (4 * vocabulary * rows))

@@ -37,10 +37,10 @@ class SLEB(DepthMethod):
 
     def check(self, anatomy: Anatomy, outline: Outline) -> None:
         super().check(anatomy, outline)
-        if not outline.vocab_size:
+        if not outline.predicts:
             raise CompressError(
-                "a language model, whose loss tells what a block is worth",
-                f"a {anatomy.model_type} without a language model head",
+                "a model with a head, whose loss tells what a block is worth",
+                f"a {anatomy.model_type} without the head of a language model or of labels",
                 "Use shortgpt, which looks at hidden states only",
             )
 

@@ -17,13 +17,14 @@ from compress.errors import CompressError
 from compress.generators.description import is_masked_generator
 from compress.methods.distill.parameters import opened
 from compress.models.anatomy import anatomy_of
+from compress.models.heads import head_of
 from compress.train.language import DistillationOptions, compared_layers, other_width
 from compress.train.options import TrainingOptions, compute_dtype
 from compress.train.reconstruction import BlockWork, learn_outputs
-from compress.train.source import TokenSource
+from compress.train.source import BatchSource
 from compress.train.teacher import CachedTeacher, ModelTeacher
 from compress.train.teacher_cache import CachedWindows
-from compress.train.whole import ModelWork, learn_language, token_windows
+from compress.train.whole import ModelWork, learn_language, training_source
 
 _WORTH = 2  # windows are seen so often at least where asking the teacher once is faster
 
@@ -42,22 +43,24 @@ class Teaching:
     kind: Literal["auto", "live", "cached"]
     top: int
 
-    def cached(self, windows: int, options: TrainingOptions, generator: bool) -> bool:
+    def cached(self, windows: int, options: TrainingOptions, alive: str | None) -> bool:
         """Whether the teacher is asked once.
 
+        Args:
+            alive: why the model's teacher has to be at hand in every step, if it has.
+
         Raises:
-            CompressError: it is to be, and the model is a masked generator.
+            CompressError: it is to be asked once, and has to be at hand.
         """
-        if generator and self.kind == "cached":
+        if alive is not None and self.kind == "cached":
             raise CompressError(
-                "a model whose windows are the same whenever they are seen, to cache what the "
-                "teacher says of them", "a masked generator, which learns at fresh masks",
-                "Set teacher: live",
+                "a language model whose windows are the same whenever they are seen, to cache what "
+                "the teacher says of them", alive, "Set teacher: live",
             )  # fmt: skip
         if self.kind != "auto":
             return self.kind == "cached"
         seen = options.steps * options.batch
-        return not generator and not self.distillation.hidden and seen >= _WORTH * windows
+        return alive is None and not self.distillation.hidden and seen >= _WORTH * windows
 
 
 def learn_block(
@@ -108,11 +111,11 @@ def learn_model(
             "a language model, to compare hidden states", "a masked generator",
             "Set distillation.hidden: 0",
         )  # fmt: skip
-    windows = token_windows(work.batches)
+    windows = training_source(work)
     chosen = list(parameters.values())
     with (
         opened(parameters),
-        _taught(work, windows, options, teaching, generator) as (source, teacher),
+        _taught(work, windows, options, teaching) as (source, teacher),
     ):
         work.metrics["distill.loss"] = learn_language(
             work, chosen, options, teaching.distillation, name="distill",
@@ -123,13 +126,12 @@ def learn_model(
 @contextmanager
 def _taught(
     work: ModelWork,
-    windows: TokenSource,
+    windows: BatchSource,
     options: TrainingOptions,
     teaching: Teaching,
-    generator: bool,
-) -> Iterator[tuple[TokenSource | CachedWindows, ModelTeacher | CachedTeacher]]:
+) -> Iterator[tuple[BatchSource, ModelTeacher | CachedTeacher]]:
     """What is learned from, and who teaches."""
-    if not teaching.cached(len(windows), options, generator):
+    if not teaching.cached(len(windows), options, _alive(work.model)):
         yield windows, _teacher(work, teaching.distillation)
         return
     precision = work.precision if options.precision == "auto" else options.precision
@@ -141,6 +143,15 @@ def _taught(
             lambda done, count: work.progress and work.progress.update("teacher", done, count),
         )  # fmt: skip
         yield source, CachedTeacher()
+
+
+def _alive(model: nn.Module) -> str | None:
+    """Why a model's teacher has to be at hand, if it has."""
+    if is_masked_generator(model.config):
+        return "a masked generator, which learns at fresh masks"
+    if head_of(model) is not None:
+        return "a model with a head of labels, whose few answers are not worth a cache"
+    return None
 
 
 def _teacher(work: ModelWork, distillation: DistillationOptions) -> ModelTeacher:

@@ -150,10 +150,10 @@ class Distill(LinearMethod):
                 f"distillation.layers from 0 to {len(outline.blocks) - 1}", str(missing[0]),
                 "Blocks are counted in the compressed model",
             )  # fmt: skip
-        if self.scope == "model" and not outline.vocab_size:
+        if self.scope == "model" and not outline.predicts:
             raise CompressError(
-                "a language model, whose predictions are learned",
-                f"a {anatomy.model_type} without a language model head",
+                "a model with a head, whose predictions are learned",
+                f"a {anatomy.model_type} without the head of a language model or of labels",
                 "Use scope: block, which learns from hidden states",
             )
 
@@ -231,7 +231,7 @@ class Distill(LinearMethod):
 
     def _cache_bytes(self, sequences: int, length: int) -> int:
         teaching = Teaching(self.learned_from, self.teacher, self.top_k)
-        cached = teaching.cached(sequences, self.training, generator=False)
+        cached = teaching.cached(sequences, self.training, alive=None)
         return cache_bytes(sequences, length, self.top_k) if cached else 0
 
     def _learning_bytes(self, shapes: Shapes) -> int:

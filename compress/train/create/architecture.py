@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -10,6 +12,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -17,26 +20,43 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
 
 from compress.errors import CompressError, did_you_mean
 from compress.models.config_limits import check_layers, check_numbers
+from compress.models.heads import Head
+from compress.models.loading import load_config
 from compress.models.positions import positions_of
 from compress.system.intake import reason
 from compress.train.create.spec import SPECIAL, TrainSpec
 
+_POOLER = re.compile(r"\.pooler\.")  # of BERT and its kin: no part of a masked language model
 _TRAINED = 16  # bytes a parameter: float32 weight, gradient and two moments of Adam
 
 # Fields that follow from the tokenizer or the codebook and the objective.
+# What a model of each objective is built as, and the config classes that there is such a model of.
+_BUILT = {
+    "causal": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+    "masked": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING),
+    "labels": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
+}
+_NAMES = {
+    "causal": "causal language model", "masked": "masked language model", "labels": "head of labels"
+}  # fmt: skip
 _OURS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "is_causal",
-         "masked_generation", "architectures", "transformers_version")  # fmt: skip
+         "masked_generation", "architectures", "transformers_version", "num_labels", "id2label",
+         "label2id", "problem_type")  # fmt: skip
 
 
-def build_config(spec: TrainSpec) -> PreTrainedConfig:
+def build_config(spec: TrainSpec, head: Head | None = None) -> PreTrainedConfig:
     """The configuration of a model from scratch.
 
     A causal model type under a masked objective becomes bidirectional: ``is_causal=False``, which
     transformers' masks respect and checkpoints keep.
+
+    Args:
+        head: of labels, where these are learned.
 
     Raises:
         CompressError: an unknown model type or field (with the closest known), a value that the
@@ -53,17 +73,18 @@ def build_config(spec: TrainSpec) -> PreTrainedConfig:
     config_class = CONFIG_MAPPING[kind]
     _check_fields(config_class, fields, where)
     masked = spec.objective.kind == "masked"
-    known = config_class in (MODEL_FOR_MASKED_LM_MAPPING if masked else MODEL_FOR_CAUSAL_LM_MAPPING)
+    known = config_class in _BUILT[spec.objective.kind][1]
     if not known and not (masked and config_class in MODEL_FOR_CAUSAL_LM_MAPPING):
         raise CompressError(
-            f"a model type with a {spec.objective.kind} language model", repr(kind),
-            "Choose another model type, such as bert (masked) or llama (both)", where=where,
+            f"a model type with a {_NAMES[spec.objective.kind]}", repr(kind),
+            "Choose another model type, such as bert (masked, labels) or llama (all)", where=where,
         )  # fmt: skip
     check_numbers({"model_type": kind, **fields}, where)
     try:
-        config = config_class(**fields, **_token_fields(spec))
+        labels = {} if head is None else head.fields()
+        config = config_class(**fields, **_token_fields(spec), **labels)
         check_layers(config, 0)
-        _check_memory(config, masked and known)
+        _check_memory(config, spec.objective.kind)
     except CompressError as error:
         raise error.within(where) from None
     except Exception as error:  # configs and classes check themselves with errors of many types
@@ -105,9 +126,15 @@ def _token_fields(spec: TrainSpec) -> dict[str, Any]:
     return {"vocab_size": size, "pad_token_id": pad, "bos_token_id": end, "eos_token_id": end}
 
 
-def _check_memory(config: PreTrainedConfig, bidirectional: bool) -> None:
+def _auto(config: PreTrainedConfig, kind: str) -> Any:
+    """The auto class that builds a model for an objective."""
+    auto, known = _BUILT[kind]
+    return auto if type(config) in known else AutoModelForCausalLM
+
+
+def _check_memory(config: PreTrainedConfig, kind: str) -> None:
     """Refuse a model whose training this machine has no memory for, however little is free now."""
-    auto = AutoModelForMaskedLM if bidirectional else AutoModelForCausalLM
+    auto = _auto(config, kind)
     with torch.device("meta"):
         model = auto.from_config(config, dtype=torch.float32)
     parameters = sum(p.numel() for p in model.parameters())
@@ -120,10 +147,60 @@ def _check_memory(config: PreTrainedConfig, bidirectional: bool) -> None:
         )  # fmt: skip
 
 
-def build_model(config: PreTrainedConfig, masked: bool, seed: int) -> PreTrainedModel:
-    """A model of random weights in float32; the same one for the same seed."""
-    bidirectional = masked and type(config) in MODEL_FOR_MASKED_LM_MAPPING
-    auto = AutoModelForMaskedLM if bidirectional else AutoModelForCausalLM
+def build_model(config: PreTrainedConfig, kind: str, seed: int) -> PreTrainedModel:
+    """A model of random weights in float32 for an objective; the same one for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return auto.from_config(config, dtype=torch.float32)
+        return _auto(config, kind).from_config(config, dtype=torch.float32)
+
+
+def headed_config(folder: Path, head: Head, tokenizer: Any = None) -> PreTrainedConfig:
+    """The config of a checkpoint, with a head of labels in the place of the one it has or lacks.
+
+    Raises:
+        CompressError: a model type without such a head.
+    """
+    config = load_config(folder)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise CompressError(
+            "a model type with a head of labels", repr(config.model_type),
+            "Fine-tune another model", where="model.train.from",
+        )  # fmt: skip
+    for name, value in head.fields().items():
+        setattr(config, name, value)
+    if config.pad_token_id is None and tokenizer is not None:
+        # Decoders answer at the last token that is no padding.
+        if tokenizer.pad_token_id is None:
+            raise CompressError(
+                "a tokenizer with a padding token, since examples differ in length", "none",
+                "Give it one (pad_token in tokenizer_config.json)", where="model.train.from",
+            )  # fmt: skip
+        config.pad_token_id = tokenizer.pad_token_id
+    return config
+
+
+def headed_model(folder: Path, config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+    """A checkpoint's model in float32 with the head that ``config`` describes.
+
+    What the checkpoint has of that head it brings along; the rest is drawn at random, the same for
+    the same seed.
+
+    Raises:
+        CompressError: weights inside the model itself are missing or of another shape.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True,
+            output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    wrong = {*report["missing_keys"], *(item[0] for item in report["mismatched_keys"])}
+    prefix = f"{model.base_model_prefix}."
+    lacking = sorted(n for n in wrong if n.startswith(prefix) and not _POOLER.search(n))
+    if lacking:
+        raise CompressError(
+            f"all weights of a {config.model_type} in {folder}",
+            f"{len(lacking)} missing or of another shape: {', '.join(lacking[:3])}",
+            "Its config and weights are of two different models",
+        )  # fmt: skip
+    return model

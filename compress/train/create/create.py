@@ -13,15 +13,23 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import PreTrainedConfig
 
 from compress.data.framing import Frame, with_note
+from compress.data.labelled import head_for
 from compress.errors import CompressError
+from compress.models.heads import Head
 from compress.models.sources.source import Source, load_model, resolve
 from compress.system.files import scratch_folder, whole_folder
 from compress.system.progress import Progress
 from compress.train import fit
-from compress.train.create.architecture import build_config, build_model
-from compress.train.create.material import frame_of, prepare, read_data
+from compress.train.create.architecture import (
+    build_config,
+    build_model,
+    headed_config,
+    headed_model,
+)
+from compress.train.create.material import frame_of, prepare, read_data, tokenizer_of
 from compress.train.create.objective import describe_generation, loss_for
 from compress.train.create.spec import TrainSpec
 from compress.train.options import Precision
@@ -39,9 +47,14 @@ def draft(spec: TrainSpec, cache_dir: str | Path | None = None) -> Source:
         CompressError: an architecture that does not exist or does not fit the section; no room for
             temporary files.
     """
+    head = None if spec.examples is None else head_for(spec.examples, None)
     if spec.from_ is not None:
-        return resolve(spec.from_, cache_dir=cache_dir)
-    config = build_config(spec)
+        adapted = resolve(spec.from_, cache_dir=cache_dir)
+        if head is None:
+            return adapted
+        config = headed_config(adapted.folder, head)
+    else:
+        config = build_config(spec, head)
     describe_generation(config, spec, None)
     temporary = Path(tempfile.gettempdir())
     try:
@@ -50,7 +63,7 @@ def draft(spec: TrainSpec, cache_dir: str | Path | None = None) -> Source:
         folder = held.__enter__()
         source = Source(folder, _origin(spec), "trained")
         weakref.finalize(source, held.__exit__, None, None, None)
-        build_model(config, spec.objective.kind == "masked", 0).save_pretrained(folder)
+        build_model(config, spec.objective.kind, 0).save_pretrained(folder)
     except (OSError, SafetensorError) as error:
         raise CompressError(
             f"room for a draft of the model in the folder for temporary files ({temporary})",
@@ -94,8 +107,10 @@ def create(
     made_from = {"section": _digest(spec, seed, adapted, frame), "data": data.digest}
     if not _is_trained(folder, made_from):
         progress.say(f"training the model on {data.description}")
-        material = prepare(spec, data, tokenizer_in, seed, frame)
-        model = _model(spec, adapted, material.reader, seed).to(device).train()
+        head = None if spec.examples is None else head_for(spec.examples, data)
+        config = _config(spec, adapted, head)
+        material = prepare(spec, data, tokenizer_in, seed, frame, head, config)
+        model = _model(spec, adapted, config, material.reader, seed).to(device).train()
         result = fit(
             model,
             loss_for(model, spec),
@@ -115,11 +130,26 @@ def create(
     return _source(spec, folder, adapted, with_note(data.description, frame))
 
 
-def _model(spec: TrainSpec, adapted: Source | None, reader: Any, seed: int) -> Any:
-    if adapted is not None:
-        model = load_model(adapted)
+def _config(spec: TrainSpec, adapted: Source | None, head: Head | None) -> PreTrainedConfig | None:
+    """The config that the model is built from; None where it is taken as it is."""
+    if adapted is None:
+        return build_config(spec, head)
+    return head and headed_config(adapted.folder, head, tokenizer_of(adapted.folder))
+
+
+def _model(
+    spec: TrainSpec,
+    adapted: Source | None,
+    config: PreTrainedConfig | None,
+    reader: Any,
+    seed: int,
+) -> Any:
+    if adapted is None:
+        model = build_model(config, spec.objective.kind, seed)
+    elif config is not None:
+        model = headed_model(adapted.folder, config, seed)
     else:
-        model = build_model(build_config(spec), spec.objective.kind == "masked", seed)
+        model = load_model(adapted)
     describe_generation(model.config, spec, reader)
     return model
 
@@ -158,6 +188,8 @@ def _is_trained(folder: Path, made_from: dict[str, str]) -> bool:
 
 def _digest(spec: TrainSpec, seed: int, adapted: Source | None, frame: Frame) -> str:
     section = spec.model_dump(mode="json", by_alias=True, exclude={"special_tokens"})
+    if spec.examples is None:  # there was a time before examples
+        del section["examples"]
     data = [section, seed, adapted and adapted.digest]
     # What a folder from before this choice was trained with: special tokens around documents only.
     streamed = spec.packing == "stream"
@@ -168,14 +200,19 @@ def _digest(spec: TrainSpec, seed: int, adapted: Source | None, frame: Frame) ->
 
 def _origin(spec: TrainSpec) -> str:
     what = spec.from_ or spec.architecture["model_type"]
-    return f"{what}, {'adapted' if spec.from_ else 'trained'} by this recipe"
+    return f"{what}, {_verb(spec)} by this recipe"
+
+
+def _verb(spec: TrainSpec) -> str:
+    if spec.from_ is None:
+        return "trained"
+    return "adapted" if spec.examples is None else "fine-tuned"
 
 
 def _source(spec: TrainSpec, folder: Path, adapted: Source | None, data: str) -> Source:
     options = spec.training
-    verb = "adapted" if adapted else "trained"
     note = (
-        f"the original was {verb} by this run: {options.steps} steps of "
+        f"the original was {_verb(spec)} by this run: {options.steps} steps of "
         f"{options.batch} sequences from {data}"
     )
     notes = (*(adapted.notes if adapted else ()), note)

@@ -1,4 +1,4 @@
-"""What a model is trained on: a text or images, turned into rows of token ids."""
+"""What a model is trained on: a text, images or labelled texts, turned into rows of token ids."""
 
 from __future__ import annotations
 
@@ -7,23 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from compress.data.codebook import fit_codebook
+from compress.data.examples import Examples, load_examples
 from compress.data.framing import Frame, frame_for, pad_rows
 from compress.data.images import Images, load_images
+from compress.data.labelled import labelled_rows
 from compress.data.text import Text, load_text
 from compress.data.tokens import document_tokens, token_stream
 from compress.errors import CompressError
 from compress.generators.description import is_masked_generator
+from compress.models.heads import Head
 from compress.models.sources.source import load_config, load_tokenizer
+from compress.train import BatchSource
 from compress.train.create.spec import TrainSpec
 from compress.train.create.tokenizer import make_tokenizer
 
 _NOTHING = Frame()
 
 
-class Rows:
-    """Examples in memory, one tensor a name; a compress.train.BatchSource.
+class Windows:
+    """Sequences of one length in memory, one tensor a name; a compress.train.BatchSource.
 
     Args:
         frame: put around ``input_ids`` when they are asked for.
@@ -46,18 +51,19 @@ class Material:
     """Training examples and what makes tokens of such data.
 
     Attributes:
-        rows: ``input_ids`` [n, length], with ``attention_mask`` where rows are padded.
+        rows: ``input_ids`` [n, length], with ``attention_mask`` where rows are padded, and
+            ``labels`` of labelled texts.
         reader: the tokenizer, or the codebook.
     """
 
-    rows: Rows
+    rows: BatchSource
     reader: Any
 
 
 def read_data(
     spec: TrainSpec, data_root: str | Path | None, adapted: Path | None = None
-) -> Text | Images:
-    """The text or the images that the section names.
+) -> Text | Images | Examples:
+    """The text, the images or the labelled texts that the section names.
 
     Args:
         adapted: folder of the model that ``from`` names, whose chat template may be needed.
@@ -65,6 +71,8 @@ def read_data(
     Raises:
         CompressError: data that is missing or does not fit the section.
     """
+    if spec.examples is not None:
+        return load_examples(spec.examples, data_root)
     if spec.images is None:
         tokenizer = None if adapted is None else load_tokenizer(adapted)[0]
         return load_text(spec.text, data_root, tokenizer=tokenizer)
@@ -79,16 +87,19 @@ def read_data(
 
 def prepare(
     spec: TrainSpec,
-    data: Text | Images,
+    data: Text | Images | Examples,
     adapted: Path | None,
     seed: int,
     frame: Frame = _NOTHING,
+    head: Head | None = None,
+    config: PreTrainedConfig | None = None,
 ) -> Material:
     """Fit the tokenizer or the codebook on the data, and make rows of it.
 
     Args:
         adapted: folder of the model that ``from`` names, whose tokenizer is used.
         frame: what stands around each sequence of text (:func:`frame_of`).
+        head, config: of the model that learns labels.
 
     Raises:
         CompressError: a text that is too short, a patch that does not divide the images.
@@ -96,8 +107,10 @@ def prepare(
     if isinstance(data, Images):
         wanted = spec.images
         codebook = fit_codebook(data, wanted.sides, wanted.codes, wanted.classes, seed)
-        return Material(Rows(input_ids=codebook.rows(data).to(torch.int32)), codebook)
+        return Material(Windows(input_ids=codebook.rows(data).to(torch.int32)), codebook)
     tokenizer = _tokenizer(spec, data, adapted)
+    if isinstance(data, Examples):
+        return Material(labelled_rows(data, head, tokenizer, config, spec.length), tokenizer)
     pack = _stream if spec.packing == "stream" else _documents
     return Material(pack(spec, data, tokenizer, frame), tokenizer)
 
@@ -110,20 +123,27 @@ def frame_of(spec: TrainSpec, adapted: Path | None) -> Frame:
     masked = "generator" if is_masked_generator(config) else "masked"
     return frame_for(
         config,
-        _tokenizer_of(adapted),
+        tokenizer_of(adapted),
         special_tokens=spec.special_tokens,
         documents=spec.packing == "documents",
         kind=masked if spec.objective.kind == "masked" else "causal",
     )
 
 
-def _tokenizer(spec: TrainSpec, text: Text, adapted: Path | None) -> Any:
-    if adapted is None:
-        return make_tokenizer(spec.tokenizer, text, spec.length)
-    return _tokenizer_of(adapted)
+def _tokenizer(spec: TrainSpec, data: Text | Examples, adapted: Path | None) -> Any:
+    if adapted is not None:
+        return tokenizer_of(adapted)
+    labelled = isinstance(data, Examples)
+    documents = (*data.texts, *(data.pairs or ())) if labelled else data.documents
+    return make_tokenizer(spec.tokenizer, documents, spec.length, ends=labelled)
 
 
-def _tokenizer_of(folder: Path) -> Any:
+def tokenizer_of(folder: Path) -> Any:
+    """The tokenizer beside the model that is adapted.
+
+    Raises:
+        CompressError: there is none.
+    """
     tokenizer, reason = load_tokenizer(folder)
     if tokenizer is None:
         raise CompressError("a tokenizer beside the model to adapt", reason, "Add its files")
@@ -140,7 +160,7 @@ def _room(spec: TrainSpec, frame: Frame) -> int:
     return spec.length - len(frame)
 
 
-def _stream(spec: TrainSpec, text: Text, tokenizer: Any, frame: Frame) -> Rows:
+def _stream(spec: TrainSpec, text: Text, tokenizer: Any, frame: Frame) -> Windows:
     """Every window of the text: an example may start at any token."""
     stream, length = token_stream(text, tokenizer), _room(spec, frame)
     if len(stream) < length:
@@ -148,10 +168,10 @@ def _stream(spec: TrainSpec, text: Text, tokenizer: Any, frame: Frame) -> Rows:
             f"a training text of at least one sequence ({length} tokens)",
             f"{len(stream)} tokens", "Lower model.train.length or choose a longer text",
         )  # fmt: skip
-    return Rows(frame, input_ids=stream.to(torch.int32).unfold(0, length, 1))
+    return Windows(frame, input_ids=stream.to(torch.int32).unfold(0, length, 1))
 
 
-def _documents(spec: TrainSpec, text: Text, tokenizer: Any, frame: Frame) -> Rows:
+def _documents(spec: TrainSpec, text: Text, tokenizer: Any, frame: Frame) -> Windows:
     """A row a document, cut to the length and padded to the longest."""
     if tokenizer.pad_token_id is None:
         raise CompressError("a tokenizer with a padding token", "none", "Set packing: stream")
@@ -159,4 +179,4 @@ def _documents(spec: TrainSpec, text: Text, tokenizer: Any, frame: Frame) -> Row
     if not found:
         raise CompressError("tokens from the text", "none", "The tokenizer does not know this text")
     ids, mask = pad_rows([row.to(torch.int32) for row in found], tokenizer.pad_token_id)
-    return Rows(input_ids=ids, attention_mask=mask.to(torch.int8))
+    return Windows(input_ids=ids, attention_mask=mask.to(torch.int8))

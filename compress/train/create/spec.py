@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from compress.data.examples import ExamplesSpec
 from compress.data.images import ImageSpec
 from compress.data.text import TextSpec
 from compress.train import TrainingOptions
@@ -58,8 +59,10 @@ class Objective(BaseModel):
 
     model_config = _FROZEN
 
-    kind: Literal["causal", "masked"] = Field(
-        "causal", description="the next token, or masked tokens at all mask ratios"
+    kind: Literal["causal", "masked", "labels"] = Field(
+        "causal",
+        description="the next token, masked tokens at all mask ratios, or the labels of examples "
+        "(what it is where there are examples)",
     )
     weighting: Literal["maskgit", "mdlm", "llada"] = Field(
         "mdlm", description="masked: mean over the masked tokens, or likelihood bound (1/t)"
@@ -98,6 +101,9 @@ class TrainSpec(BaseModel):
     objective: Objective = Objective()
     text: TextSpec | None = None
     images: ImageTokens | None = None
+    examples: ExamplesSpec | None = Field(
+        None, description="labelled texts: the model is fine-tuned with a head for their labels"
+    )
     length: int | None = Field(
         None, ge=2, description="tokens a sequence of text, special ones included"
     )
@@ -117,6 +123,13 @@ class TrainSpec(BaseModel):
     def _short(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _labels_of_examples(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("examples") is not None:
+            return {"objective": "labels", **value}
+        return value
+
     @field_validator("architecture")
     @classmethod
     def _named(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -130,15 +143,18 @@ class TrainSpec(BaseModel):
     def _whole(self) -> TrainSpec:
         if (self.architecture is None) == (self.from_ is None):
             raise ValueError("either architecture (from scratch) or from (a model to adapt)")
-        if (self.text is None) == (self.images is None):
-            raise ValueError("either text or images to train on")
-        if self.text is not None and self.length is None:
+        data = [x for x in (self.text, self.images, self.examples) if x is not None]
+        if len(data) != 1:
+            raise ValueError("one of text, images and examples to train on")
+        if self.images is None and self.length is None:
             raise ValueError("length, the tokens a sequence of text")
+        if (self.examples is not None) != (self.objective.kind == "labels"):
+            raise ValueError("objective labels with examples, and in no other case")
         if self.images is not None:
             self._check_images()
-        if (self.tokenizer is not None) != (self.text is not None and self.from_ is None):
-            raise ValueError("tokenizer (bytes, or {kind: bpe, size: N}) with text and architecture"
-                             ", and in no other case")  # fmt: skip
+        if (self.tokenizer is not None) != (self.images is None and self.from_ is None):
+            raise ValueError("tokenizer (bytes, or {kind: bpe, size: N}) with architecture and text"
+                             " or examples, and in no other case")  # fmt: skip
         return self
 
     def _check_images(self) -> None:

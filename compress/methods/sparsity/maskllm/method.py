@@ -245,10 +245,10 @@ class MaskLLM(ZeroingMethod):
                         )
                     shapes[label] = (linear.out_features, linear.in_features)
         check_prior_file(self.prior, shapes, self.parsed)
-        if self._trains_model and not outline.vocab_size:
+        if self._trains_model and not outline.predicts:
             raise CompressError(
-                "a language model, whose loss the masks learn from",
-                f"a {anatomy.model_type} without a language model head",
+                "a model with a head, whose loss the masks learn from",
+                f"a {anatomy.model_type} without the head of a language model or of labels",
                 "Use scope: block, which learns from hidden states",
             )
 

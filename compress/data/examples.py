@@ -1,0 +1,246 @@
+"""Labelled texts and pairs of texts: from a hub, a data root, or files of one's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from compress.data.catalog import Local, canonical, find, splits
+from compress.data.glue import DATASET, GLUE, GlueTask
+from compress.data.readers import expand, is_file_source, read_rows
+from compress.data.text import PART, take_part
+from compress.errors import CompressError, did_you_mean
+from compress.system.intake import at_home
+
+_COLUMNS = (("text", "text_pair"), ("text",), ("sentence1", "sentence2"), ("sentence",))
+_LABELS = ("label",)
+
+
+class ExamplesSpec(BaseModel):
+    """Which labelled texts, and in which columns they are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = Field(
+        description="a task of GLUE by its name (sst2), a hub data set (owner/name), or a file or "
+        "pattern with rows (.jsonl .json .parquet .csv .tsv)"
+    )
+    subset: str | None = Field(None, description="configuration of a hub data set")
+    split: str = Field("train", description="split of a hub data set")
+    text: str | None = Field(
+        None, description="column with the texts; by default what the task has, text or sentence"
+    )
+    text_pair: str | None = Field(
+        None, description="column with the second text of each pair, where there are pairs"
+    )
+    label: str | None = Field(None, description="column with the labels; by default label")
+    labels: tuple[str, ...] | Literal["number"] | None = Field(
+        None,
+        description="names of the labels in the order of their numbers, or number, where a number "
+        "is to be predicted; by default what the task has, or what the training data show",
+    )
+    part: str = Field("all", description="all, head:F or tail:F, a fraction F of the examples")
+    limit: int | None = Field(None, gt=0, description="read at most so many examples")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        """A task of GLUE by its name alone."""
+        if isinstance(value, str):
+            value = {"source": value}
+        if isinstance(value, dict) and value.get("source") in GLUE and not value.get("subset"):
+            return {**value, "source": DATASET, "subset": value["source"]}
+        return value
+
+    @field_validator("part")
+    @classmethod
+    def _known_part(cls, value: str) -> str:
+        if not PART.fullmatch(value):
+            raise ValueError(f"expected all, head:F or tail:F with F in (0, 1], got {value!r}")
+        return value
+
+    @field_validator("labels")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and (len(value) < 2 or len(set(value)) < len(value)):
+            raise ValueError("at least two names, each once")
+        return value
+
+    @property
+    def task(self) -> GlueTask | None:
+        """The task of GLUE that is read, if it is one."""
+        dataset, subset = canonical(self.source, self.subset)
+        return GLUE.get(subset) if dataset == DATASET else None
+
+    @property
+    def regression(self) -> bool | None:
+        """Whether numbers are to be predicted; None where that is not known beforehand."""
+        if self.labels is not None:
+            return self.labels == "number"
+        return None if self.task is None else not self.task.names
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The labels' names by number, where they are known beforehand."""
+        if isinstance(self.labels, tuple):
+            return self.labels
+        return self.task.names if self.task is not None and self.labels is None else ()
+
+
+def evaluation_examples(value: Any) -> ExamplesSpec:
+    """The examples of an evaluation: by default those that a task's figures are reported on."""
+    spec = ExamplesSpec.model_validate(value)
+    if "split" in spec.model_fields_set:
+        return spec
+    split = spec.task.validation if spec.task else "validation"
+    return spec.model_copy(update={"split": split})
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled texts.
+
+    Attributes:
+        texts: in the order of the source.
+        pairs: the second text of each; None where there are no pairs.
+        labels: as the source has them, strings or numbers.
+        names: of the labels by number, where the source or the recipe tells.
+        description: one line for a report.
+    """
+
+    texts: tuple[str, ...]
+    pairs: tuple[str, ...] | None
+    labels: tuple[str | float, ...]
+    names: tuple[str, ...]
+    description: str
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of texts and labels."""
+        told = json.dumps([self.texts, self.pairs, self.labels, self.names])
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    @cached_property
+    def bytes(self) -> int:
+        """Of the texts in UTF-8."""
+        return sum(len(text.encode()) for text in (*self.texts, *(self.pairs or ())))
+
+
+def load_examples(spec: ExamplesSpec, data_root: str | Path | None = None) -> Examples:
+    """Read labelled texts.
+
+    Args:
+        data_root: a folder with local copies of hub data sets, asked before any network is used.
+
+    Raises:
+        CompressError: a source that does not exist or does not parse, no such column, texts that
+            are no text, examples without a label, or none at all.
+    """
+    rows, about = _read(spec, data_root)
+    rows = take_part(rows[: spec.limit], spec.part) if len(rows) > 1 else rows
+    if not rows:
+        raise CompressError(
+            f"labelled examples from {spec.source}",
+            "none" if spec.part == "all" else f"nothing in part {spec.part}",
+            "Choose another source, split or part",
+        )
+    first, second = _columns(spec, rows[0])
+    label = _label_column(spec, rows[0])
+    pairs = None if second is None else tuple(_text(row, second, n) for n, row in enumerate(rows))
+    part = "" if spec.part == "all" else f", part {spec.part}"
+    return Examples(
+        tuple(_text(row, first, n) for n, row in enumerate(rows)),
+        pairs,
+        tuple(_label(row, label, n) for n, row in enumerate(rows)),
+        spec.names,
+        f"{len(rows):,} examples of {about}{part}",
+    )
+
+
+def _read(spec: ExamplesSpec, data_root: str | Path | None) -> tuple[list[dict[str, Any]], str]:
+    """The rows and a line about them."""
+    if is_file_source(spec.source):
+        paths = expand(spec.source)
+        rows = [row for path in paths for row in read_rows(path, Local(str(path)))]
+        return rows, spec.source + (f" ({len(paths)} files)" if len(paths) > 1 else "")
+    dataset, subset = canonical(spec.source, spec.subset)
+    name = f"{dataset} {subset} {spec.split}".replace("  ", " ")
+    have: list[str] = []
+    if data_root is not None:
+        root = at_home(data_root)
+        found = find(root, spec.source, spec.subset, spec.split)
+        if found is not None:
+            path, local = found
+            note = f" ({local.note})" if local.note else ""
+            return read_rows(path, local), f"{name} from {path.name}{note}"
+        have = splits(root, dataset)
+    from compress.data.hub import read_hub_rows
+
+    return read_hub_rows(
+        dataset, subset or None, spec.split, limit=spec.limit, data_root=data_root, have=have
+    ), name  # fmt: skip
+
+
+def _columns(spec: ExamplesSpec, row: dict[str, Any]) -> tuple[str, str | None]:
+    """The columns of the text and of the second text."""
+    if spec.text is not None or spec.text_pair is not None:
+        first = spec.text or next((n for n in ("text", "sentence") if n in row), "text")
+        for name in filter(None, (first, spec.text_pair)):
+            _require(row, name, "text" if name == first else "text_pair")
+        return first, spec.text_pair
+    candidates = spec.task.columns if spec.task else _COLUMNS
+    for names in candidates:
+        if all(name in row for name in names):
+            return names[0], names[1] if len(names) > 1 else None
+    _require(row, candidates[-1][0], "text")
+    raise AssertionError  # the column is missing, which _require has told
+
+
+def _label_column(spec: ExamplesSpec, row: dict[str, Any]) -> str:
+    known = (spec.label,) if spec.label else spec.task.label if spec.task else _LABELS
+    found = next((name for name in known if name in row), None)
+    if found is None:
+        _require(row, known[0], "label")
+    return found
+
+
+def _require(row: dict[str, Any], name: str, option: str) -> None:
+    if name not in row:
+        known = [key for key in row if isinstance(key, str)]
+        raise CompressError(
+            f"the column {name!r} in each example", f"columns {', '.join(known) or 'none'}",
+            f"Set {option} to the column's name. {did_you_mean(name, known)}",
+        )  # fmt: skip
+
+
+def _text(row: dict[str, Any], name: str, number: int) -> str:
+    value = row.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise CompressError(
+            f"a text in the column {name!r} of each example", f"{value!r:.60} in row {number + 1}",
+            "Name another column, or remove the row",
+        )  # fmt: skip
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _label(row: dict[str, Any], name: str, number: int) -> str | float:
+    value = row.get(name)
+    if isinstance(value, bool):
+        value = int(value)
+    if isinstance(value, str):
+        value = value.strip()
+    if value is None or value == "" or not isinstance(value, (str, int, float)):
+        raise CompressError(
+            f"a label in the column {name!r} of each example", f"{value!r:.60} in row {number + 1}",
+            "Remove examples without a label",
+        )  # fmt: skip
+    return value

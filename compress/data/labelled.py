@@ -1,0 +1,122 @@
+"""Labelled texts as a model with a head of labels reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from compress.data.examples import Examples, ExamplesSpec, load_examples
+from compress.data.labels import label_names, label_values
+from compress.data.tokens import check_ids, check_tokenizer, token_digest
+from compress.errors import CompressError
+from compress.models.heads import Head
+from compress.models.inputs import Rows
+from compress.models.positions import positions_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+LENGTH = 128  # tokens of an example at most, where nobody says
+_TYPES = "token_type_ids"
+
+
+def labelled_rows(
+    examples: Examples, head: Head, tokenizer: Any, config: PreTrainedConfig, length: int | None
+) -> Rows:
+    """Tokens of the examples with the special ones that the tokenizer adds, and their labels.
+
+    Args:
+        length: tokens of an example at most, special ones included; of a pair that is longer the
+            longer text is cut. By default 128, or what the model has positions for.
+
+    Raises:
+        CompressError: a config without a padding token, a tokenizer of another model, a length
+            beyond the model's positions, or labels that the head does not have.
+    """
+    check_tokenizer(tokenizer, config)
+    padding = config.get_text_config().pad_token_id
+    if padding is None:  # decoders answer at the last token that is another one
+        raise CompressError(
+            "a pad_token_id in config.json, since examples differ in length", "none",
+            "Set it to the id of the tokenizer's padding token, with which the head was trained",
+        )  # fmt: skip
+    # RoBERTa-like models have one type, which all tokens are of.
+    typed = (getattr(config, "type_vocab_size", None) or 0) > 1
+    read = tokenizer(
+        list(examples.texts), None if examples.pairs is None else list(examples.pairs),
+        truncation=True, max_length=example_length(length, config), return_attention_mask=False,
+        return_token_type_ids=typed, verbose=False,
+    )  # fmt: skip
+    sequences = {"input_ids": read["input_ids"]}
+    if typed:
+        sequences[_TYPES] = read[_TYPES]
+    kind = torch.float32 if head.regression else torch.int64
+    labels = torch.tensor(label_values(examples, head.names), dtype=kind)
+    rows = Rows(sequences, labels, padding)
+    check_ids(rows.ids, config)
+    return rows
+
+
+def example_length(length: int | None, config: PreTrainedConfig) -> int:
+    """Tokens of an example at most.
+
+    Raises:
+        CompressError: more than the model has positions for.
+    """
+    positions = positions_of(config)
+    if length is None:
+        return min(LENGTH, positions or LENGTH)
+    if positions and length > positions:
+        raise CompressError(
+            f"a length of at most {positions}, the model's positions", str(length), "Lower it"
+        )
+    return length
+
+
+def rows_digest(rows: Rows) -> str:
+    """sha256 of all that a model is given and should answer, as hex."""
+    labels = torch.empty(0) if rows.labels is None else rows.labels.double()
+    parts = [rows.lengths, *rows.flat.values(), labels.view(torch.int64)]
+    return token_digest(torch.cat([part.long() for part in parts]))
+
+
+def head_for(spec: ExamplesSpec, examples: Examples | None) -> Head:
+    """The head that answers such examples.
+
+    Args:
+        examples: None before they have been read: unless spec or task name the labels, the head
+            then has two, as many as transformers gives a head by itself.
+    """
+    if spec.regression:
+        return Head("sequence")
+    if examples is None:
+        return Head("sequence", spec.names or ("0", "1"))
+    return Head("sequence", label_names(examples))
+
+
+def load_rows(
+    spec: ExamplesSpec,
+    head: Head | None,
+    tokenizer: Any,
+    config: PreTrainedConfig,
+    length: int | None,
+    data_root: str | Path | None,
+) -> tuple[Examples, Rows]:
+    """Read labelled texts for a model.
+
+    Raises:
+        CompressError: a model without a head of labels, no tokenizer, or what
+            :func:`compress.data.examples.load_examples` and :func:`labelled_rows` raise.
+    """
+    if head is None:
+        raise CompressError(
+            "a model with a head of labels (...ForSequenceClassification) for examples",
+            ", ".join(config.architectures or ()) or config.model_type,
+            "Use text, or fine-tune a head first (model.train with examples)",
+        )  # fmt: skip
+    if not callable(getattr(tokenizer, "get_vocab", None)):
+        raise CompressError("a tokenizer, to read examples with", type(tokenizer).__name__)
+    examples = load_examples(spec, data_root)
+    return examples, labelled_rows(examples, head, tokenizer, config, length)

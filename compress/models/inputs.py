@@ -1,0 +1,85 @@
+"""Model inputs of unequal length, kept end to end and padded batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+Batch = dict[str, torch.Tensor]
+IDS, MASK, LABELS = "input_ids", "attention_mask", "labels"
+
+
+class Rows:
+    """Sequences of tokens, each with a label or without; examples of a training, too.
+
+    Args:
+        sequences: input name -> the values of each row, integers [n]; ``input_ids`` among them.
+        labels: of the rows, [rows] or None.
+        padding: token id behind the end of shorter rows; other inputs are padded with 0.
+
+    Attributes:
+        lengths: tokens of each row, int64 [rows].
+        flat: input name -> the values of all rows, one behind the other, int32 [tokens].
+    """
+
+    def __init__(
+        self,
+        sequences: Mapping[str, Sequence[torch.Tensor | Sequence[int]]],
+        labels: torch.Tensor | None = None,
+        padding: int = 0,
+    ) -> None:
+        self.labels, self.padding = labels, padding
+        self.lengths = torch.tensor([len(row) for row in sequences[IDS]], dtype=torch.int64)
+        self._starts = self.lengths.cumsum(0) - self.lengths
+        self.flat = {
+            name: torch.cat([torch.as_tensor(row, dtype=torch.int32) for row in rows])
+            for name, rows in sequences.items()
+        }
+
+    @classmethod
+    def of_batches(cls, batches: Iterable[Batch], padding: int = 0) -> Rows:
+        """The rows of batches, without their padding."""
+        sequences: dict[str, list[torch.Tensor]] = {}
+        labels: list[torch.Tensor] = []
+        for batch in batches:
+            shape = batch[IDS].shape
+            seen = batch.get(MASK, torch.ones(shape, device=batch[IDS].device)).bool()
+            for name, values in batch.items():
+                if name != MASK and values.shape == shape:
+                    rows = (row[kept].cpu() for row, kept in zip(values, seen, strict=True))
+                    sequences.setdefault(name, []).extend(rows)
+            if LABELS in batch:
+                labels.append(batch[LABELS].cpu())
+        return cls(sequences, torch.cat(labels) if labels else None, padding)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """All tokens, one row behind the other, int64 [tokens]."""
+        return self.flat[IDS].long()
+
+    def chosen(self, indices: torch.Tensor) -> Rows:
+        """The rows of these numbers (int64 [n]), in their order."""
+        parts = {name: flat.split(self.lengths.tolist()) for name, flat in self.flat.items()}
+        sequences = {n: [rows[i] for i in indices.tolist()] for n, rows in parts.items()}
+        labels = None if self.labels is None else self.labels[indices]
+        return Rows(sequences, labels, self.padding)
+
+    def get(self, indices: torch.Tensor) -> Batch:
+        """The rows of these numbers (int64 [n]), padded to the longest of them."""
+        lengths = self.lengths[indices]
+        positions = torch.arange(int(lengths.max()))
+        seen = positions < lengths[:, None]
+        places = (self._starts[indices, None] + positions) * seen
+        batch = {
+            name: flat[places].long().masked_fill(~seen, self.padding if name == IDS else 0)
+            for name, flat in self.flat.items()
+        }
+        if not bool(seen.all()):
+            batch[MASK] = seen.long()
+        if self.labels is not None:
+            batch[LABELS] = self.labels[indices]
+        return batch

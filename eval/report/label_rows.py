@@ -1,0 +1,37 @@
+"""Rows of models with a head of labels: how their answers agree with the labels."""
+
+from __future__ import annotations
+
+from compress.eval.quality.labels import LabelsResult
+from compress.eval.report.cells import Row, number, span, times
+from compress.eval.report.verdicts import TONES, label_loss
+from compress.eval.spec import ToleranceSpec
+
+NAMES = {
+    "accuracy": "Accuracy", "f1": "F1", "matthews": "Matthews correlation",
+    "spearman": "Spearman correlation", "pearson": "Pearson correlation",
+}  # fmt: skip
+
+
+def label_rows(
+    before: LabelsResult | None, after: LabelsResult, tolerance: ToleranceSpec
+) -> list[Row]:
+    """A row a score, then the loss."""
+    rows = []
+    for name, new in after.scores.items():
+        old = before.scores.get(name) if before else None
+        better = TONES[label_loss(name, before, after, tolerance).verdict] if old else 0
+        rows.append(
+            Row(
+                NAMES[name],
+                number(old.value) if old else "",
+                number(new.value),
+                times(new.value, old.value) if old and old.value > 0 and new.value > 0 else "",
+                span(old.interval) if old else "",
+                span(new.interval),
+                better=better,
+            )
+        )
+    loss = "Cross entropy (nats an example)" if after.names else "Squared error"
+    old = before.loss if before else None
+    return [*rows, Row(loss, number(old), number(after.loss), times(after.loss, old))]
