@@ -168,7 +168,7 @@ class DenseSparseMethod(LinearMethod):
         if self.refine is not None:
             actions.append(Learn(self.refine_block, self.refine, self._learning_bytes))
         stream = Stream(
-            tuple(actions), inputs=self.needs == "calibration",
+            tuple(actions), inputs=self.weighting == "activation" or self.refine is not None,
             settle=_open if self.refine is not None else None,
         )  # fmt: skip
         if self.allocation == "uniform":
@@ -252,8 +252,14 @@ class DenseSparseMethod(LinearMethod):
         return damped(work.statistics[name].gram, self.damping)[0]
 
     def refine_block(self, work: BlockWork) -> None:
-        layers = [m for m in work.block.modules() if isinstance(m, DenseSparseLinear)]
-        chosen = [t.weight for m in layers for t in (m.dictionary, m.values)]
+        names = [name for site in work.anatomy.sites for name in self.targets(work.anatomy, site)]
+        layers = [work.block.get_submodule(name) for name in names]
+        chosen = [
+            table.weight
+            for layer in layers
+            if isinstance(layer, DenseSparseLinear)
+            for table in (layer.dictionary, layer.values)
+        ]
         if not chosen:
             return  # a block that the step leaves out
         for parameter in chosen:

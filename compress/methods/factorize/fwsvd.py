@@ -10,7 +10,7 @@ from torch import nn
 
 from compress.errors import CompressError
 from compress.linear.algebra import principal_outputs
-from compress.linear.matrix import is_linear, matrix
+from compress.linear.matrix import is_conv1d, is_linear
 from compress.methods.factorize.base import FactorizeMethod, low_rank_pair
 from compress.methods.passes import Pass, Shapes, Sites, Stream, TrainModel
 from compress.methods.work import SiteWork
@@ -57,14 +57,16 @@ class FWSVD(FactorizeMethod):
             Stream((self.sites,), inputs=False),
         )
 
+    def solving_bytes(self, shapes: Shapes, gram: bool) -> int:
+        # The weighted weight, twice, in float64.
+        return super().solving_bytes(shapes, gram) + 16 * max(a * b for a, b in shapes)
+
     def estimate(self, work: ModelWork) -> None:
         """Leave the rows' information on the linears that the step targets."""
         linears = {n: m for n, m in work.model.named_modules() if hasattr(m, _MARK)}
         found = row_fisher(work, {n: m.weight for n, m in linears.items()}, self.windows)
         for name, module in linears.items():
-            squares = found[name]
-            setattr(module, _MARK, squares.sum(1) if matrix(module).shape == squares.shape
-                    else squares.sum(0))  # fmt: skip
+            setattr(module, _MARK, found[name].sum(0 if is_conv1d(module) else 1))
 
     def solve(self, work: SiteWork) -> None:
         for name in work.names:
