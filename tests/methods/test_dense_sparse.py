@@ -111,7 +111,7 @@ def test_coders_in_the_order_of_their_price(problem):
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.8])
 def test_a_form_takes_the_bytes_that_it_is_given(shape, ratio):
     for value_bytes in (2, 4):
-        form = form_for(*shape, ratio, value_bytes)
+        form = form_for(*shape, ratio, value_bytes, 2.0)
         budget = ratio * shape[0] * shape[1] * value_bytes
         size = size_of_form(*shape, form, value_bytes)
         one_more = shape[1] * value_bytes  # a full dictionary, or less than one atom more

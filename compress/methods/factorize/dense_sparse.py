@@ -63,6 +63,12 @@ class DenseSparseMethod(LinearMethod):
         description="With ratio: inputs of a block, the divisor next to it; by default what gives "
         "the dictionary three tenths of the bytes.",
     )
+    atoms: float = Field(
+        2.0,
+        ge=1,
+        description="With ratio: atoms for each input of a block. More of them lose less; the time "
+        "grows with their square.",
+    )
     blocks: int = Field(1, ge=1, description="With rank: blocks that the inputs are cut into.")
     rank: int | None = Field(None, ge=1, le=2**16, description="Atoms of each block's dictionary.")
     nonzeros: int | None = Field(
@@ -118,7 +124,7 @@ class DenseSparseMethod(LinearMethod):
             share = self.ratio if ratio is None else ratio
             if share >= 1:
                 return None
-            return form_for(out_features, in_features, share, value_bytes, self.width)
+            return form_for(out_features, in_features, share, value_bytes, self.atoms, self.width)
         return Form(self.blocks, self.rank, self.nonzeros)
 
     def statistic(self, site: Site) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from heapq import heapify, heappop, heappush
 
 import torch
 
@@ -41,15 +42,22 @@ def shared_out(
     Returns:
         name -> level.
     """
-    steps = [
-        ((curve[i] - curve[i + 1]) / ((LEVELS[i + 1] - LEVELS[i]) * sizes[name]), name, i)
-        for name, curve in curves.items()
-        for i in range(len(LEVELS) - 1)
-    ]
     place = dict.fromkeys(curves, 0)
     left = (ratio - LEVELS[0]) * sum(sizes[name] for name in curves)
-    for _, name, i in sorted(steps, key=lambda step: (-step[0], step[1], step[2])):
-        cost = (LEVELS[i + 1] - LEVELS[i]) * sizes[name]
-        if place[name] == i and cost <= left + 1e-6:
-            place[name], left = i + 1, left - cost
+
+    def step(name: str) -> tuple[float, str]:
+        """The next step of a linear: minus what it saves for each byte."""
+        curve, at = curves[name], place[name]
+        return (curve[at + 1] - curve[at]) / sizes[name], name
+
+    ahead = [step(name) for name in curves]
+    heapify(ahead)
+    while ahead:
+        _, name = heappop(ahead)
+        cost = (LEVELS[1] - LEVELS[0]) * sizes[name]
+        if cost > left + 1e-6:
+            continue  # a smaller one may still have room
+        place[name], left = place[name] + 1, left - cost
+        if place[name] + 1 < len(LEVELS):
+            heappush(ahead, step(name))
     return {name: LEVELS[i] for name, i in place.items()}
