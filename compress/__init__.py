@@ -31,6 +31,7 @@ _EXPORTS = {
     # Not `methods`: that is the subpackage, once something has imported it.
     "list_methods": "compress.api",
     "load": "compress.api",
+    "materialize": "compress.api",
     "plan": "compress.api",
     "register_method": "compress.methods.catalog",
     "run": "compress.api",

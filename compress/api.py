@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from compress.checkpoint.apply_mask import AppliedMask, apply_mask
+from compress.checkpoint.materialize import materialize
 from compress.checkpoint.save import require_empty, save_model
 from compress.data.calibration_inputs import calibration_inputs
 from compress.engine.comparison import compare
@@ -44,7 +45,7 @@ from compress.system.precision import Compute, calibration_dtype, device_of
 
 __all__ = [
     "AppliedMask", "apply", "apply_mask", "compare", "evaluate", "inspect", "list_methods", "load",
-    "plan", "run", "save",
+    "materialize", "plan", "run", "save",
 ]  # fmt: skip
 
 

@@ -30,6 +30,9 @@ OPTIONS = {
     "svd": {"ratio": 0.3},
     "asvd": {"ratio": 0.3},
     "svd_llm": {"ratio": 0.3},
+    "drone": {"ratio": 0.3},
+    "fwsvd": {"ratio": 0.3, "windows": 1},
+    "dense_sparse": {"ratio": 0.5, "rounds": 2, "refine": _LEARNING},
     "maskllm": {"training": _LEARNING, "prior": "magnitude"},
     "distill": {"training": _LEARNING},
 }

@@ -17,6 +17,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from compress.checkpoint.guards import guarded
 from compress.checkpoint.records import BlockRecord, apply_record, module_specs
 from compress.errors import CompressError
+from compress.linear.layer import serve
 from compress.models.anatomy import find_blocks
 
 OWN = "Compress"  # prefix of class names
@@ -71,16 +72,23 @@ def _own_class(
         # Guards in the file are no weights left over: none is missing.
         self._keys_to_ignore_on_load_unexpected |= guarded(config)
 
-    return type(stock)(
+    def from_pretrained(cls: type[PreTrainedModel], *args: Any, **kwargs: Any):
+        made = super(own, cls).from_pretrained(*args, **kwargs)
+        serve(made[0] if isinstance(made, tuple) else made)
+        return made
+
+    own = type(stock)(
         OWN + stock.__name__,
         (stock,),
         {
             "__init__": __init__,
+            "from_pretrained": classmethod(from_pretrained),
             "__module__": __name__,
             "__doc__": f"{stock.__name__} with layers of compress.linear.layer.",
             "config_class": config_class,
         },
     )
+    return own
 
 
 def place_modules(model: PreTrainedModel) -> None:

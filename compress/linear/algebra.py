@@ -149,6 +149,19 @@ def refit_masked(
     return _masked_descent(start, (weight - start) @ gram, gram, mask, damping, iterations)
 
 
+def solve_masked(
+    start: torch.Tensor,
+    targets: torch.Tensor,
+    gram: torch.Tensor,
+    mask: torch.Tensor,
+    damping: float,
+    iterations: int = 24,
+) -> torch.Tensor:
+    """Descend from ``start`` [rows, n], zero off the mask, towards the x that is zero off it and
+    has x gram = targets on it; ``damping`` as in :func:`refit_masked`."""
+    return _masked_descent(start, targets - start @ gram, gram, mask, damping, iterations)
+
+
 def _masked_descent(
     start: torch.Tensor,
     residual: torch.Tensor,

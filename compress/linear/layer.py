@@ -67,11 +67,13 @@ class LayerSize:
         weights: stored numbers, biases left out.
         nonzero: of these, those that are not zero.
         macs: multiply-accumulates for one token.
+        extra_bytes: what is stored beside these numbers and is none of them: indices, say.
     """
 
     weights: int
     nonzero: int
     macs: int
+    extra_bytes: int = 0
 
 
 class Layer(nn.Module):
@@ -89,6 +91,7 @@ class Layer(nn.Module):
     in_features: int
     out_features: int
     bias: nn.Parameter | None
+    serving: bool = False  # whether the weights are final, so that it may keep what it derives
 
     @abstractmethod
     def spec(self) -> LayerSpec:
@@ -108,6 +111,14 @@ class Layer(nn.Module):
 
         Sparsity and precision steps work on them, width steps narrow the first one's inputs and the
         last one's outputs. Empty: the layer cannot be taken apart, and such steps refuse it.
+        """
+        return ()
+
+    def tables(self) -> tuple[str, ...]:
+        """Paths of linears that hold numbers of a layer without parts; no input passes them.
+
+        Precision steps round each by itself to nearest, and training reaches their weights. Other
+        steps have no use for them.
         """
         return ()
 
@@ -158,6 +169,18 @@ def parts_of(module: nn.Module, path: str) -> list[str]:
     return [f"{path}.{part}" for part in module.parts()]
 
 
+def tables_of(module: nn.Module, path: str) -> list[str]:
+    """Paths of the linears that hold the numbers of a layer at ``path`` which has no parts."""
+    return [f"{path}.{table}" for table in module.tables()] if isinstance(module, Layer) else []
+
+
+def serve(module: nn.Module) -> None:
+    """Let all layers of a model keep what they derive from their weights."""
+    for layer in module.modules():
+        if isinstance(layer, Layer):
+            layer.serving = True
+
+
 def reading(module: nn.Module) -> nn.Module:
     """The linear that reads the input: the module itself, or a layer's first part."""
     return module if is_linear(module) else module.get_submodule(_parts(module)[0])
@@ -184,7 +207,10 @@ def _parts(module: Layer) -> tuple[str, ...]:
     return parts
 
 
-_KINDS: dict[str, type[Layer] | str] = {"low_rank": "compress.linear.low_rank:LowRankLinear"}
+_KINDS: dict[str, type[Layer] | str] = {
+    "low_rank": "compress.linear.low_rank:LowRankLinear",
+    "dense_sparse": "compress.linear.dense_sparse:DenseSparseLinear",
+}
 GROUP = "compress.layers"  # entry points of other packages, kind = "module:Class"
 
 

@@ -33,6 +33,9 @@ BUILT_IN: dict[str, str] = {
         ("svd", "factorize.svd:SVD"),
         ("asvd", "factorize.asvd:ASVD"),
         ("svd_llm", "factorize.svd_llm:SVDLLM"),
+        ("fwsvd", "factorize.fwsvd:FWSVD"),
+        ("drone", "factorize.drone:DRONE"),
+        ("dense_sparse", "factorize.dense_sparse:DenseSparseMethod"),
         ("distill", "distill.method:Distill"),
     )
 }

@@ -74,7 +74,8 @@ class SiteWork:
             first = parts_of(self.linear(name), name)[:1]
             by_statistics.setdefault(id(stats), (stats, []))[1].extend(first)
         for stats, paths in by_statistics.values():
-            yield paths, stats
+            if paths:  # layers that cannot be taken apart have none
+                yield paths, stats
         for name in self.names:
             layer, stats = self.linear(name), self.statistics.get(name)
             for number, path in enumerate(parts_of(layer, name)[1:], 1):

@@ -29,6 +29,8 @@ class LinearOutline:
         parts: shapes [out, in] of the linears that a layer is made of; none where it is not.
         stored: weights of a layer that is not made of linears.
         work: multiply-accumulates a token of a layer, where they are not its weights.
+        tables: shapes [out, in] of the linears that hold the numbers of a layer without parts.
+        extra_bytes: stored beside the weights, whatever these are rounded to.
     """
 
     out_features: int
@@ -41,6 +43,8 @@ class LinearOutline:
     parts: tuple[tuple[int, int], ...] = ()
     stored: int | None = None
     work: int | None = None
+    tables: tuple[tuple[int, int], ...] = ()
+    extra_bytes: int = 0
 
     @property
     def matrices(self) -> tuple[tuple[int, int], ...]:
@@ -48,6 +52,11 @@ class LinearOutline:
         if self.layer:
             return self.parts
         return ((self.out_features, self.in_features),)
+
+    @property
+    def roundable(self) -> tuple[tuple[int, int], ...]:
+        """Shapes [out, in] of what a precision step rounds."""
+        return self.matrices or self.tables
 
     @property
     def weights(self) -> int:
@@ -67,6 +76,13 @@ class LinearOutline:
         parts = ((rank, self.in_features), (self.out_features, rank))
         return replace(self, layer="low_rank", parts=parts)
 
+    def replaced(
+        self, layer: str, tables: tuple[tuple[int, int], ...], extra_bytes: int
+    ) -> LinearOutline:
+        """A layer whose numbers are in ``tables`` in the place of a plain matrix."""
+        stored = sum(rows * columns for rows, columns in tables)
+        return replace(self, layer=layer, tables=tables, stored=stored, extra_bytes=extra_bytes)
+
     def narrowed(self, rows: int, columns: int) -> LinearOutline:
         """The same with other numbers of outputs and inputs; 0 leaves one as it is."""
         rows, columns = rows or self.out_features, columns or self.in_features
@@ -78,7 +94,7 @@ class LinearOutline:
 
     @property
     def bytes(self) -> float:
-        return self.weights * self.bits / 8
+        return self.weights * self.bits / 8 + self.extra_bytes
 
 
 @dataclass(frozen=True)
@@ -218,5 +234,9 @@ def linear_outline(module: nn.Module, bits: float) -> LinearOutline:
     size = module.size()
     parts = tuple(features_of(module.get_submodule(part)) for part in module.parts())
     stored = None if parts else size.weights
-    plain = replace(plain, layer=module.kind, parts=parts, stored=stored)
+    tables = () if parts else tuple(features_of(module.get_submodule(t)) for t in module.tables())
+    plain = replace(
+        plain, layer=module.kind, parts=parts, stored=stored, tables=tables,
+        extra_bytes=size.extra_bytes,
+    )  # fmt: skip
     return plain if size.macs == plain.weights else replace(plain, work=size.macs)

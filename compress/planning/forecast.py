@@ -309,8 +309,8 @@ def _learning(passes: tuple[Pass, ...]) -> list[Learn]:
 
 
 def _matrices(block: BlockOutline) -> Shapes:
-    """(out, in) of all plain linears of a block, those that layers are made of among them."""
-    return [shape for linear in block.linears.values() for shape in linear.matrices]
+    """(out, in) of all matrices of a block, those that layers are made of among them."""
+    return [shape for linear in block.linears.values() for shape in linear.roundable]
 
 
 def _block_parameters(block: BlockOutline) -> int:

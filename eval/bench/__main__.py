@@ -13,6 +13,7 @@ BENCHMARKS = (
     ("robust", "right on every machine: faults, families, memory, precision", "150", "45"),
     ("maskllm", "learned 2:4 masks, block by block and on the whole model", "200", "5"),
     ("depth", "fewer blocks: removed, flattened, fused, distilled", "240", "15"),
+    ("dsformer", "dense-sparse factorisation against SVD-LLM at equal bytes", "240", "5"),
     ("masked", "masked generators: the digits demo, every method, text, rxnfp", "90", "0.5"),
     ("masked_estimators", "estimators of a masked generator's likelihood", "5", "0.1"),
 )

@@ -107,6 +107,16 @@ CASES: dict[str, Case] = {
     "svd": _FACTOR,
     "asvd": _FACTOR,
     "svd_llm": _FACTOR,
+    "drone": _FACTOR,
+    "fwsvd": replace(_FACTOR, options={"ratio": 0.6, "windows": 2}),
+    **{
+        f"dense_sparse in {precision}": Case(
+            {"ratio": 0.5, "rounds": 2, "refine": {**_LEARN, "precision": precision}},
+            {"blocks": 16, "rank": 8, "nonzeros": 8, "rounds": 1},
+            tolerance=5e-3,
+        )
+        for precision in PRECISIONS
+    },
 }
 
 

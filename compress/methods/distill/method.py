@@ -253,7 +253,7 @@ def _learned(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _learns(linear: LinearOutline) -> bool:
-    return not linear.quantized and bool(linear.matrices)
+    return not linear.quantized and bool(linear.roundable)
 
 
 def _check_mergeable(linear: LinearOutline, label: str) -> None:

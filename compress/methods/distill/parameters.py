@@ -8,15 +8,22 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from compress.linear.layer import is_layer, parts_of
+from compress.linear.layer import is_layer, parts_of, tables_of
 from compress.linear.matrix import is_linear
 from compress.linear.quantized import scheme_of
 from compress.methods.distill.lora import Adapter, adapters, is_adapters
 
 
-def plain_linears(block: nn.Module, names: Iterable[str]) -> list[str]:
-    """Paths of the matrices in floating point at or inside some linears and layers of a block."""
-    paths = [path for name in names for path in parts_of(block.get_submodule(name), name)]
+def plain_linears(block: nn.Module, names: Iterable[str], tables: bool = False) -> list[str]:
+    """Paths of the matrices in floating point at or inside some linears and layers of a block.
+
+    Args:
+        tables: those too that hold the numbers of a layer without parts.
+    """
+    paths = []
+    for name in names:
+        module = block.get_submodule(name)
+        paths += parts_of(module, name) or (tables_of(module, name) if tables else [])
     return [path for path in paths if scheme_of(block.get_submodule(path)) is None]
 
 
@@ -38,7 +45,7 @@ def learning(
     for path, adapter in placed.items():
         found |= {f"{path}.{name}": p for name, p in adapter.learned().items()}
     if weights:
-        for path in plain_linears(block, names):
+        for path in plain_linears(block, names, tables=True):
             found[f"{path}.weight"] = block.get_submodule(path).weight
     if norms:
         found |= {n: p for n, p in _vectors(block, set(names)) if n not in found}

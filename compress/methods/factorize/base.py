@@ -68,7 +68,7 @@ class FactorizeMethod(LinearMethod):
             for site in block.anatomy.sites:
                 for name in self.targets(block.anatomy, site):
                     linear = block.linears[name]
-                    _check_linear(linear, f"{block.anatomy.path}.{name}", self.name)
+                    check_plain(linear, f"{block.anatomy.path}.{name}", self.name)
                     ranks.append(self.rank_of(linear.out_features, linear.in_features))
         if not any(ranks):
             raise CompressError(
@@ -97,15 +97,20 @@ class FactorizeMethod(LinearMethod):
         # An eigendecomposition and three products in float64.
         return sum(10 * min(shape) ** 3 + 3 * max(shape) * min(shape) ** 2 for shape in shapes)
 
+    def prepared(self, work: SiteWork, name: str) -> int:
+        """The rank of a linear that can be factorised; 0, with a note, where it is left alone."""
+        refuse_changed(work.linear(name), work.label(name), self.name)
+        rank = self.rank_of(*work.weight(name).shape)
+        if rank == 0:
+            work.metrics[f"{name}.left_alone"] = 1
+        return rank
+
     def solve(self, work: SiteWork) -> None:
         for name in work.names:
-            linear = work.linear(name)
-            _refuse(linear, work.label(name), self.name)
-            weight = work.weight(name)
-            rank = self.rank_of(*weight.shape)
+            rank = self.prepared(work, name)
             if rank == 0:
-                work.metrics[f"{name}.left_alone"] = 1
                 continue
+            linear, weight = work.linear(name), work.weight(name)
             statistics = work.statistics.get(name)
             basis, lost = self.directions(weight, rank, statistics, work.label(name))
             work.replace(name, low_rank(linear, basis))
@@ -123,20 +128,24 @@ class FactorizeMethod(LinearMethod):
 def low_rank(linear: nn.Module, basis: torch.Tensor) -> LowRankLinear:
     """The pair that projects a linear's output on the columns of ``basis`` [out, rank]."""
     plain = as_linear(linear)
+    return low_rank_pair(plain, basis.t() @ plain.weight.data.double(), basis)
+
+
+def low_rank_pair(linear: nn.Module, first: torch.Tensor, second: torch.Tensor) -> LowRankLinear:
+    """Two factors, [rank, in] and [out, rank], in the place of a linear, whose bias they share."""
+    plain = as_linear(linear)
     out_features, in_features = plain.weight.shape
     pair = LowRankLinear(
-        in_features, out_features, basis.shape[1], bias=plain.bias is not None, device="meta"
+        in_features, out_features, len(first), bias=plain.bias is not None, device="meta"
     )
-    learn = plain.weight.requires_grad
-    first = (basis.t() @ plain.weight.data.double()).to(plain.weight.dtype)
-    pair.first.weight = nn.Parameter(first.contiguous(), requires_grad=learn)
-    second = basis.to(plain.weight.dtype).contiguous()
-    pair.second.weight = nn.Parameter(second, requires_grad=learn)
+    learn, dtype = plain.weight.requires_grad, plain.weight.dtype
+    for part, factor in ((pair.first, first), (pair.second, second)):
+        part.weight = nn.Parameter(factor.to(dtype).contiguous(), requires_grad=learn)
     pair.second.bias = plain.bias
     return pair.train(linear.training)
 
 
-def _check_linear(linear: LinearOutline, label: str, method: str) -> None:
+def check_plain(linear: LinearOutline, label: str, method: str) -> None:
     if linear.quantized:
         raise CompressError(
             "layers in floating point",
@@ -157,9 +166,9 @@ def _check_linear(linear: LinearOutline, label: str, method: str) -> None:
         )
 
 
-def _refuse(linear: nn.Module, label: str, method: str) -> None:
+def refuse_changed(linear: nn.Module, label: str, method: str) -> None:
     """The same for a live model, which no plan has looked at."""
     found = replace(
         linear_outline(linear, 32), density=0.0 if getattr(linear, "zeros", None) else 1.0
     )
-    _check_linear(found, label, method)
+    check_plain(found, label, method)

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from compress.errors import CompressError
 from compress.linear.grid import QuantScheme, fake_quantize, find_group_qparams
+from compress.linear.layer import parts_of, tables_of
 from compress.linear.matrix import as_linear
 from compress.linear.quantized import QuantizedLinear
 from compress.methods.base import PRECISION, VALUES, LinearMethod
@@ -60,13 +61,13 @@ class QuantizeMethod(LinearMethod):
                 f"{label}, which an earlier step has quantised",
                 "Quantise a layer once: exclude it from one of the two steps",
             )
-        if not linear.matrices:
+        if not linear.roundable:
             raise CompressError(
-                "linears, or layers made of linears",
+                "linears, or layers whose numbers are in linears",
                 f"a layer of kind {linear.layer} at {label}",
                 "Exclude it, or put this step before the one that made it",
             )
-        for _, width in linear.matrices:
+        for _, width in linear.roundable:
             if self.group_size and width % self.group_size:
                 fitting = [g for g in (128, 96, 64, 48, 32, 16, 8) if width % g == 0]
                 raise CompressError(
@@ -79,7 +80,7 @@ class QuantizeMethod(LinearMethod):
     def predict(self, outline: Outline) -> Outline:
         def change(linear: LinearOutline) -> LinearOutline:
             stored = sum(
-                rows * self._row_bits(width, outline.value_bits) for rows, width in linear.matrices
+                rows * self._row_bits(width, outline.value_bits) for rows, width in linear.roundable
             )
             return replace(linear, bits=stored / linear.weights, quantized=True)
 
@@ -115,6 +116,15 @@ class QuantizeMethod(LinearMethod):
             best_scale = torch.where(better, trial, best_scale)
             best_zero = torch.where(better, zero, best_zero)
         return best_scale.view(rows, groups), best_zero.view(rows, groups)
+
+    def round_tables(self, work: SiteWork) -> None:
+        """Round the numbers of layers that no input passes one by one, each to the nearest."""
+        for name in work.names:
+            layer = work.linear(name)
+            if parts_of(layer, name):
+                continue
+            for path in tables_of(layer, name):
+                self.install(work, path, *self.fit(work.weight(path), work))
 
     def install(
         self, work: SiteWork, path: str, scale: torch.Tensor, zero_point: torch.Tensor

@@ -86,6 +86,7 @@ class GPTQ(QuantizeMethod):
             for path, target, rows, scale, zero_point in parts:
                 target.copy_(rows)
                 self.install(work, path, scale, zero_point)
+        self.round_tables(work)
 
     @staticmethod
     def _kept(work: SiteWork, path: str, weight: torch.Tensor) -> torch.Tensor:

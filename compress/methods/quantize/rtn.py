@@ -24,6 +24,7 @@ class RoundToNearest(QuantizeMethod):
             for path in paths:
                 scale, zero_point = self.fit(work.weight(path), work)
                 self.install(work, path, scale, zero_point)
+        self.round_tables(work)
 
 
 class W8A8(RoundToNearest):
