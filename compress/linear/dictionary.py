@@ -16,6 +16,7 @@ from compress.linear.algebra import cholesky, solve_masked
 from compress.linear.sparse_coding import CODERS, coding_bytes, coding_loss, coding_work
 
 _TINY = 1e-6
+_LAST = 16  # iterations of the last least squares
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def factorise(
             coded = torch.where(better[:, None], coded, kept)
         kept = coded
         if number == rounds - 1:
-            kept = solve_masked(kept, targets, gram, support_of(kept, form), _TINY)
+            kept = solve_masked(kept, targets, gram, support_of(kept, form), _TINY, _LAST)
         lost = energy + float(coding_loss(kept, targets, gram).sum(dtype=torch.float64))
         errors.append(max(lost, 0.0) / energy if energy > 0 else 0.0)
     return Factors(atoms, kept, support_of(kept, form), errors)

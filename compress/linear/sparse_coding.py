@@ -17,9 +17,9 @@ from compress.linear.algebra import solve_masked
 # (penalty, iterations) of the alternating directions, in units of the atoms' energy: a small one
 # first, under which supports still change, then larger ones that bind them.
 _FROM_NOTHING = ((0.03, 8), (0.1, 8), (0.3, 8), (1.0, 6))
-_FROM_SUPPORT = ((0.3, 5), (1.0, 5))
+_FROM_SUPPORT = ((0.3, 5),)
 _RIDGE = 1e-6
-_DESCENT = 8  # iterations on a support
+_DESCENT = 4  # iterations on a support; the last round has more
 _CHUNK_BYTES = 64 * 2**20
 
 Coder = Callable[[torch.Tensor, torch.Tensor, int, int, torch.Tensor | None], torch.Tensor]

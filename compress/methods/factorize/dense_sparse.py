@@ -89,7 +89,7 @@ class DenseSparseMethod(LinearMethod):
         description="How atoms are chosen: alternating directions, batch orthogonal matching "
         "pursuit (slow where nonzeros are many), or those that go best by themselves.",
     )
-    rounds: int = Field(8, ge=1, description="Sparse codings, with a new dictionary between two.")
+    rounds: int = Field(10, ge=1, description="Sparse codings, with a new dictionary between two.")
     damping: float = Field(
         1e-3, ge=0, description="Share of the mean square of the inputs added to all of them."
     )
