@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -56,8 +58,26 @@ def test_a_name_does_not_choose_a_folder_outside_runs(name, tmp_path, monkeypatc
 class Full(io.StringIO):
     """A stream on a disk without room."""
 
+    code = errno.ENOSPC
+
     def write(self, _text):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(self.code, os.strerror(self.code))
+
+
+class Late(Full):
+    """A stream that learns so when it hands on what it has gathered."""
+
+    def write(self, text):
+        return len(text)
+
+    def flush(self):
+        super().write("")
+
+
+class Left(Full):
+    """A pipe whose reader has left."""
+
+    code = errno.EPIPE
 
 
 def test_work_goes_on_where_its_progress_cannot_be_written(monkeypatch):
@@ -77,3 +97,56 @@ def test_without_stderr_nothing_is_told(monkeypatch, capsys):
         assert Progress().quiet
         assert errors.report(CompressError("a recipe", "none")) == errors.USER
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("stream", [Full, Late, Left])
+def test_a_run_is_complete_where_its_last_words_are_lost(
+    stream, checkpoint, helpers, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "recipe.yaml").write_text(
+        json.dumps(helpers.recipe(checkpoint("llama"), ["magnitude"]))
+    )
+    monkeypatch.setattr(sys, "stdout", stream())
+    with pytest.raises(SystemExit) as leave:
+        main(["run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run"), "--quiet"])
+    told = capsys.readouterr().err
+    assert (tmp_path / "run/model/config.json").exists()
+    if stream is Left:  # as `| head` does: no failure
+        assert leave.value.code == 141 and not told
+    else:
+        assert leave.value.code == 1 and told.count("\n") == 1
+        assert f"the run in {tmp_path / 'run'} is complete" in told and "No space left" in told
+
+
+def test_a_mistake_is_told_although_output_is_lost(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", Late())
+    with pytest.raises(SystemExit) as leave:
+        main(["run", "nowhere.yaml"])
+    assert leave.value.code == errors.USER and "nowhere.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device without room")
+def test_output_that_is_lost_in_a_process():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "compress", "methods", "--families"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: standard output") and done.stderr.count("\n") == 1
+
+
+def test_work_goes_on_where_the_terminal_is_gone(monkeypatch):
+    class Gone(Full):
+        code = errno.EIO
+
+        def isatty(self):
+            return self.open
+
+    Gone.open = True
+    terminal = Gone()
+    terminal.write = lambda text: len(text)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Progress() as progress:
+        del terminal.write
+        progress.say("about to begin")
+        progress.update("blocks", 1, 2)
+    assert progress.quiet

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from compress.cli import errors
+from compress.cli.output import OutputLost, guarded_stdout, telling
 from compress.errors import CompressError
 from compress.system.intake import printable, user_path
 from compress.system.signals import Stopped, stoppable
@@ -102,13 +103,14 @@ def run(
         )
     if follows:
         return
-    if result.report is not None:
-        from compress.eval.report import print_report
+    with telling(f"the run in {result.folder} is complete"):
+        if result.report is not None:
+            from compress.eval.report import print_report
 
-        print_report(result.report)
-        print(f"report  {result.folder / 'report.html'}")
-    if parsed.steps:
-        print(f"model   {result.model}")
+            print_report(result.report)
+            print(f"report  {result.folder / 'report.html'}")
+        if parsed.steps:
+            print(f"model   {result.model}")
 
 
 @app.command()
@@ -256,14 +258,15 @@ def evaluate(
             progress=progress,
             command=_command(),
         )
-    if as_json:
-        print(report.model_dump_json())
-        return
-    from compress.eval.report import print_report
+    with telling("" if out is None else f"the report in {out} is complete"):
+        if as_json:
+            print(report.model_dump_json())
+            return
+        from compress.eval.report import print_report
 
-    print_report(report)
-    if out is not None:
-        print(f"report  {out / 'report.html'}")
+        print_report(report)
+        if out is not None:
+            print(f"report  {out / 'report.html'}")
 
 
 @app.command()
@@ -277,8 +280,10 @@ def compare(
     """Put several runs into one table and one quality-versus-cost plot."""
     from compress.engine.comparison import compare as put_together
 
-    print(put_together(runs, out, overwrite=overwrite).markdown())
-    print(f"page  {out}")
+    made = put_together(runs, out, overwrite=overwrite)
+    with telling(f"the page {out} is complete"):
+        print(made.markdown())
+        print(f"page  {out}")
 
 
 @app.command("apply-mask")
@@ -405,7 +410,11 @@ def _size(count: float) -> str:
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Entry point: errors of the user are one paragraph on stderr and exit status 2."""
+    """Entry point: errors of the user are one paragraph on stderr and exit status 2.
+
+    Output that is lost on its way ends with 1 and a line about what is done, or as a closed pipe
+    ends a command: without a word.
+    """
     # Libraries underneath draw bars of their own; ours tell what matters.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -413,8 +422,12 @@ def main(arguments: list[str] | None = None) -> Any:
         if hasattr(stream, "reconfigure"):  # names in letters that the terminal does not have
             stream.reconfigure(errors="backslashreplace")
     try:
-        with stoppable():
+        with stoppable(), guarded_stdout():
             return app(args=arguments)
+    except OutputLost as lost:
+        if not lost.silent:
+            errors.tell(f"error: {printable(str(lost))}.")
+        sys.exit(lost.status)
     except Exception as error:
         if _show_traceback:
             raise

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from compress.cli.output import telling
 from compress.errors import CompressError
 from compress.system.intake import printable
 from compress.system.tables import print_table
@@ -73,12 +74,13 @@ def put_mask(
         any_base=any_base, cache_dir=cache_dir, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     counts = ", ".join(f"{count} linears to {pattern}" for pattern, count in made.patterns.items())
-    print(f"model   {out}")
-    print(f"masked  {counts}; {made.dense} linears inside blocks have no mask")
-    if made.base == "unknown":
-        print("note: the mask file does not say which weights it was chosen for")
-    elif made.base == "other":
-        print("note: the masks were chosen for other weights: evaluate the result")
+    with telling(f"the model in {out} is complete"):
+        print(f"model   {out}")
+        print(f"masked  {counts}; {made.dense} linears inside blocks have no mask")
+        if made.base == "unknown":
+            print("note: the mask file does not say which weights it was chosen for")
+        elif made.base == "other":
+            print("note: the masks were chosen for other weights: evaluate the result")
 
 
 def print_anatomy(

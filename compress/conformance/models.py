@@ -85,7 +85,11 @@ TINY: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "ModernBertForMaskedLM",
     ),
-    "mamba": ("MambaConfig", {**_IDS, "hidden_size": 32, "state_size": 4}, "MambaForCausalLM"),
+    "mamba": (
+        "MambaConfig",
+        {**_IDS, "hidden_size": 32, "state_size": 4, "num_hidden_layers": LAYERS},
+        "MambaForCausalLM",
+    ),
 }
 
 _WORDS = (

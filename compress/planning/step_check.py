@@ -10,11 +10,15 @@ import warnings
 from dataclasses import replace
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from compress.errors import CompressError, did_you_mean
+from compress.linear.statistics import NOTHING
 from compress.methods.base import LinearMethod, Method, matches
-from compress.methods.passes import carries_inputs, targets_of
+from compress.methods.passes import carries_inputs, sites_of, targets_of
 from compress.models.anatomy import Anatomy
+from compress.models.dry_run import linears_never_called
+from compress.models.families import FAMILIES
 from compress.models.outline import Outline, outline_of
 from compress.models.stream import StreamedModel
 from compress.models.supported import check_kind
@@ -34,6 +38,7 @@ def check_step(method: Method, streamed: StreamedModel, outline: Outline) -> Out
     """
     method.check(streamed.anatomy, outline)
     check_shared(method, streamed.anatomy)
+    check_called(method, streamed.model, streamed.anatomy)
     check_patterns(method, streamed.anatomy, streamed.model)
     check_rounded(method, outline)
     check_ranges(method, outline)
@@ -81,6 +86,36 @@ def check_shared(method: Method, anatomy: Anatomy) -> None:
             "a model whose layers have weights of their own",
             f"{anatomy.model_type}, whose layers share one set",
             "Use a method that needs no calibration (magnitude, rtn)",
+        )
+
+
+def check_called(method: Method, model: PreTrainedModel, anatomy: Anatomy) -> None:
+    """Refuse to calibrate a linear whose class reads its weight without calling it.
+
+    Families of the table call theirs. Experts to which no token is sent are a matter of the
+    calibration data, and found while it runs.
+
+    Raises:
+        CompressError: with the option that leaves the linear out.
+    """
+    if anatomy.model_type in FAMILIES:
+        return
+    wanted: dict[str, str] = {}
+    for action in sites_of(method.passes()):
+        for block in anatomy.blocks:
+            for site in block.sites:
+                if action.statistic(site) != NOTHING:
+                    for name in action.targets(block, site):
+                        wanted.setdefault(name, f"{block.path}.{name}")
+    paths = tuple(block.path for block in anatomy.blocks)
+    if not wanted:
+        return
+    for name in sorted(wanted.keys() & linears_never_called(type(model), model.config, paths)):
+        raise CompressError(
+            "linears that the model calls, so that calibration sees their inputs",
+            f"{wanted[name]}, whose weight a {type(model).__name__} uses without calling it",
+            f'Exclude it (exclude: ["*.{name}"]), or use a method that needs no calibration '
+            "(magnitude, rtn)",
         )
 
 

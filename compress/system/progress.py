@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from compress.system.intake import printable
@@ -52,7 +53,8 @@ class Progress(AbstractContextManager):
 
     def __exit__(self, *_exc: object) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with self._giving_up():
+                self._bar.stop()
 
     def say(self, text: str) -> None:
         """One line."""
@@ -60,7 +62,8 @@ class Progress(AbstractContextManager):
             return
         text = printable(text)
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
+            with self._giving_up():
+                self._bar.console.print(text, markup=False, highlight=False)
         else:
             self._print(text)
 
@@ -72,10 +75,13 @@ class Progress(AbstractContextManager):
         if self._bar is not None:
             from rich.markup import escape
 
-            if name not in self._tasks:
-                self._tasks[name] = self._bar.add_task(name, total=total)
             described = escape(f"{name}, {note}" if note else name)
-            self._bar.update(self._tasks[name], completed=done, total=total, description=described)
+            with self._giving_up():
+                if name not in self._tasks:
+                    self._tasks[name] = self._bar.add_task(name, total=total)
+                self._bar.update(
+                    self._tasks[name], completed=done, total=total, description=described
+                )
             return
         now = time.monotonic()
         if done <= self._started.get(name, (now, 0, done))[2]:
@@ -91,7 +97,13 @@ class Progress(AbstractContextManager):
             self._print(f"{name}: {done}/{total}{told}{left}")
 
     def _print(self, line: str) -> None:
-        try:
+        with self._giving_up():
             print(line, file=sys.stderr, flush=True)
-        except (OSError, ValueError):  # no room, no reader; closed by whoever calls us
+
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """Say nothing more once stderr fails."""
+        try:
+            yield
+        except (OSError, ValueError):  # no room, no reader, no terminal; closed by whoever calls us
             self.quiet = True
