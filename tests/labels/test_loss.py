@@ -103,6 +103,7 @@ STEPS = {
     "head_width": {"share": 0.25},
     "sleb": {"share": 0.34},
     "svd_llm": {"ratio": 0.6},
+    "fwsvd": {"ratio": 0.6},
 }
 
 
