@@ -121,24 +121,22 @@ CASES: dict[str, Case] = {
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "other_family" in metafunc.fixturenames:
-        # A run on llama is repeated with an interruption; a plain repetition is made of each
-        # method on one family, in turn, so that every method and every family has some.
-        turns = [(m, _turn(CASES[m].families, i)) for i, m in enumerate(sorted(CASES))]
-        metafunc.parametrize(("method", "other_family"), turns)
+    if "some_family" in metafunc.fixturenames:
+        # One of those that a method has been streamed on, in turn, so that every family has some.
+        turns = [(m, _turn(_streamed(m), i)) for i, m in enumerate(sorted(CASES))]
+        metafunc.parametrize(("method", "some_family"), turns)
     elif "streamed_family" in metafunc.fixturenames:
-        pairs = [
-            (m, f)
-            for m in sorted(CASES)
-            for f in (FAMILIES if m in STREAMED else ("llama",))
-            if f in CASES[m].families
-        ]
+        pairs = [(m, f) for m in sorted(CASES) for f in _streamed(m)]
         metafunc.parametrize(("method", "streamed_family"), pairs)
     elif "family" in metafunc.fixturenames:
         pairs = [(m, f) for m in sorted(CASES) for f in CASES[m].families]
         metafunc.parametrize(("method", "family"), pairs)
     elif "method" in metafunc.fixturenames:
         metafunc.parametrize("method", sorted(CASES))
+
+
+def _streamed(method: str) -> tuple[str, ...]:
+    return tuple(f for f in CASES[method].families if method in STREAMED or f == "llama")
 
 
 def _turn(families: tuple[str, ...], number: int) -> str:
