@@ -31,6 +31,7 @@ OPTIONS = {
     "svd_llm": {"ratio": 0.3},
     "maskllm": {"training": _LEARNING, "prior": "magnitude"},
     "distill": {"training": _LEARNING},
+    "vib": {"share": 0.3, "training": _LEARNING, "tuning": None, "start_batches": 2},
 }
 
 

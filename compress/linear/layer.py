@@ -184,7 +184,10 @@ def _parts(module: Layer) -> tuple[str, ...]:
     return parts
 
 
-_KINDS: dict[str, type[Layer] | str] = {"low_rank": "compress.linear.low_rank:LowRankLinear"}
+_KINDS: dict[str, type[Layer] | str] = {
+    "low_rank": "compress.linear.low_rank:LowRankLinear",
+    "absent": "compress.linear.absent:AbsentLinear",
+}
 GROUP = "compress.layers"  # entry points of other packages, kind = "module:Class"
 
 

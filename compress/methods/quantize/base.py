@@ -60,7 +60,7 @@ class QuantizeMethod(LinearMethod):
                 f"{label}, which an earlier step has quantised",
                 "Quantise a layer once: exclude it from one of the two steps",
             )
-        if not linear.matrices:
+        if linear.weights and not linear.matrices:
             raise CompressError(
                 "linears, or layers made of linears",
                 f"a layer of kind {linear.layer} at {label}",
@@ -78,6 +78,8 @@ class QuantizeMethod(LinearMethod):
 
     def predict(self, outline: Outline) -> Outline:
         def change(linear: LinearOutline) -> LinearOutline:
+            if not linear.weights:
+                return linear
             stored = sum(
                 rows * self._row_bits(width, outline.value_bits) for rows, width in linear.matrices
             )
