@@ -220,7 +220,7 @@ def sizes_of_neurons(full):
         ("gpt2", {"mode": "full", "fine_tune": {**FEW, "steps": 2, "learning_rate": 1e-3}}),
         ("llama", {"uniform": True, "units": ["hidden", "heads", "neurons"]}),
         ("llama", {"training": None, "tuning": None}),
-        ("bert", {"mode": "fast", "data_share": 0.5, "distillation": None}),
+        ("bert", {"mode": "fast", "data_share": 0.5, "distillation": None, "fine_tune": None}),
     ],
 )
 def test_a_model_of_the_size_that_was_asked_for(family, step, calibrated, tiny, tokens):

@@ -14,6 +14,7 @@ from compress.methods.base import HEADS, HIDDEN, NEURONS
 from compress.methods.width.vib.gates import ATTENTION, FFN
 from compress.methods.width.vib.sizes import Sizes
 
+_NEAR = 0.995  # of the target: nearer than that, nobody looks further
 _UNITS_OF = {ATTENTION: HEADS, FFN: NEURONS}
 
 
@@ -62,11 +63,14 @@ class Chooser:
             middle = (low + high) // 2
             fits = self._amount(self._above(float(values[middle]))) <= self.target
             low, high = (middle, high) if fits else (low, middle)
-        if low < 0:
-            threshold = float("-inf")
-        else:
-            threshold = float(values[low]) if low < len(values) else float("inf")
+        bounds = [float("-inf"), *values.tolist(), float("inf")]
+        threshold = bounds[low + 1]
         counts = self._filled(self._above(threshold))
+        if self._amount(counts) < _NEAR * self.target and low < len(values):
+            # Large steps (of the stream, of heads): one too many, and neurons make room for it.
+            other = self._drained(self._above(bounds[low + 2]))
+            if self._amount(counts) < self._amount(other) <= self.target:
+                counts, threshold = other, bounds[low + 2]
         kept = {
             kind: [_best(row, n) for row, n in zip(self.scores[kind], counts[kind], strict=True)]
             for kind in self.scores
@@ -131,6 +135,24 @@ class Chooser:
             if self._amount(trial) <= self.target:
                 counts = trial
                 self._offer(heap, counts, kind, block)
+        return counts
+
+    def _drained(self, counts: dict[str, list[int]]) -> dict[str, list[int]]:
+        """Take away the least important neurons until the rest is within the target."""
+        counts = {kind: list(found) for kind, found in counts.items()}
+        step = self.multiples.get(NEURONS, 1)
+        while NEURONS in counts and self._amount(counts) > self.target:
+            left = [
+                (float(self._ordered[NEURONS][block][count - 1]), block)
+                for block, count in enumerate(counts[NEURONS])
+                if count > step
+            ]
+            if not left:
+                break
+            blocks = range(len(counts[NEURONS])) if self.uniform else [max(left)[1]]
+            for block in blocks:
+                count = counts[NEURONS][block]
+                counts[NEURONS][block] = max(step, (count - 1) // step * step)
         return counts
 
     def _offer(

@@ -101,7 +101,11 @@ class Gates(nn.Module):
         return kind in self.kinds
 
     def draw(self, sharpness: float) -> None:
-        """Be drawn at random from now on; called once before each forward pass."""
+        """Be drawn at random from now on; called once before each forward pass.
+
+        Args:
+            sharpness: of the step by which channels count in norms.
+        """
         self.mode = DRAWN
         self._means = {kind: gate.mean for kind, gate in self.kinds.items()}
         self._deviations = {k: (gate.log_variance / 2).exp() for k, gate in self.kinds.items()}

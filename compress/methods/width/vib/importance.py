@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -22,7 +23,9 @@ from compress.train.options import TrainingOptions
 from compress.train.whole import ModelWork, learn_language
 
 _FLOOR = 1e-30
-_LEAST, _MOST = -9.0, 0.0  # of the log alpha that gates start with
+# Of the log alpha that gates start with: beyond these bounds it grows, but slowly, so that gates
+# are within reach of the threshold and keep their order.
+_LEAST, _MOST, _SLOPE = -9.0, 0.0, 0.02
 
 
 def fisher(work: ModelWork, gates: Gates, batches: int) -> dict[str, torch.Tensor]:
@@ -77,10 +80,10 @@ def _units_at_one(gates: Gates) -> Iterator[None]:
 def _squared(gates: Gates, found: dict[str, torch.Tensor]) -> Iterator[None]:
     """Add up the squares of the gradients of all means, one backward pass after the other."""
 
-    def add(kind: str):
-        return lambda gradient: found[kind].add_(gradient.detach().square()) and None
+    def add(kind: str, gradient: torch.Tensor) -> None:
+        found[kind] += gradient.detach().square()
 
-    handles = [gate.mean.register_hook(add(kind)) for kind, gate in gates.kinds.items()]
+    handles = [gate.mean.register_hook(partial(add, kind)) for kind, gate in gates.kinds.items()]
     try:
         yield
     finally:
@@ -107,7 +110,9 @@ def start(
     with torch.no_grad():
         for kind, gate in gates.kinds.items():
             gate.mean.fill_(1.0)
-            gate.log_variance.copy_((logs[kind] - cut - margin).clamp(_LEAST, _MOST))
+            wanted = logs[kind] - cut - margin
+            inside = wanted.clamp(_LEAST, _MOST)
+            gate.log_variance.copy_(inside + _SLOPE * (wanted - inside))
 
 
 def _quantile(values: torch.Tensor, weights: torch.Tensor, share: float) -> torch.Tensor:

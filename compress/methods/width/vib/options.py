@@ -45,7 +45,7 @@ def _training(given: dict[str, Any]) -> TrainingOptions:
 def _tuning(given: dict[str, Any]) -> TrainingOptions | None:
     if given.get("mode", "faster") == "faster":
         return TrainingOptions(
-            steps=150, batch=1, learning_rate=0.005, final_ratio=0.1, clip=None,
+            steps=120, batch=1, learning_rate=0.005, final_ratio=0.1, clip=None,
             checkpoint_every=20,
         )  # fmt: skip
     return None
@@ -124,7 +124,7 @@ class VIBOptions(Method):
     tuning: TrainingOptions | None = Field(
         default_factory=_tuning,
         description="Once it is decided what goes: mu of what stays learns on, everything else "
-        "gone. By default 150 steps in mode faster, else none.",
+        "gone. By default 120 steps in mode faster, else none.",
     )
     fine_tune: TrainingOptions | None = Field(
         default_factory=_fine_tune,

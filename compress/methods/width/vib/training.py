@@ -134,7 +134,7 @@ def _train(
 
     def prepare(moment: Moment) -> torch.Tensor:
         sharp = schedule.sharp(moment)
-        gates.draw(sharp)
+        gates.draw(schedule.sharpness[1])
         gap = expected_gone(gates, sizes, sharp) - schedule.wanted(moment, begin, wanted)
         price = schedule.divergence * gates.divergence(weights)
         return -(price + constraint(gates, gap.float()))
