@@ -103,7 +103,7 @@ CASES: dict[str, Case] = {
             "tuning": None,
         },
         {"share": 0.0, "training": None, "tuning": None, "start_batches": 1},
-        families=(*FAMILIES[:-1], "llama-bidirectional"),
+        families=tuple(f for f in FAMILIES if f != "llama-bidirectional"),  # learns from labels
     ),
     "vib in bfloat16": Case(
         {
@@ -115,7 +115,7 @@ CASES: dict[str, Case] = {
             "training": {**_LEARN, "precision": "bfloat16"},
             "fine_tune": {**_LEARN, "precision": "bfloat16"},
         },
-        {"share": 0.0, "units": ["neurons"], "training": None, "start_batches": 1},
+        {"share": 0.0, "training": None, "tuning": None, "start_batches": 1},
         families=("llama", "bert"),
     ),
     "svd": _FACTOR,

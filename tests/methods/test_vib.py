@@ -75,7 +75,7 @@ def test_fresh_gates_barely_change_the_loss(family, tiny, tokens):
     anatomy, sizes, gates = sizes_and_gates(model)
 
     def loss():
-        return float(model(input_ids=tokens, labels=tokens).loss)
+        return float(model(input_ids=tokens, labels=tokens).loss.detach())
 
     before = loss()
     with placed(model, anatomy, gates), torch.no_grad():
@@ -227,7 +227,7 @@ def test_a_model_of_the_size_that_was_asked_for(family, step, calibrated, tiny, 
     model = calibrated(family, **step)
     before, after = tiny(family), model
     if step.get("of") == "macs":
-        sizes = [float(sizes_and_gates(m, "macs")[1].whole()) for m in (before, after)]
+        sizes = [outline_of(m, anatomy_of(m), 32).macs_per_token for m in (before, after)]
     else:
         sizes = [parameters(before), parameters(after)]
     slack = 0.04 if step.get("uniform") else 0.005
@@ -286,7 +286,7 @@ def test_a_sublayer_that_is_gone_is_stored_and_shown(tiny, tokens, tmp_path, hel
     with torch.no_grad():  # worth nothing
         model.model.layers[1].self_attn.o_proj.weight.zero_()
         model.model.layers[2].mlp.down_proj.weight.zero_()
-    step = {"method": "vib", "share": 0.2, "units": ["layers", "neurons"], **QUICK}
+    step = {"method": "vib", "share": 0.3, "units": ["layers", "neurons"], **QUICK}
     step |= {"training": None, "tuning": None}
     inputs = [{"input_ids": row} for row in tokens.split(2)]
     compress.apply(model, [step], inputs)

@@ -97,20 +97,22 @@ def start(
     weights: dict[str, torch.Tensor],
     share: float,
     margin: float,
+    trust: float,
 ) -> None:
-    """Let gates begin at the optimum of the second order, with a mean of 1.
+    """Let gates begin in the order that the second order predicts, with a mean of 1.
 
     Args:
         importance: kind -> H [units].
         weights: kind -> w [units], what a unit weighs.
         share: of the size that is to go: so much of it lies above log alpha = -``margin``.
+        trust: factor of the differences: 1 for the optimum itself, 0 for gates that are all alike.
     """
     logs = {k: (weights[k] / importance[k].clamp_min(_FLOOR)).log() for k in importance}
     cut = _quantile(torch.cat(list(logs.values())), torch.cat(list(weights.values())), 1 - share)
     with torch.no_grad():
         for kind, gate in gates.kinds.items():
             gate.mean.fill_(1.0)
-            wanted = logs[kind] - cut - margin
+            wanted = trust * (logs[kind] - cut) - margin
             inside = wanted.clamp(_LEAST, _MOST)
             gate.log_variance.copy_(inside + _SLOPE * (wanted - inside))
 

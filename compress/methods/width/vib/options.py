@@ -96,6 +96,11 @@ class VIBOptions(Method):
     start_batches: int = Field(
         32, ge=1, description="Sequences, at most, on which that curvature is measured."
     )
+    trust: float = Field(
+        0.25, ge=0, le=1,
+        description="With start: importance, how far gates begin apart: 1 as the curvature says, 0 "
+        "all alike. What the gates are to change their minds about must be within their reach.",
+    )  # fmt: skip
     margin: float = Field(
         1.0, ge=0,
         description="With start: importance, how far below the threshold, in log alpha, the units "

@@ -65,7 +65,8 @@ def learn_gates(work: ModelWork, method: VIBOptions) -> None:
         if method.start == "importance":
             importance = fisher(work, gates, min(method.start_batches, _sequences(work)))
             share = 1 - target / sizes.whole()
-            start(gates, importance, unit_weights(gates, sizes), share, method.margin)
+            weights = unit_weights(gates, sizes)
+            start(gates, importance, weights, share, method.margin, method.trust)
         if method.training is not None:
             _train(work, method, gates, sizes, target, lesson)
         decided = chooser(gates, sizes, target, method.multiples, method.uniform, queries).choose()
@@ -148,15 +149,16 @@ def _train(
         },
         {"params": [gates.multipliers], "lr": method.multiplier_rate, "weight_decay": 0.0},
     ]  # fmt: skip
-    with _learning(work, method.mode != "faster") as found:
-        if found:
-            groups.append({"params": found, "lr": method.weight_rate})
+    with _learning(work, method.mode != "faster") as free:
+        if free:
+            groups.append({"params": free, "lr": method.weight_rate})
         work.metrics["vib.loss"] = learn_language(
             work, groups, options, method.distillation, name="gates", prepare=prepare,
             teacher=lesson.inside, taught_by=lesson.taught_by,
         )  # fmt: skip
     gates.pass_all()
-    work.metrics["vib.expected"] = float(expected_gone(gates, sizes, schedule.sharpness[1]))
+    found = expected_gone(gates, sizes, schedule.sharpness[1]).detach()
+    work.metrics["vib.expected"] = float(found)
     work.metrics["vib.multipliers"] = gates.multipliers.tolist()
 
 
