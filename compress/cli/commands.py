@@ -88,6 +88,7 @@ def print_anatomy(
 ) -> None:
     """Print what `compress inspect` found."""
     from compress.api import inspect
+    from compress.cli.width_bars import uneven, width_bars
 
     found = inspect(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     if as_json:
@@ -112,6 +113,8 @@ def print_anatomy(
         heads = f"{first['heads']}/{first['kv_heads']} x {first['head_dim']}"
         rows.append([place, heads, str(first["ffn"]), shapes])
     print_table("blocks", ["path", "heads/kv x dim", "ffn", "linears (out x in)"], rows)
+    if uneven(found["blocks"]):
+        print(width_bars(found["blocks"]))
     print_table("methods", ["method", "with default options"],
                 [[n, v] for n, v in found["methods"].items()])  # fmt: skip
 

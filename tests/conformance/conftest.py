@@ -104,6 +104,32 @@ CASES: dict[str, Case] = {
     },
     "ffn_width": Case({"share": 0.25}, {"share": 0.0}),
     "head_width": Case({"share": 0.5}, {"share": 0.0}),
+    # Gates alone on all widths, and weights with them on some.
+    "vib in float32": Case(
+        {
+            "share": 0.3,
+            "of": "model",
+            "units": ["hidden", "heads", "neurons"],
+            "start_batches": 2,
+            "training": {**_LEARN, "precision": "float32"},
+            "tuning": None,
+        },
+        {"share": 0.0, "training": None, "tuning": None, "start_batches": 1},
+        families=tuple(f for f in FAMILIES if f != "llama-bidirectional"),  # learns from labels
+    ),
+    "vib in bfloat16": Case(
+        {
+            "share": 0.2,
+            "of": "model",
+            "units": ["heads", "neurons"],
+            "mode": "full",
+            "start_batches": 2,
+            "training": {**_LEARN, "precision": "bfloat16"},
+            "fine_tune": {**_LEARN, "precision": "bfloat16"},
+        },
+        {"share": 0.0, "training": None, "tuning": None, "start_batches": 1},
+        families=("llama", "bert"),
+    ),
     "svd": _FACTOR,
     "asvd": _FACTOR,
     "svd_llm": _FACTOR,
