@@ -243,11 +243,13 @@ def block_anatomy(
 
 
 def _others(block: nn.Module, linears: list[str]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    inside, biases = tuple(f"{name}." for name in linears), {f"{name}.bias" for name in linears}
+    inside = tuple(f"{name}." for name in linears)
+    # A layer in the place of a linear keeps the bias somewhere inside: it is the linear's still.
+    biases = {id(block.get_submodule(name).bias): f"{name}.bias" for name in linears}
     return tuple(
-        (name, tuple(parameter.shape))
+        (biases.get(id(parameter), name), tuple(parameter.shape))
         for name, parameter in block.named_parameters()
-        if name in biases or not name.startswith(inside)
+        if id(parameter) in biases or not name.startswith(inside)
     )
 
 
