@@ -204,7 +204,7 @@ def print_recipes() -> None:
     """Print the shipped recipes."""
     import yaml
 
-    from compress.planning.recipe import shipped_recipes
+    from compress.planning.recipe_files import shipped_recipes
 
     rows = []
     for name, path in shipped_recipes().items():
