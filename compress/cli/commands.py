@@ -171,6 +171,8 @@ def print_methods() -> None:
 
 def print_method(name: str) -> None:
     """Print one method's options from its schema."""
+    from pydantic_core import to_jsonable_python
+
     from compress.methods.catalog import METHODS
 
     cls = METHODS.get(name)
@@ -187,7 +189,7 @@ def print_method(name: str) -> None:
         elif field.default_factory is not None:
             default = "depends"  # on other options; the meaning says how
         else:
-            default = json.dumps(field.default)
+            default = json.dumps(to_jsonable_python(field.default))
         rows.append([option, kind.replace("typing.", ""), default, field.description or ""])
     print_table("options", ["option", "type", "default", "meaning"], rows)
 
