@@ -143,8 +143,9 @@ CASES: dict[str, Case] = {
     **{
         f"dense_sparse in {precision}": Case(
             {"ratio": 0.5, "rounds": 2, "refine": {**_LEARN, "precision": precision}},
-            {"blocks": 32, "rank": 2, "nonzeros": 2, "weighting": "plain"},
-            tolerance=5e-3,
+            {"rank": 8, "nonzeros": 8, "rounds": 1},
+            tolerance=1e-3,
+            low_rank=8,
         )
         for precision in PRECISIONS
     },
