@@ -164,6 +164,21 @@ def tokens() -> torch.Tensor:
     return token_ids()
 
 
+@pytest.fixture(scope="session")
+def sequences(tokens) -> Callable[[str], list[dict[str, torch.Tensor]]]:
+    """``sequences(family)``: ``tokens`` as inputs [1, 24], those of bert with masks and labels."""
+    chosen = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(1)) < 0.3
+    masked = tokens.masked_fill(chosen, SPECIAL.index("[MASK]")).split(1)
+    labels = tokens.masked_fill(~chosen, -100).split(1)
+
+    def get(family: str) -> list[dict[str, torch.Tensor]]:
+        if family == "bert":
+            return [{"input_ids": a, "labels": b} for a, b in zip(masked, labels, strict=True)]
+        return [{"input_ids": row} for row in tokens.split(1)]
+
+    return get
+
+
 @pytest.fixture
 def register_observer() -> Callable[..., None]:
     """``register_observer(survey, kind, see)``: a method "observe" that changes nothing.

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-import compress.planning.recipe
+import compress.planning.recipe_files
 from compress.cli import errors
 from compress.cli.app import main
 from compress.errors import CompressError
@@ -22,13 +22,13 @@ def test_a_defect_is_called_one(monkeypatch, capsys):
     def broken(*_):
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr(compress.planning.recipe, "find_recipe", broken)
+    monkeypatch.setattr(compress.planning.recipe_files, "find_recipe", broken)
     with pytest.raises(SystemExit) as leave:
         main(["plan", "x"])
     told = capsys.readouterr().err
     assert leave.value.code == errors.DEFECT
     assert told.count("\n") == 1 and "defect" in told and "--traceback" in told
-    assert "ZeroDivisionError at recipe.py" in told
+    assert "ZeroDivisionError at recipe_files.py" in told
     with pytest.raises(ZeroDivisionError):
         main(["--traceback", "plan", "x"])
 

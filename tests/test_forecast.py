@@ -35,6 +35,7 @@ OPTIONS = {
     "dense_sparse": {"ratio": 0.5, "rounds": 2, "refine": _LEARNING},
     "maskllm": {"training": _LEARNING, "prior": "magnitude"},
     "distill": {"training": _LEARNING},
+    "vib": {"share": 0.3, "training": _LEARNING, "tuning": None, "start_batches": 2},
 }
 
 

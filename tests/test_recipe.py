@@ -6,13 +6,8 @@ import pytest
 import yaml
 
 from compress.errors import CompressError
-from compress.planning.recipe import (
-    find_recipe,
-    parse_recipe,
-    parse_size,
-    read_recipe,
-    shipped_recipes,
-)
+from compress.planning.recipe import parse_recipe, parse_size, read_recipe
+from compress.planning.recipe_files import find_recipe, shipped_recipes
 
 TEXT = {"source": "words.txt"}
 FULL = {

@@ -67,6 +67,10 @@ def _own_class(
     """Return a subclass of a stock model that puts the new modules in as it is built."""
 
     def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any):
+        if own_head_dim(config):
+            from compress.checkpoint.per_layer import register_block_class
+
+            register_block_class(config)
         stock.__init__(self, config, *args, **kwargs)
         place_modules(self)
         # Guards in the file are no weights left over: none is missing.
@@ -89,6 +93,12 @@ def _own_class(
         },
     )
     return own
+
+
+def own_head_dim(config: PreTrainedConfig) -> int:
+    """The size of a head that the stock class would not give it: where the class derives it from
+    the width of the stream, and the stream is narrower than the heads together. Else 0."""
+    return (getattr(config, "compress", None) or {}).get("head_dim", 0)
 
 
 def place_modules(model: PreTrainedModel) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, PreTrainedConfig
 
-from compress.checkpoint.architectures import OWN, own_config_class
+from compress.checkpoint.architectures import OWN, own_config_class, own_head_dim
 from compress.checkpoint.records import BlockRecord, module_specs
 from compress.checkpoint.targets import group_by_value, parse_pattern, target_patterns
 from compress.checkpoint.tensors_config import (
@@ -58,8 +58,9 @@ def apply_records(
     if len(records) != layers:
         raise CompressError(f"records of {layers} blocks", str(len(records)))
     new = stock_config(config)
+    own_heads = own_head_dim(config)
     if hidden and hidden != new.hidden_size:
-        set_hidden(new, family, hidden)
+        own_heads = set_hidden(new, family, hidden)
     per_layer = _set_widths(new, family, [r.widths for r in records])
     modules = {
         f"{index}.{path}": spec.model_dump()
@@ -67,10 +68,12 @@ def apply_records(
         for path, spec in record.modules.items()
     }
     unpack = unpacks_on_load(records, new.model_type)
-    if modules or unpack is None:
+    if modules or own_heads or unpack is None:
         new = _own_config(new)
         new.compressed_modules = modules
     section: dict[str, Any] = {"version": SECTION_VERSION}
+    if own_heads:
+        section["head_dim"] = own_heads
     zeros = group_by_value([r.zeros for r in records])
     if zeros:
         section["zeros"] = {
@@ -80,7 +83,7 @@ def apply_records(
     quantization = quantization_section(records, blocks_path, bool(unpack))
     if quantization is not None:
         new.quantization_config = quantization
-    if per_layer or modules or zeros:
+    if per_layer or modules or zeros or own_heads:
         new.compress = section
     if per_layer:
         # Last: from here on, reading a field that differs between layers raises.
@@ -158,7 +161,7 @@ def keep_layers(
     count = getattr(config, family.layers)
     if records is None:
         records = read_records(config, family, count)
-    new = stock_config(config)
+    new = stock_sizes(config)
     for key, value in per_layer_lists(new, count).items():
         setattr(new, key, [value[i] for i in kept])
     setattr(new, family.layers, len(kept))
@@ -184,6 +187,14 @@ def stock_config(config: PreTrainedConfig) -> PreTrainedConfig:
     stock.architectures = [_strip(name) for name in config.architectures or []]
     stock._attn_implementation = config._attn_implementation
     return stock
+
+
+def stock_sizes(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The same, but for the size of heads that the class would not derive, which no record says."""
+    new = stock_config(config)
+    if own_head_dim(config):
+        new.compress = {"version": SECTION_VERSION, "head_dim": own_head_dim(config)}
+    return new
 
 
 def layer_widths(
@@ -323,26 +334,26 @@ def _set_heads(
     return True
 
 
-def set_hidden(config: PreTrainedConfig, family: Family, hidden: int) -> None:
+def set_hidden(config: PreTrainedConfig, family: Family, hidden: int) -> int:
     """Give the residual stream another width, and heads the size that they have.
 
-    Raises:
-        CompressError: the class derives the size of a head from the width of the stream, and heads
-            of the present size would not make up the new one.
+    Returns:
+        That size where the class would derive another one from the new width (BERT, GPT-2), so that
+        its blocks have to be built by ours; else 0.
     """
     before, heads = config.hidden_size, getattr(config, family.heads)
     head_dim = getattr(config, "head_dim", None) or before // heads
+    if getattr(config, family.ffn, 0) is None:  # GPT-2's n_inner: four times the width
+        setattr(config, family.ffn, 4 * before)
+    own = not family.head_dim and heads * head_dim != hidden
     if family.head_dim:
         setattr(config, family.head_dim, head_dim)
-    elif heads * head_dim != hidden:
-        raise CompressError(
-            f"a class with a field for the size of a head, or {heads * head_dim} hidden channels "
-            f"({heads} heads of {head_dim})", f"{config.model_type} with {hidden}",
-            "Compress another width, the depth, zeros, rank or precision of this family",
-        )  # fmt: skip
+    elif own:
+        config.head_dim = head_dim
     for field in ("hidden_size", *_LIKE_HIDDEN):
         if getattr(config, field, None) == before:
             setattr(config, field, hidden)
+    return head_dim if own else 0
 
 
 def _own_config(config: PreTrainedConfig) -> PreTrainedConfig:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from compress.checkpoint.config import apply_records, layer_count, stock_config
+from compress.checkpoint.config import apply_records, layer_count, stock_sizes
 from compress.checkpoint.guards import guards, is_guard
 from compress.checkpoint.records import BlockRecord, dump_block, record_block
 from compress.errors import CompressError
@@ -71,7 +71,7 @@ def config_for(
     model: PreTrainedModel, anatomy: Anatomy, records: list[BlockRecord]
 ) -> PreTrainedConfig:
     """Return the config of a model as its blocks are now, layer count included."""
-    base = stock_config(model.config)
+    base = stock_sizes(model.config)
     if layer_count(base, anatomy.family) != len(records):
         raise CompressError(
             f"as many blocks as config.json says ({layer_count(base, anatomy.family)})",

@@ -83,13 +83,17 @@ def run(
     quiet: QuietOption = False,
 ) -> None:
     """Compress, verify, evaluate, report. The same command again resumes an interrupted run."""
+    from compress.planning.recipe_files import read_data
+
+    data, path = read_data(recipe, overrides)  # what follows takes seconds to import
+
     from compress.engine.runner import run as carry_out
-    from compress.planning.recipe import parse_size, read_recipe
+    from compress.planning.recipe import parse_recipe, parse_size
     from compress.system import processes
     from compress.system.progress import Progress
 
     follows = processes.launched().rank > 0
-    parsed = read_recipe(recipe, overrides)
+    parsed = parse_recipe(data, str(path), folder=path.parent)
     folder = _default_folder(parsed.name) if out is None else user_path(out, "a folder as --out")
     with _telling_what_is_kept(folder), Progress(quiet or follows) as progress:
         result = carry_out(
@@ -123,12 +127,16 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Check a recipe and predict size, memory and time. Reads no weights."""
+    from compress.planning.recipe_files import read_data
+
+    data, path = read_data(recipe, overrides)  # what follows takes seconds to import
+
     from compress.planning.planner import describe
     from compress.planning.planner import plan as make_plan
-    from compress.planning.recipe import parse_size, read_recipe
+    from compress.planning.recipe import parse_recipe, parse_size
 
     made = make_plan(
-        read_recipe(recipe, overrides),
+        parse_recipe(data, str(path), folder=path.parent),
         max_memory=parse_size(max_memory) if max_memory is not None else None,
         cache_dir=cache_dir,
         data_root=data_root,

@@ -88,6 +88,7 @@ def print_anatomy(
 ) -> None:
     """Print what `compress inspect` found."""
     from compress.api import inspect
+    from compress.cli.width_bars import uneven, width_bars
 
     found = inspect(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     if as_json:
@@ -112,6 +113,8 @@ def print_anatomy(
         heads = f"{first['heads']}/{first['kv_heads']} x {first['head_dim']}"
         rows.append([place, heads, str(first["ffn"]), shapes])
     print_table("blocks", ["path", "heads/kv x dim", "ffn", "linears (out x in)"], rows)
+    if uneven(found["blocks"]):
+        print(width_bars(found["blocks"]))
     print_table("methods", ["method", "with default options"],
                 [[n, v] for n, v in found["methods"].items()])  # fmt: skip
 
@@ -168,6 +171,8 @@ def print_methods() -> None:
 
 def print_method(name: str) -> None:
     """Print one method's options from its schema."""
+    from pydantic_core import to_jsonable_python
+
     from compress.methods.catalog import METHODS
 
     cls = METHODS.get(name)
@@ -184,7 +189,7 @@ def print_method(name: str) -> None:
         elif field.default_factory is not None:
             default = "depends"  # on other options; the meaning says how
         else:
-            default = json.dumps(field.default)
+            default = json.dumps(to_jsonable_python(field.default))
         rows.append([option, kind.replace("typing.", ""), default, field.description or ""])
     print_table("options", ["option", "type", "default", "meaning"], rows)
 
@@ -201,7 +206,7 @@ def print_recipes() -> None:
     """Print the shipped recipes."""
     import yaml
 
-    from compress.planning.recipe import shipped_recipes
+    from compress.planning.recipe_files import shipped_recipes
 
     rows = []
     for name, path in shipped_recipes().items():

@@ -54,7 +54,7 @@ def _train_filled(
     context: StepContext,
     decision: Any,
     batches: list[dict[str, torch.Tensor]],
-) -> dict[str, float]:
+) -> dict[str, Any]:
     source, sink = context.source, context.sink
     if step.install is not None:
         _install(step.install, context, decision)
@@ -64,6 +64,7 @@ def _train_filled(
         source.model, source.anatomy, batches, source.device, _folder(context, stage),
         context.seed, context.progress, context.guard, context.precision,
         teacher=None if original is None else original.whole, origins=origins,
+        storage_dtype=context.storage_dtype,
     )  # fmt: skip
     with context.joined():
         step.learn(work)

@@ -169,6 +169,8 @@ class RunEvaluation:
             notes = _grouped(event)
             alone = left_alone(method, self.plan.steps[number].before)
             notes += (alone,) if alone else ()
+            done = self.workspace.find(event="block", step=number)
+            notes += method.told([e["note"] for e in done])
             entries.append(
                 StepEntry(
                     method=method.name,

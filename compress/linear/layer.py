@@ -210,6 +210,7 @@ def _parts(module: Layer) -> tuple[str, ...]:
 _KINDS: dict[str, type[Layer] | str] = {
     "low_rank": "compress.linear.low_rank:LowRankLinear",
     "dense_sparse": "compress.linear.dense_sparse:DenseSparseLinear",
+    "absent": "compress.linear.absent:AbsentLinear",
 }
 GROUP = "compress.layers"  # entry points of other packages, kind = "module:Class"
 

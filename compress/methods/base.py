@@ -57,6 +57,8 @@ class Method(BaseModel, ABC):
             residual stream) it takes away; each is tried on a miniature of families that nobody has
             described.
         example: options that make a valid step of a method that has none by default.
+        approximate: by how much, as a share, the size that ``predict`` says may be off, of a
+            method that decides while it runs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -69,6 +71,7 @@ class Method(BaseModel, ABC):
     needs: ClassVar[str] = CALIBRATION
     narrows: ClassVar[frozenset[str]] = frozenset()
     example: ClassVar[dict[str, Any]] = {}
+    approximate: ClassVar[float] = 0.0
 
     def check(self, anatomy: Anatomy, outline: Outline) -> None:
         """Refuse a model that the step cannot work on, before any weight is read.
@@ -84,6 +87,18 @@ class Method(BaseModel, ABC):
     def makes(self) -> frozenset[str]:
         """What, out of ``writes``, a step with these options changes; by default all of it."""
         return frozenset(self.writes)
+
+    def narrowing(self) -> frozenset[str]:
+        """What, out of ``narrows``, a step with these options takes away; by default all of it."""
+        return frozenset(self.narrows)
+
+    def told(self, notes: list[Any]) -> tuple[str, ...]:
+        """Sentences for the report.
+
+        Args:
+            notes: what the journal has of each pass and block, in order.
+        """
+        return ()
 
     @abstractmethod
     def predict(self, outline: Outline) -> Outline:

@@ -30,6 +30,7 @@ BUILT_IN: dict[str, str] = {
         ("fuse", "depth.fuse.method:Fuse"),
         ("ffn_width", "width.ffn:FFNWidth"),
         ("head_width", "width.heads:HeadWidth"),
+        ("vib", "width.vib.method:VIB"),
         ("svd", "factorize.svd:SVD"),
         ("asvd", "factorize.asvd:ASVD"),
         ("svd_llm", "factorize.svd_llm:SVDLLM"),

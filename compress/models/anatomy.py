@@ -243,14 +243,12 @@ def block_anatomy(
 
 
 def _others(block: nn.Module, linears: list[str]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Parameters but the weights of linears and layers; the bias of either goes by its name."""
     inside = tuple(f"{name}." for name in linears)
-    biases = {id(block.get_submodule(name).bias): f"{name}.bias" for name in linears}
-    return tuple(
-        (biases.get(id(parameter), name), tuple(parameter.shape))
-        for name, parameter in block.named_parameters()
-        if id(parameter) in biases or not name.startswith(inside)
-    )
+    # Wherever a layer in the place of a linear keeps its bias, it is that linear's.
+    biases = {f"{name}.bias": block.get_submodule(name).bias for name in linears}
+    found = [(n, p) for n, p in block.named_parameters() if not n.startswith(inside)]
+    found += [(name, bias) for name, bias in biases.items() if bias is not None]
+    return tuple((name, tuple(parameter.shape)) for name, parameter in found)
 
 
 def _variant(config: PreTrainedConfig, family: Family, index: int) -> tuple[tuple[str, str], ...]:

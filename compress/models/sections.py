@@ -32,7 +32,10 @@ def check_sections(fields: dict[str, Any], layers: int | None, where: str) -> No
     section = fields.get("compress")
     if section is None:
         return
-    zeros = _mapping(section, "compress", where).get("zeros") or {}
+    head_dim = _mapping(section, "compress", where).get("head_dim", 1)
+    if not isinstance(head_dim, int) or isinstance(head_dim, bool) or head_dim < 1:
+        raise _refused("compress.head_dim to be the size of a head", head_dim, where)
+    zeros = section.get("zeros") or {}
     for pattern, targets in _mapping(zeros, "compress.zeros", where).items():
         if not isinstance(targets, list) or not all(isinstance(t, str) for t in targets):
             raise _refused(f"compress.zeros.{pattern} to be a list of patterns", targets, where)

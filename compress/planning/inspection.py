@@ -10,13 +10,16 @@ from transformers import PreTrainedModel
 from compress.checkpoint.state import ModelState
 from compress.errors import CompressError
 from compress.methods.catalog import METHODS
+from compress.models.anatomy import ATTENTION_OUT, DOWN
 from compress.models.families import FAMILIES
-from compress.models.outline import Outline, outline_of
+from compress.models.outline import BlockOutline, Outline, outline_of
 from compress.models.sources.source import load_config, resolve
 from compress.models.stream import StreamedModel
 from compress.models.supported import check_kind
 from compress.planning.step_check import check_step, left_alone
 from compress.system.tensors import TensorIndex
+
+_SUBLAYERS = {"attention": ATTENTION_OUT, "ffn": DOWN}
 
 
 def inspect_model(
@@ -63,11 +66,18 @@ def inspect_model(
     }
 
 
-def _block(block: Any) -> dict[str, Any]:
+def _is_absent(block: BlockOutline, kind: str) -> bool:
+    """Whether a sub-layer was removed as a whole."""
+    site = block.anatomy.site(kind)
+    return site is not None and all(block.linears[n].layer == "absent" for n in site.linears)
+
+
+def _block(block: BlockOutline) -> dict[str, Any]:
     return {
         "path": block.anatomy.path,
         **block.anatomy.widths,
         "head_dim": block.anatomy.head_dim,
+        "absent": [name for name, kind in _SUBLAYERS.items() if _is_absent(block, kind)],
         "sites": {
             site.kind: {
                 n: [block.linears[n].out_features, block.linears[n].in_features]

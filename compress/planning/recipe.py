@@ -16,7 +16,6 @@ from pydantic import (
     model_validator,
 )
 
-import compress
 from compress.data.calibration_spec import CalibrationSpec
 from compress.data.examples import ExamplesSpec, evaluation_examples
 from compress.data.images import ImageSpec
@@ -24,9 +23,8 @@ from compress.data.text import TextSpec
 from compress.errors import CompressError, did_you_mean
 from compress.methods.base import Method
 from compress.methods.catalog import METHODS
-from compress.planning import recipe_yaml
 from compress.planning.imports import run_imports
-from compress.planning.overrides import override
+from compress.planning.recipe_files import read_data
 from compress.system.precision import Compute
 from compress.train.create.spec import TrainSpec
 
@@ -266,38 +264,8 @@ def read_recipe(
     Raises:
         CompressError: no such file or recipe, YAML that does not parse, or what parse_recipe says.
     """
-    path = find_recipe(name)
-    data = recipe_yaml.read(path)
-    for text in overrides or []:
-        override(data, text)
+    data, path = read_data(name, overrides)
     return parse_recipe(data, str(path), folder=path.parent, run=run)
-
-
-def find_recipe(name: str | Path) -> Path:
-    """Return the file of a recipe given by path or name."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    known = shipped_recipes()
-    if str(name) in known:
-        return known[str(name)]
-    raise CompressError(
-        "a recipe file or the name of a shipped recipe", repr(str(name)),
-        did_you_mean(str(name), sorted(known)),
-    )  # fmt: skip
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """Recipes that come with the package, by name (path below recipes/ without .yaml)."""
-    package = Path(compress.__file__).parent
-    # In an installed wheel recipes lie inside the package, in a checkout beside it.
-    for root in (package / "recipes", package.parent / "recipes"):
-        if root.is_dir():
-            return {
-                p.relative_to(root).with_suffix("").as_posix(): p
-                for p in sorted(root.rglob("*.yaml"))
-            }
-    return {}
 
 
 def parse_size(text: str) -> int:

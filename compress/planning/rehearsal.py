@@ -99,11 +99,11 @@ def rehearse_method(method: Any, model: PreTrainedModel) -> None:
     """Rehearse what a method (its instance) does to a model's architecture, if anything."""
     config = copy.copy(model.config)
     config.architectures = config.architectures or [type(model).__name__]
-    for width in sorted(method.narrows):
+    for width in sorted(method.narrowing()):
         rehearse(width, config)
     if DEPTH in method.writes:
         rehearse("depth", config)
-    if MODULES in method.writes:
+    if MODULES in method.makes():
         rehearse("modules", config)
     if PRECISION in method.writes:
         rehearse("precision", config)

@@ -9,15 +9,15 @@ from torch import nn
 
 from compress.errors import CompressError
 from compress.generators.description import is_masked_generator
-from compress.train.language import LanguageLoss
 from compress.train.moment import Moment
-from compress.train.whole import ModelWork, token_windows
+from compress.train.whole import ModelWork, model_loss, training_source
 
 
 def row_fisher(
     work: ModelWork, weights: Mapping[str, nn.Parameter], windows: int
 ) -> dict[str, torch.Tensor]:
-    """Mean squared gradient of each weight, from one window at a time.
+    """Mean squared gradient of each weight, from one window (of a head of labels, one input) at a
+    time.
 
     Args:
         weights: whose information is asked for, by name.
@@ -34,8 +34,8 @@ def row_fisher(
             "a language model, whose loss is a function of its text", "a masked generator",
             "Use svd_llm, which needs no gradients",
         )  # fmt: skip
-    language = LanguageLoss(work.model, work.anatomy, None, None)
-    source = token_windows(work.batches)
+    measured = model_loss(work.model, work.anatomy)
+    source = training_source(work)
     count = min(windows, len(source))
     squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     parameters = list(weights.values())
@@ -45,8 +45,8 @@ def row_fisher(
         for number in range(count):
             work.guard()
             batch = {k: v.to(work.device) for k, v in source.get(torch.tensor([number])).items()}
-            batch = language.prepare(batch, Moment(number, count, work.seed))
-            loss, _ = language(batch, None)
+            batch = measured.prepare(batch, Moment(number, count, work.seed))
+            loss, _ = measured(batch, None)
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
             for name, gradient in zip(squares, found, strict=True):
                 if gradient is not None:

@@ -43,7 +43,8 @@ class ModelWork:
         seed: seed of all random numbers.
         progress: where to tell how far it is. guard: raises when a limit is exceeded.
         precision: what ``precision: auto`` of a training means.
-        metrics: figures for the journal, set by the method.
+        metrics: figures and other plain data for the journal, set by the method.
+        storage_dtype: what the checkpoint stores floats in.
         teacher: loads the model that the recipe began with: whole, in float32, in evaluation mode,
             on ``device``, without gradients; None where there is none.
         origins: a pair a block: it stands for the blocks first to stop - 1 of that model, so what
@@ -59,9 +60,10 @@ class ModelWork:
     progress: Progress | None = None
     guard: Callable[[], None] = lambda: None
     precision: Precision = "auto"
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
     teacher: Callable[[], nn.Module] | None = None
     origins: list[tuple[int, int]] = field(default_factory=list)
+    storage_dtype: torch.dtype = torch.float32
 
 
 class ModelLoss(Protocol):
@@ -102,7 +104,7 @@ def model_loss(
 
 def learn_language(
     work: ModelWork,
-    parameters: list[nn.Parameter],
+    parameters: list[nn.Parameter] | list[dict[str, Any]],
     options: TrainingOptions,
     distillation: DistillationOptions | None,
     *,
@@ -115,6 +117,7 @@ def learn_language(
     """Train parameters of a model, or of modules in it, on the model's own loss.
 
     Args:
+        parameters: or groups of them, as :func:`compress.train.loop.fit` takes them.
         name: of the training, for its checkpoints.
         prepare: called before each micro-batch, to make weights of what is learned; returns what
             the loss is less (a reward), or 0.

@@ -196,7 +196,7 @@ def pair(work: Path, arguments: Namespace) -> list[Row]:
     out = run(work, "pair", [{"method": "flatten", "remove": 1, "restore_width": False}], arguments)
     report = report_of(out)
     ratio = report.after.perplexity.perplexity / report.before.perplexity.perplexity
-    figure = f"{LABEL}: most similar pair side by side, width not restored, perplexity / dense"
+    figure = f"{LABEL}, most similar pair side by side, width not restored: perplexity / dense"
     return [row(COMMAND.format("pair"), figure, ratio, bar=1.03)]
 
 
@@ -218,11 +218,11 @@ def speed(work: Path, arguments: Namespace) -> list[Row]:
             cache = answer.past_key_values
             steps.append(answer.logits)
     difference = float((torch.cat(steps, 1) - whole).abs().max() / whole.abs().max())
-    label = f"{LABEL} in pairs, flatten -6 blocks"
+    label = f"{LABEL}, flatten -6 blocks"
     return [
-        row(command, f"{label}: prefill speed-up", paired.prefill.speedup, unit="x",
+        row(command, f"{label}, paired: prefill speed-up", paired.prefill.speedup, unit="x",
             op=">=", bar=1.2),
-        row(command, f"{label}: decode speed-up", paired.decode.speedup, unit="x",
+        row(command, f"{label}, paired: decode speed-up", paired.decode.speedup, unit="x",
             op=">=", bar=1.2),
         row(command, f"{label}: logits with a KV cache, largest relative difference from one "
             "forward", difference, bar=1e-4),

@@ -124,7 +124,7 @@ def test_images_become_rows_with_their_class(codebook, picture_config):
 
 def test_data_of_the_wrong_kind_is_refused(spec, codebook, picture_config, config, tokenizer):
     images = CalibrationSpec(images={"source": "digits"}, samples=4)
-    with pytest.raises(CompressError, match="calibration.text for a model that reads text"):
+    with pytest.raises(CompressError, match="calibration.text or examples for a model"):
         calibration_batches(images, tokenizer, config())
     with pytest.raises(CompressError, match="calibration.images for a model whose tokens"):
         calibration_batches(spec(), codebook, picture_config)

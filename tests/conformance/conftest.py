@@ -104,11 +104,37 @@ CASES: dict[str, Case] = {
     },
     "ffn_width": Case({"share": 0.25}, {"share": 0.0}),
     "head_width": Case({"share": 0.5}, {"share": 0.0}),
+    # Gates alone on all widths, and weights with them on some.
+    "vib in float32": Case(
+        {
+            "share": 0.3,
+            "of": "model",
+            "units": ["hidden", "heads", "neurons"],
+            "start_batches": 2,
+            "training": {**_LEARN, "precision": "float32"},
+            "tuning": None,
+        },
+        {"share": 0.0, "training": None, "tuning": None, "start_batches": 1},
+        families=tuple(f for f in FAMILIES if f != "llama-bidirectional"),  # learns from labels
+    ),
+    "vib in bfloat16": Case(
+        {
+            "share": 0.2,
+            "of": "model",
+            "units": ["heads", "neurons"],
+            "mode": "full",
+            "start_batches": 2,
+            "training": {**_LEARN, "precision": "bfloat16"},
+            "fine_tune": {**_LEARN, "precision": "bfloat16"},
+        },
+        {"share": 0.0, "training": None, "tuning": None, "start_batches": 1},
+        families=("llama", "bert"),
+    ),
     "svd": _FACTOR,
     "asvd": _FACTOR,
     "svd_llm": _FACTOR,
     "drone": _FACTOR,
-    # Those with a loss: the variant is a masked model whose batches have no labels.
+    # The loss of a model that sees both ways needs labels, which these ids have none of.
     "fwsvd": replace(
         _FACTOR,
         options={"ratio": 0.6, "windows": 2},
@@ -127,24 +153,22 @@ CASES: dict[str, Case] = {
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "other_family" in metafunc.fixturenames:
-        # A run on llama is repeated with an interruption; a plain repetition is made of each
-        # method on one family, in turn, so that every method and every family has some.
-        turns = [(m, _turn(CASES[m].families, i)) for i, m in enumerate(sorted(CASES))]
-        metafunc.parametrize(("method", "other_family"), turns)
+    if "some_family" in metafunc.fixturenames:
+        # One of those that a method has been streamed on, in turn, so that every family has some.
+        turns = [(m, _turn(_streamed(m), i)) for i, m in enumerate(sorted(CASES))]
+        metafunc.parametrize(("method", "some_family"), turns)
     elif "streamed_family" in metafunc.fixturenames:
-        pairs = [
-            (m, f)
-            for m in sorted(CASES)
-            for f in (FAMILIES if m in STREAMED else ("llama",))
-            if f in CASES[m].families
-        ]
+        pairs = [(m, f) for m in sorted(CASES) for f in _streamed(m)]
         metafunc.parametrize(("method", "streamed_family"), pairs)
     elif "family" in metafunc.fixturenames:
         pairs = [(m, f) for m in sorted(CASES) for f in CASES[m].families]
         metafunc.parametrize(("method", "family"), pairs)
     elif "method" in metafunc.fixturenames:
         metafunc.parametrize("method", sorted(CASES))
+
+
+def _streamed(method: str) -> tuple[str, ...]:
+    return tuple(f for f in CASES[method].families if method in STREAMED or f == "llama")
 
 
 def _turn(families: tuple[str, ...], number: int) -> str:

@@ -96,7 +96,7 @@ METHODS_OF_IT = {"dice": "Dice", "axes": "Axes", "light": "Light", "thin": "Thin
 ENTRIES = "\n".join(f"{name} = four_kinds:{cls}" for name, cls in METHODS_OF_IT.items())
 # method -> options, options with nothing to do, families
 TRIED: dict[str, tuple[dict[str, Any], dict[str, Any] | None, tuple[str, ...]]] = {
-    "dice": ({"sparsity": 0.5}, {"sparsity": 0.0}, ("llama", "bert", "gpt2")),
+    "dice": ({"sparsity": 0.5}, {"sparsity": 0.0}, ("llama", "gpt2")),
     "axes": ({"rank": 8}, None, ("llama",)),
     "light": ({"remove": 1}, {"remove": 0}, ("bert",)),
     "thin": ({"share": 0.25}, {"share": 0.0}, ("llama",)),
@@ -239,9 +239,13 @@ class Failing(Halve):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_broken_promise_is_told(cls, words):
+    """And the check leaves the generators alone."""
     options = {"factors": (1.0,)} if cls is Lossy else {}
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
     with pytest.raises(CompressError, match=words):
         check(cls, options, ("llama",), idle={"by": 1.0})
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_options_with_which_nothing_happens_are_told():
@@ -259,11 +263,3 @@ def test_an_error_of_the_method_says_where_it_happened():
     with pytest.raises(ZeroDivisionError) as caught:
         check(Failing, {}, ("llama",))
     assert any("halve on llama" in note for note in caught.value.__notes__)
-
-
-def test_a_check_leaves_the_generators_alone():
-    torch.manual_seed(1)
-    before = torch.random.get_rng_state()
-    with pytest.raises(CompressError):
-        check(Restless, {}, ("llama",), idle={"by": 1.0})
-    assert torch.equal(torch.random.get_rng_state(), before)

@@ -186,7 +186,7 @@ def test_architectures_that_do_not_work_are_refused_by_the_plan(sections, change
     [
         ({"architecture": None}, "either architecture"),
         ({"from": "some/model"}, "either architecture"),
-        ({"text": None}, "either text or images"),
+        ({"text": None}, "one of text, images and examples"),
         ({"length": None}, "length"),
         ({"tokenizer": None}, "tokenizer"),
         ({"tokenizer": {"kind": "bpe", "size": 200}}, "a size above 259"),

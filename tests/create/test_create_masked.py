@@ -214,8 +214,14 @@ def test_sections_of_images_that_do_not_parse(sections, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"calibration": {"images": {}, "text": {"source": "a"}}}, "either text or images"),
-        ({"evaluation": {"images": {}, "text": {"source": "a"}}}, "either text or images"),
+        (
+            {"calibration": {"images": {}, "text": {"source": "a"}}},
+            "one of text, images and examples",
+        ),
+        (
+            {"evaluation": {"images": {}, "text": {"source": "a"}}},
+            "one of text, images and examples",
+        ),
         ({"evaluation": {"images": {"sourc": "digits"}}}, "Did you mean 'source'"),
     ],
 )

@@ -103,6 +103,7 @@ STEPS = {
     "head_width": {"share": 0.25},
     "sleb": {"share": 0.34},
     "svd_llm": {"ratio": 0.6},
+    "fwsvd": {"ratio": 0.6},
 }
 
 
@@ -178,3 +179,19 @@ def test_a_narrower_stream_keeps_all_labels(labels, classifier, rows):
     narrow_outer(model, anatomy, kept)
     assert model.classifier.weight.shape == (labels, 24)
     assert model.bert.pooler.dense.weight.shape == (24, 24)
+
+
+def test_gates_choose_by_the_loss_of_labels(rows, classifier, tmp_path, helpers):
+    """Also channels of the stream, to which pooler and head are tied."""
+    training = {"steps": 20, "batch": 8, "learning_rate": 0.2, "clip": None}
+    step = {
+        "method": "vib", "share": 0.3, "of": "model", "training": training,
+        "tuning": {**training, "steps": 5, "learning_rate": 0.01}, "start_batches": 2,
+    }  # fmt: skip
+    model = compress.apply(classifier(), [step], batches(rows), compute="float32")
+    assert model.classifier.weight.shape == (2, model.config.hidden_size)
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (classifier(), model))
+    assert after < 0.75 * before
+    ids = rows.get(torch.arange(1))["input_ids"]
+    loaded, _ = compress.load(compress.save(model, tmp_path / "saved"))
+    assert helpers.difference(helpers.logits(loaded, ids), helpers.logits(model, ids)) < 1e-4

@@ -48,17 +48,11 @@ def step(name: str, precision: str = "float32", steps: int = 15, **options) -> d
 
 
 @pytest.fixture
-def run(tiny, tokens):
+def run(tiny, sequences):
     """``run(steps, family)``: a tiny model after steps."""
 
     def make(steps: list[dict], family: str = "llama", seed: int = 0) -> nn.Module:
-        inputs = [{"input_ids": row} for row in tokens.split(1)]
-        if family == "bert":
-            chosen = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(1)) < 0.3
-            masked = tokens.masked_fill(chosen, 6).split(1)
-            labels = tokens.masked_fill(~chosen, -100).split(1)
-            inputs = [{"input_ids": a, "labels": b} for a, b in zip(masked, labels, strict=True)]
-        return compress.apply(tiny(family), steps, inputs, seed=seed, compute="float32")
+        return compress.apply(tiny(family), steps, sequences(family), seed=seed, compute="float32")
 
     return make
 

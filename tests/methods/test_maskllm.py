@@ -14,18 +14,12 @@ MODEL = {"steps": 30, "batch": 4, "learning_rate": 5e-3, "clip": None}
 
 
 @pytest.fixture
-def apply(tiny, tokens):
+def apply(tiny, sequences):
     """``apply(step, family)``: a tiny model before, and after the step."""
 
     def run(step, family: str = "llama", seed: int = 0):
         before, after = tiny(family), tiny(family)
-        inputs = [{"input_ids": row} for row in tokens.split(1)]
-        if family == "bert":
-            chosen = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(1)) < 0.3
-            masked = tokens.masked_fill(chosen, 6).split(1)
-            labels = tokens.masked_fill(~chosen, -100).split(1)
-            inputs = [{"input_ids": a, "labels": b} for a, b in zip(masked, labels, strict=True)]
-        compress.apply(after, [{"method": "maskllm", **step}], inputs, seed=seed)
+        compress.apply(after, [{"method": "maskllm", **step}], sequences(family), seed=seed)
         return before, after
 
     return run

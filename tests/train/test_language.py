@@ -20,14 +20,13 @@ def _small_chunks(monkeypatch):
 
 
 @pytest.fixture
-def batch(tokens):
+def batch(tokens, sequences):
     """``batch(family)``: padded where the model is causal, labelled where it is masked."""
 
     def make(family: str) -> dict[str, torch.Tensor]:
         if family == "bert":
-            chosen = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(1)) < 0.3
-            masked = tokens.masked_fill(chosen, 6)
-            return {"input_ids": masked, "labels": tokens.masked_fill(~chosen, -100)}
+            rows = sequences(family)
+            return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
         mask = torch.ones_like(tokens)
         mask[2, 15:] = 0
         return {"input_ids": tokens, "attention_mask": mask}

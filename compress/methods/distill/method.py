@@ -265,7 +265,7 @@ def _check_mergeable(linear: LinearOutline, label: str) -> None:
             "Exclude it, put distill before the step that rounds, or use train: full, which leaves "
             "rounded weights alone and trains norms and biases",
         )
-    if not linear.matrices:
+    if linear.weights and not linear.matrices:
         raise CompressError(
             "linears, or layers made of linears, into which an adapter can be merged",
             f"a layer of kind {linear.layer} at {label}", "Exclude it, or use train: full",

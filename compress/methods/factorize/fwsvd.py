@@ -41,10 +41,10 @@ class FWSVD(FactorizeMethod):
 
     def check(self, anatomy: Anatomy, outline: Outline) -> None:
         super().check(anatomy, outline)
-        if not outline.vocab_size:
+        if not outline.predicts:
             raise CompressError(
-                "a language model, whose loss the Fisher information is of",
-                f"a {anatomy.model_type} without a language model head",
+                "a model with a head, whose loss the Fisher information is of",
+                f"a {anatomy.model_type} without the head of a language model or of labels",
                 "Use svd_llm, which needs no loss",
             )
 

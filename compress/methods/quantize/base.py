@@ -61,7 +61,7 @@ class QuantizeMethod(LinearMethod):
                 f"{label}, which an earlier step has quantised",
                 "Quantise a layer once: exclude it from one of the two steps",
             )
-        if not linear.roundable:
+        if linear.weights and not linear.roundable:
             raise CompressError(
                 "linears, or layers whose numbers are in linears",
                 f"a layer of kind {linear.layer} at {label}",
@@ -79,6 +79,8 @@ class QuantizeMethod(LinearMethod):
 
     def predict(self, outline: Outline) -> Outline:
         def change(linear: LinearOutline) -> LinearOutline:
+            if not linear.weights:
+                return linear
             stored = sum(
                 rows * self._row_bits(width, outline.value_bits) for rows, width in linear.roundable
             )

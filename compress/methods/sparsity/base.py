@@ -50,7 +50,7 @@ class ZeroingMethod(LinearMethod):
             for site in block.anatomy.sites:
                 for name in self.targets(block.anatomy, site):
                     linear, label = block.linears[name], f"{block.anatomy.path}.{name}"
-                    if not linear.matrices:
+                    if linear.weights and not linear.matrices:
                         raise CompressError(
                             "linears, or layers made of linears",
                             f"a layer of kind {linear.layer} at {label}",

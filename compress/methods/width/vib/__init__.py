@@ -1,0 +1,1 @@
+"""Variational information bottleneck pruning: gates with noise decide which units go."""

@@ -1,0 +1,174 @@
+"""VTrans: gates with noise learn which channels, heads, neurons and sub-layers a model needs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from compress.errors import CompressError
+from compress.methods.base import HEADS, HIDDEN, MODULES, NEURONS, VALUES, WIDTH
+from compress.methods.passes import Pass, Shapes, Sites, Stream, TrainModel
+from compress.methods.width.vib.checking import check_model
+from compress.methods.width.vib.choosing import Chooser
+from compress.methods.width.vib.options import VIBOptions
+from compress.methods.width.vib.predicting import thinned
+from compress.methods.width.vib.pruning import narrow, narrow_outside
+from compress.methods.width.vib.sizes import Sizes, sizes_of
+from compress.methods.width.vib.training import learn_gates, target_of
+from compress.methods.work import OuterWork, SiteWork
+from compress.models.anatomy import Anatomy, BlockAnatomy, Site
+from compress.models.outline import Outline
+from compress.train.whole import ModelWork
+
+_WEIGHT = "weight:"  # in front of the name of a parameter that has learned
+
+
+class VIB(VIBOptions):
+    """Learn what may go from the model's own loss, then take it out.
+
+    Every unit's output is multiplied by a gate z = mu + sigma * noise (:mod:`.gates`); a price on
+    the information that passes and a constraint on the expected size drive the gates of units that
+    the loss does not need to nothing but noise. What stays is decided by one threshold on
+    sigma^2 / mu^2 over all units of all kinds, moved from 1 until the size is the one asked for;
+    mu is folded into the weights, and the model that is left computes what the gated one did.
+
+    The paper's text and tables could not be read. From its abstract: the kinds of units, one mask
+    of channels for all layers, the three modes, 3 % of the data, a target in parameters or FLOPs.
+    From the code of the authors' later TVA-Prune: gates and their beginning, noise for each token,
+    KL, the constraint and how it climbs, the order of magnitude of rates. Not stated in what could
+    be read, and decided here:
+
+    - scalar gates of sub-layers multiply what a sub-layer adds to the stream, bias included (as in
+      CoFi), and a sub-layer without any unit left is gone;
+    - a unit's KL weighs as much as the unit (TVA-Prune: 256 for a head, 1 for a neuron, 30 for the
+      embedding), and sizes count exactly: biases, norms, embeddings where ``of`` says so;
+    - gates start at the optimum that the curvature of the loss predicts (:mod:`.importance`);
+      ``start: fresh`` is TVA-Prune's start, which needs some thousand steps;
+    - the final threshold meets the size exactly, rather than the best of several near it;
+    - means go on learning once everything else is gone (``tuning``);
+    - hidden states are compared channel by channel, without CoFi's learned projection; by default
+      only predictions are compared.
+    """
+
+    name: ClassVar[str] = "vib"
+    summary: ClassVar[str] = "learn by noisy gates which channels, heads, neurons and layers go"
+    source: ClassVar[str] = (
+        "Dutta, Gupta, Agarwal 2024, VTrans, arXiv 2406.05276; gates: Dai et al. 2018, "
+        "arXiv 1802.10399"
+    )
+    writes: ClassVar[frozenset[str]] = frozenset({VALUES, WIDTH, MODULES})
+    narrows: ClassVar[frozenset[str]] = frozenset({HEADS, NEURONS, HIDDEN})
+    example: ClassVar[dict[str, Any]] = {"share": 0.2}
+    approximate: ClassVar[float] = 0.01
+
+    def check(self, anatomy: Anatomy, outline: Outline) -> None:
+        check_model(self, anatomy, outline)
+        sizes = self._sizes(outline)
+        plain = self._chooser(sizes, anatomy)
+        target = target_of(self, sizes)
+        if target > sizes.whole():
+            raise CompressError(
+                f"a size below the {sizes.whole():,.0f} that the model has",
+                f"{target:,.0f}",
+                "Lower size",
+            )
+        least = plain.smallest()
+        if target < least:
+            raise CompressError(
+                f"a size of at least {least:,.0f}, one unit or step of each kind a block",
+                f"{target:,.0f}", "Remove less, or take more kinds into units",
+            )  # fmt: skip
+
+    def predict(self, outline: Outline) -> Outline:
+        sizes = self._sizes(outline)
+        anatomies = [block.anatomy for block in outline.blocks]
+        plain = self._chooser(sizes, anatomies[0])
+        after = thinned(outline, sizes, target_of(self, sizes), plain)
+        note = (
+            f"{self.name}: what goes is decided while it runs; the plan thins out all kinds alike"
+        )
+        return replace(after, notes=(*after.notes, note))
+
+    def _sizes(self, outline: Outline) -> Sizes:
+        return sizes_of(outline, self.of, outline.value_bits / 8)
+
+    def _chooser(self, sizes: Sizes, anatomy: Anatomy | BlockAnatomy) -> Chooser:
+        block = anatomy.blocks[0] if isinstance(anatomy, Anatomy) else anatomy
+        scores = {
+            kind: [torch.zeros(int(n), dtype=torch.float64) for n in sizes.full[kind]]
+            for kind in self.kinds
+        }
+        queries = block.heads // max(1, block.kv_heads)
+        return Chooser(scores, sizes, math.inf, self.multiples, self.uniform, queries)
+
+    def passes(self) -> tuple[Pass, ...]:
+        # A model that is its own teacher runs forwards once more; another one likewise.
+        share = 1 if self.distillation is None else 4 / 3
+        outer = self.changes_outer
+        return (
+            TrainModel(
+                None, self.learn, self.keep, tuple((o, share) for o in self.trainings),
+                self._learning_bytes, keep_outer=self.keep_outer if outer else None,
+                teacher=self.trains_weights and self.distillation is not None,
+            ),
+            Stream(
+                (Sites(self._first, self.narrow),), inputs=False,
+                outer=self.change_outer if outer else None,
+            ),
+        )  # fmt: skip
+
+    def learn(self, work: ModelWork) -> None:
+        learn_gates(work, self)
+
+    def keep(self, block: nn.Module) -> dict[str, torch.Tensor]:
+        return self._taken(block, lambda _name: True)
+
+    def keep_outer(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        from compress.models.anatomy import anatomy_of
+
+        return self._taken(model, anatomy_of(model).is_outer)
+
+    def _taken(self, module: nn.Module, meant: Any) -> dict[str, torch.Tensor]:
+        """What was decided of a block, or of what lies outside, and the weights that learned."""
+        learned = vars(module).pop("vib_learned")
+        if self.trains_weights:
+            learned |= {
+                _WEIGHT + name: p.detach().cpu()
+                for name, p in module.named_parameters()
+                if p.is_floating_point() and meant(name)
+            }
+        return learned
+
+    def _first(self, anatomy: BlockAnatomy, site: Site) -> tuple[str, ...]:
+        return site.linears if site is anatomy.sites[0] else ()
+
+    def narrow(self, work: SiteWork) -> None:
+        """Narrow the whole block, at its first site."""
+        _restore(work.block, work.learned)
+        work.metrics |= narrow(work.block, work.anatomy, work.learned)
+
+    def change_outer(self, work: OuterWork) -> None:
+        _restore(work.model, work.learned)
+        if HIDDEN in self.units:
+            narrow_outside(work.model, work.anatomy, work.learned)
+
+    def told(self, notes: list[Any]) -> tuple[str, ...]:
+        said = [note["told"] for note in notes if isinstance(note, dict) and "told" in note]
+        return tuple(sentence for sentences in said for sentence in sentences)
+
+    def _learning_bytes(self, shapes: Shapes) -> int:
+        # Values and gradients of all gates are thousands; of weights there are four more copies.
+        weights = sum(out * width for out, width in shapes) if self.trains_weights else 0
+        units = sum(max(shape) for shape in shapes)
+        return 12 * weights + 40 * units
+
+
+def _restore(module: nn.Module, learned: dict[str, torch.Tensor]) -> None:
+    there = dict(module.named_parameters())
+    for name, value in learned.items():
+        if name.startswith(_WEIGHT):
+            there[name.removeprefix(_WEIGHT)].data.copy_(value)

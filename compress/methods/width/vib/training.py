@@ -1,0 +1,245 @@
+"""The trainings of a step, one after the other, on a whole model: gates, means, weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress.methods.base import HEADS, HIDDEN
+from compress.methods.width.vib.choosing import Choice, heads_by_order
+from compress.methods.width.vib.gates import ATTENTION, FFN, Gates
+from compress.methods.width.vib.importance import fisher, start
+from compress.methods.width.vib.learning import (
+    OwnTeacher,
+    chooser,
+    constraint,
+    expected_gone,
+    gone,
+    keep,
+    opened,
+    unit_weights,
+)
+from compress.methods.width.vib.options import VIBOptions
+from compress.methods.width.vib.placing import placed
+from compress.methods.width.vib.pruning import learned_of_block
+from compress.methods.width.vib.sizes import Sizes, outer_terms, sizes_of
+from compress.models.anatomy import anatomy_of
+from compress.models.outline import outline_of
+from compress.train.language import compared_layers
+from compress.train.moment import Moment, derive_seed
+from compress.train.teacher import ModelTeacher, Teacher
+from compress.train.whole import ModelWork, learn_language
+
+_NAMED_HEADS = 12  # in the report
+
+
+def target_of(method: VIBOptions, sizes: Sizes) -> float:
+    """The size that may be left, in what the method counts."""
+    if method.size is not None:
+        return float(method.size)
+    return sizes.whole() * (1 - method.share)
+
+
+def learn_gates(work: ModelWork, method: VIBOptions) -> None:
+    """Learn and decide; leaves what is to be done with each block, and outside, on the modules.
+
+    Metrics: losses of the trainings; ``vib.size``, what is left as a share of the target; the share
+    that was ``vib.expected`` to be gone and that which is ``vib.gone``; ``vib.threshold``, the log
+    alpha from which on units went; what is ``told`` to the report.
+    """
+    work = replace(work, batches=_some(work.batches, method.data))
+    sizes = _sizes(work, method)
+    target = target_of(method, sizes)
+    counts = {kind: sizes.full[kind].int().tolist() for kind in method.kinds}
+    gates = Gates(counts, derive_seed(work.seed, "gates"), work.device)
+    blocks = work.anatomy.blocks
+    queries = blocks[0].heads // max(1, blocks[0].kv_heads)
+    with placed(work.model, work.anatomy, gates):
+        lesson = _Teaching(work, method, gates)
+        if method.start == "importance":
+            importance = fisher(work, gates, min(method.start_batches, _sequences(work)))
+            share = 1 - target / sizes.whole()
+            weights = unit_weights(gates, sizes)
+            start(gates, importance, weights, share, method.margin, method.trust)
+        if method.training is not None:
+            _train(work, method, gates, sizes, target, lesson)
+        decided = chooser(gates, sizes, target, method.multiples, method.uniform, queries).choose()
+        keep(gates, decided)
+        _note(work, method, gates, sizes, decided, target)
+        for name, options, weights in (
+            ("tuning", method.tuning, False), ("fine_tune", method.fine_tune, True),
+        ):  # fmt: skip
+            if options is not None:
+                _learn_rest(work, method, gates, name, options, weights, lesson)
+    for block in blocks:
+        found = learned_of_block(gates, decided, block.index)
+        work.model.get_submodule(block.path).vib_learned = found
+    if method.changes_outer:
+        outside = {n: t for n, t in found.items() if n.partition(".")[0] == HIDDEN}
+        work.model.vib_learned = outside
+
+
+def _some(batches: list[Any], share: float) -> list[Any]:
+    """The first batches, as many as a share of all."""
+    return batches[: max(1, math.ceil(share * len(batches)))]
+
+
+def _sequences(work: ModelWork) -> int:
+    return sum(len(next(iter(batch.values()))) for batch in work.batches)
+
+
+def _sizes(work: ModelWork, method: VIBOptions) -> Sizes:
+    bits = 8 * work.storage_dtype.itemsize
+    outline = outline_of(work.model, work.anatomy, bits)
+    return sizes_of(outline, method.of, bits / 8, outer_terms(work.model, work.anatomy))
+
+
+class _Teaching:
+    """Who teaches: the model itself with open gates, or, once weights learn, the original."""
+
+    def __init__(self, work: ModelWork, method: VIBOptions, gates: Gates) -> None:
+        self.gates, self.options = gates, method.distillation
+        self.taught_by: Teacher | None = None
+        self.own = not (method.trains_weights and work.teacher is not None)
+        if self.options is None:
+            return
+        if self.own:
+            self.taught_by = OwnTeacher.of(work.model, gates, self.options)
+            return
+        compared = compared_layers(self.options, len(work.anatomy.blocks))
+        layers = {i: work.origins[i][1] - 1 for i in compared}
+        original = work.teacher()
+        self.taught_by = ModelTeacher(original, anatomy_of(original), layers)
+
+    def inside(self):
+        """Inside it the model is its own teacher, where it is one."""
+        return opened(self.gates) if self.own else nullcontext()
+
+
+def _train(
+    work: ModelWork, method: VIBOptions, gates: Gates, sizes: Sizes, target: float,
+    lesson: _Teaching,
+) -> None:  # fmt: skip
+    """Gates, and in the modes full and fast weights with them, learn under the constraint."""
+    options, schedule = method.training, method.schedule
+    weights, wanted = unit_weights(gates, sizes), 1 - target / sizes.whole()
+    total = sum(float(w.sum()) for w in weights.values())
+    weights = {kind: w / total for kind, w in weights.items()}
+    begin = min(gone(gates, sizes), wanted)
+
+    def prepare(moment: Moment) -> torch.Tensor:
+        sharp = schedule.sharp(moment)
+        gates.draw(schedule.sharpness[1])
+        gap = expected_gone(gates, sizes, sharp) - schedule.wanted(moment, begin, wanted)
+        price = schedule.divergence * gates.divergence(weights)
+        return -(price + constraint(gates, gap.float()))
+
+    rate = options.learning_rate
+    groups: list[dict[str, Any]] = [
+        {"params": [g.log_variance for g in gates.kinds.values()], "lr": rate, "weight_decay": 0.0},
+        {
+            "params": [g.mean for g in gates.kinds.values()], "lr": rate * method.mean_rate,
+            "weight_decay": 0.0,
+        },
+        {"params": [gates.multipliers], "lr": method.multiplier_rate, "weight_decay": 0.0},
+    ]  # fmt: skip
+    with _learning(work, method.mode != "faster") as free:
+        if free:
+            groups.append({"params": free, "lr": method.weight_rate})
+        work.metrics["vib.loss"] = learn_language(
+            work, groups, options, method.distillation, name="gates", prepare=prepare,
+            teacher=lesson.inside, taught_by=lesson.taught_by,
+        )  # fmt: skip
+    gates.pass_all()
+    found = expected_gone(gates, sizes, schedule.sharpness[1]).detach()
+    work.metrics["vib.expected"] = float(found)
+    work.metrics["vib.multipliers"] = gates.multipliers.tolist()
+
+
+def _learn_rest(
+    work: ModelWork, method: VIBOptions, gates: Gates, name: str, options: Any, weights: bool,
+    lesson: _Teaching,
+) -> None:  # fmt: skip
+    """With everything gone that goes: means, or weights, learn on."""
+    folder = None if work.folder is None else work.folder / name  # of another training
+
+    def prepare(_moment: Moment) -> float:
+        gates.harden()
+        return 0.0
+
+    with _learning(work, weights) as found:
+        chosen = found if weights else [gate.mean for gate in gates.kinds.values()]
+        here = replace(work, folder=folder)
+        work.metrics[f"vib.{name}"] = learn_language(
+            here, chosen, options, method.distillation, name=name, prepare=prepare,
+            teacher=lesson.inside, taught_by=lesson.taught_by,
+        )  # fmt: skip
+    gates.pass_all()
+
+
+@contextmanager
+def _learning(work: ModelWork, weights: bool) -> Iterator[list[nn.Parameter]]:
+    """The model's own parameters, which learn meanwhile; none where weights do not."""
+    found = [
+        p for n, p in work.model.named_parameters()
+        if weights and p.is_floating_point() and not n.startswith("vib_gates")
+    ]  # fmt: skip
+    for parameter in found:
+        parameter.requires_grad_(True)
+    try:
+        yield found
+    finally:
+        for parameter in found:
+            parameter.requires_grad_(False)
+
+
+def _note(
+    work: ModelWork, method: VIBOptions, gates: Gates, sizes: Sizes, choice: Choice, target: float
+) -> None:
+    learned_gone = gone(gates, sizes)
+    work.metrics |= {
+        "vib.size": choice.amount / target,
+        "vib.gone": 1 - choice.amount / sizes.whole(),
+        "vib.crossed": learned_gone,
+        "vib.threshold": min(max(choice.threshold, -1e9), 1e9),
+    }
+    said = [
+        f"kept {choice.amount:,.0f} of {sizes.whole():,.0f} {_COUNTED[method.of]}, "
+        f"{100 * choice.amount / target:.2f} % of the target; {100 * learned_gone:.1f} % had more "
+        f"noise than signal, and the threshold that meets the target is a log alpha of "
+        f"{choice.threshold:.2f} instead of 0"
+    ]
+    if HEADS in gates:
+        scores = chooser(gates, sizes, target, {}, False, 1).scores[HEADS]
+        first = [
+            f"{block}.{unit}"
+            for block, unit in heads_by_order(scores)
+            if not bool(choice.kept[HEADS][block][unit])
+            or (ATTENTION in choice.kept and not bool(choice.kept[ATTENTION][block]))
+        ]
+        if first:
+            more = len(first) - _NAMED_HEADS
+            said.append(
+                f"heads (block.group) went in this order: {', '.join(first[:_NAMED_HEADS])}"
+                + (f" and {more} more" if more > 0 else "")
+            )
+    for kind, name in ((ATTENTION, "attention"), (FFN, "FFN")):
+        lost = [str(i) for i, row in enumerate(choice.kept.get(kind, [])) if not bool(row)]
+        if lost:
+            said.append(f"no {name} is left in blocks {', '.join(lost)}")
+    if HIDDEN in choice.kept:
+        row = choice.kept[HIDDEN][0]
+        said.append(f"{int(row.sum())} of {len(row)} channels of the residual stream are left")
+    work.metrics["told"] = said
+
+
+_COUNTED = {
+    "blocks": "parameters of blocks", "model": "parameters", "macs": "MACs a token",
+    "bytes": "bytes",
+}  # fmt: skip
