@@ -9,7 +9,8 @@ import gc
 import os
 import shutil
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -70,6 +71,21 @@ def _one_clean_process():
 
     with kept_process():
         yield
+
+
+@pytest.fixture(scope="session")
+def forked_python() -> Iterator[Any]:
+    """``forked_python(*arguments, cwd=, env=)``: what ``python *arguments`` does, as a completed
+    process, in one that has imported torch and transformers; ``.start`` does not wait for its end.
+    """
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("forked_python", Path(__file__).with_name("forked_python.py"))
+    sys.modules["forked_python"] = module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    python = module.ForkedPython()
+    yield python
+    python.close()
 
 
 @pytest.fixture(autouse=True)
