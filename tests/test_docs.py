@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -30,19 +27,13 @@ def written(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def python(written):
+@pytest.fixture
+def python(written, forked_python):
     """``python(*arguments)``: the output of an interpreter that finds the files, which may not
     reach a hub."""
 
     def call(*arguments: object) -> str:
-        environment = {
-            **os.environ, "PYTHONPATH": str(written), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, *map(str, arguments)],
-            cwd=written, env=environment, capture_output=True, text=True,
-        )  # fmt: skip
+        done = forked_python(*arguments, cwd=written, env={"PYTHONPATH": str(written)})
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 
@@ -50,9 +41,7 @@ def python(written):
 
 
 def test_the_scripts_of_the_page(python):
-    """One after the other in one process: starting it takes most of the time."""
-    code = "import runpy, sys; [runpy.run_path(p, run_name='__main__') for p in sys.argv[1:]]"
-    told = python("-c", code, "try_it.py", "light_blocks.py", "family.py")
+    told = "".join(map(python, ("try_it.py", "light_blocks.py", "family.py")))
     for words in (
         "row_zeros keeps its promises",
         "light_blocks keeps its promises",

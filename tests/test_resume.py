@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -201,22 +199,20 @@ main(sys.argv[1:])
 """
 
 
-def test_sigkill(two_steps, helpers, tmp_path):
+def test_sigkill(two_steps, forked_python, helpers, tmp_path):
     """For real: no handler runs, locks and half-written files stay as they are."""
     recipe, whole = two_steps
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    root = str(Path(compress.__file__).parents[1])
     processes = {
-        place: subprocess.Popen(
-            [
-                sys.executable, "-c", DYING, place, "run", str(tmp_path / "recipe.yaml"),
-                "--out", str(tmp_path / place), "--quiet",
-            ],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        place: forked_python.start(
+            "-c", DYING, place, "run", tmp_path / "recipe.yaml", "--out", tmp_path / place,
+            "--quiet", env={"PYTHONPATH": root},
         )
         for place in ("event", "shard")
     }  # fmt: skip
     for place, process in processes.items():
-        assert process.wait(timeout=120) == -signal.SIGKILL
+        assert process.wait().returncode == -signal.SIGKILL
         assert not (tmp_path / place / "model").exists()
         result = compress.run(tmp_path / "recipe.yaml", tmp_path / place)
         assert helpers.contents(result.model) == helpers.contents(whole / "model")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -89,17 +87,15 @@ print(json.dumps(results))
 """
 
 
-def test_stock_transformers_loads_or_raises(tiny, written, tmp_path):
+def test_stock_transformers_loads_or_raises(tiny, written, forked_python, tmp_path):
     work = [
         [str(folder), tiny.auto_class(family).__name__]
         for (family, _), (folder, _) in written.items()
     ]
     inputs = json.dumps({k: v.tolist() for k, v in tiny.inputs().items()})
     # From another folder, so that the package is not even importable by its place.
-    done = subprocess.run(
-        [sys.executable, "-c", _STOCK_SCRIPT, inputs, json.dumps(work)],
-        capture_output=True, text=True, cwd=tmp_path, check=True,
-    )  # fmt: skip
+    done = forked_python("-c", _STOCK_SCRIPT, inputs, json.dumps(work), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.strip().splitlines()[-1])
     wrong = {}
     for (family, what), (folder, expected) in written.items():

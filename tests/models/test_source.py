@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -263,12 +260,9 @@ except CompressError as error:
 """
 
 
-def test_no_room_while_writing(tmp_path):
+def test_no_room_while_writing(forked_python, tmp_path):
     # A limit on the size of files fails a write midway, as a full disk does.
-    done = subprocess.run(
-        [sys.executable, "-c", LITTLE_ROOM, str(tmp_path / "thing")],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True, text=True,
-    )  # fmt: skip
+    root = str(Path(__file__).parents[2])
+    done = forked_python("-c", LITTLE_ROOM, tmp_path / "thing", env={"PYTHONPATH": root})
     assert "Make room" in done.stdout, done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import stat
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -240,19 +237,15 @@ RESOLVE = (
 )
 
 
-def test_processes_share_one_cache(index, tmp_path):
+def test_processes_share_one_cache(index, forked_python, tmp_path):
     make_wheel(index, folder_files(llama(), tmp_path, "a"))
+    cache, root = tmp_path / "cache", Path(__file__).parents[2]
     workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", RESOLVE, str(tmp_path / "cache")],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-            stdout=subprocess.PIPE, text=True,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    answers = {worker.communicate(timeout=120)[0] for worker in workers}
-    assert [worker.returncode for worker in workers] == [0, 0] and len(answers) == 1
-    assert len(list((tmp_path / "cache" / "models").iterdir())) == 1
+        forked_python.start("-c", RESOLVE, cache, env={"PYTHONPATH": str(root)}) for _ in range(2)
+    ]
+    done = [worker.wait() for worker in workers]
+    assert [each.returncode for each in done] == [0, 0] and len({d.stdout for d in done}) == 1
+    assert len(list((cache / "models").iterdir())) == 1
 
 
 def archive(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes]) -> Path:

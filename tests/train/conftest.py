@@ -25,16 +25,16 @@ def training() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def launch() -> Callable[..., subprocess.CompletedProcess]:
+def launch(forked_python) -> Callable[..., subprocess.CompletedProcess]:
     """``launch(*arguments, processes=1)``: run the script, under ``accelerate launch`` if many."""
 
     def run(*arguments: object, processes: int = 1) -> subprocess.CompletedProcess:
-        command = [sys.executable]
-        if processes > 1:
-            command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1",
-                        "--mixed_precision", "no", "--dynamo_backend", "no",
-                        "--main_process_port", "0", "--num_processes", str(processes)]  # fmt: skip
         root = str(SCRIPT.parents[2])
+        if processes == 1:
+            return forked_python(SCRIPT, *arguments, cwd=root, env={"PYTHONPATH": root})
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
+                   "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+                   "--main_process_port", "0", "--num_processes", str(processes)]  # fmt: skip
         return subprocess.run(
             [*command, str(SCRIPT), *map(str, arguments)], cwd=root, text=True, timeout=120,
             capture_output=True, env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
