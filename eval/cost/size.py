@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from compress.errors import CompressError
+from compress.linear.layer import Layer
 
 # What a quantised module stores beside its weight: no parameters of the model.
 _METADATA = ("_scale", "_zero_point", "_g_idx", "_global_scale", "_shape")
@@ -92,6 +93,11 @@ def logical_weights(model: nn.Module) -> Iterator[Weight]:
         if dense is not None:
             yield _weight(f"{path}.weight", dense)
             own = {k: v for k, v in own.items() if k != "weight" and not k.startswith("weight_")}
+        elif isinstance(module, Layer) and all(p is module.bias for p in module.parameters()):
+            # Its numbers are no parameters: it keeps them packed.
+            held = module.size()
+            if held.weights:
+                yield Weight(f"{path}.weight", held.weights, held.nonzero, 2)
         for name, parameter in own.items():
             if id(parameter) in seen or name.endswith(_METADATA):
                 continue
