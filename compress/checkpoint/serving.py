@@ -26,6 +26,7 @@ from compress.linear.grid import QuantScheme
 from compress.linear.int8 import Int8Linear
 from compress.linear.matrix import features
 from compress.linear.packed import PackedLinear, packing
+from compress.linear.tables import PackedEmbedding
 from compress.models.anatomy import find_blocks
 
 Served = PackedLinear | Int8Linear
@@ -40,7 +41,7 @@ def make_quantizer(quantization_config: Any, **kwargs: Any) -> CompressedTensors
 class PackedQuantizer(CompressedTensorsHfQuantizer):
     """Keeps weights packed where it can; see the top of this file."""
 
-    packed: bool = False  # whether this model's are
+    packed: tuple[str, ...] = ()  # paths of those of this model
     _unpacks: bool = False  # what the config says of stock transformers
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
@@ -50,19 +51,19 @@ class PackedQuantizer(CompressedTensorsHfQuantizer):
         if not schemes:
             super()._process_model_before_weight_loading(model, **kwargs)
             return
-        self.packed, self._unpacks = True, self.quantization_config.dequantize
+        self.packed, self._unpacks = tuple(schemes), self.quantization_config.dequantize
         self.quantization_config.dequantize = False
         for path, scheme in schemes.items():
-            model.set_submodule(path, _Stored(model.get_submodule(path), scheme))
+            linear = model.get_submodule(path)
+            model.set_submodule(path, StoredLinear(scheme, features(linear), linear.bias))
 
     def postprocess_model(self, model: PreTrainedModel, **kwargs: Any) -> None:
         super().postprocess_model(model, **kwargs)
         if self.packed:
             # A copy of the checkpoint must say what its readers need to do.
             self.quantization_config.dequantize = self._unpacks
-            for path, module in list(model.named_modules()):
-                if isinstance(module, _Stored):
-                    model.set_submodule(path, module.served(path))
+            for path in self.packed:
+                model.set_submodule(path, model.get_submodule(path).served(path))
 
     def get_state_dict_and_metadata(
         self, model: PreTrainedModel
@@ -70,40 +71,62 @@ class PackedQuantizer(CompressedTensorsHfQuantizer):
         """A packed model's tensors as a checkpoint stores them."""
         if not self.packed:
             return super().get_state_dict_and_metadata(model)
-        state = dict(model.state_dict())
-        for path, module in model.named_modules():
-            if isinstance(module, Served):
-                for name, _ in module.named_buffers(recurse=False):
-                    del state[f"{path}.{name}"]
-                stored = pack_codes(*_grid(module), module.scheme, model.dtype)
-                state.update((f"{path}.{name}", tensor) for name, tensor in stored.items())
-        return state, {}
+        return stored_state(model), {}
 
 
-class _Stored(nn.Module):
-    """Takes in the stored tensors of a quantised linear."""
+def stored_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """A packed model's tensors as a checkpoint stores them; a table that modules share once."""
+    state, seen = dict(model.state_dict()), set()
+    modules = dict(model.named_modules())
+    for path, module in modules.items():
+        if not isinstance(module, Served):
+            continue
+        for name, _ in module.named_buffers(recurse=False):
+            del state[f"{path}.{name}"]
+        codes, scale, zero_point = _grid(module)
+        if scale.data_ptr() in seen:
+            continue
+        seen.add(scale.data_ptr())
+        parent = path.rpartition(".")[0]
+        owner = parent if isinstance(modules.get(parent), PackedEmbedding) else path
+        stored = pack_codes(codes, scale, zero_point, module.scheme, model.dtype)
+        state.update((f"{owner}.{name}", tensor) for name, tensor in stored.items())
+    return state
 
-    def __init__(self, linear: nn.Module, scheme: QuantScheme) -> None:
+
+class StoredLinear(nn.Module):
+    """Takes in the stored tensors of a quantised weight.
+
+    Args:
+        shape: (out, in) of the weight.
+    """
+
+    def __init__(
+        self, scheme: QuantScheme, shape: tuple[int, int], bias: nn.Parameter | None
+    ) -> None:
         super().__init__()
-        self.scheme, self.shape = scheme, features(linear)
+        self.scheme, self.shape, self.bias = scheme, shape, bias
         dtypes = stored_dtypes(scheme)
-        for name, shape in stored_shapes(scheme, *self.shape).items():
-            empty = torch.empty(shape, dtype=dtypes[name], device="meta")
+        for name, size in stored_shapes(scheme, *shape).items():
+            empty = torch.empty(size, dtype=dtypes[name], device="meta")
             self._parameters[name] = nn.Parameter(empty, requires_grad=False)
-        self.bias = linear.bias
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight" and name not in self.__dict__["_parameters"]:
             return torch.empty(0)  # some classes initialise it, whatever the checkpoint holds
         return super().__getattr__(name)
 
-    def served(self, path: str) -> Served:
-        """The layer that computes from them."""
+    def grid(self, path: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Codes [out, in], scales and zero points [out, groups]."""
         own = {name: p.data for name, p in self.named_parameters() if name != "bias"}
         try:
-            codes, scale, zero_point = unpack(own, self.scheme, self.shape)
+            return unpack(own, self.scheme, self.shape)
         except CompressError as error:
             raise error.within(path) from None
+
+    def served(self, path: str) -> Served:
+        """The layer that computes from them."""
+        codes, scale, zero_point = self.grid(path)
         if self.scheme.activation_bits is not None:
             return Int8Linear(codes, scale, self.bias).eval()
         return PackedLinear(codes, scale, zero_point, self.scheme, self.bias).eval()

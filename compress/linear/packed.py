@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -125,6 +126,25 @@ class PackedLinear(Layer):
         """The codes [out, in], int8."""
         found = [self._codes(*piece).to(torch.int8) for piece in self._pieces()]
         return torch.cat(found).t().contiguous()
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows ``ids`` [n] of W, float32 [n, in]."""
+        width = width_for(self.scheme.bits)
+        per = 8 // width
+        codes = self.table[:, ids // per]
+        if per > 1:
+            codes = (codes >> ((ids % per) * width).to(torch.uint8)) & (2**width - 1)
+        values = codes.t().float().sub_(2.0 ** (width - 1)).unflatten(1, (len(self.scale), -1))
+        if self.zero_point is not None:
+            values = values.sub_(self.zero_point[:, ids].t().unsqueeze(-1))
+        return values.mul_(self.scale[:, ids].t().unsqueeze(-1)).flatten(1)
+
+    def shared(self, bias: nn.Parameter | None) -> PackedLinear:
+        """The same map of the same table, with another bias."""
+        other = copy.copy(self)
+        other._buffers, other._parameters = dict(self._buffers), {}
+        other.bias = bias
+        return other
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         rows = inputs.reshape(-1, self.in_features)

@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from compress.checkpoint.export import foreign_links
+from compress.checkpoint.embeddings import read_embeddings
 from compress.checkpoint.state import ModelState
 from compress.errors import CompressError
 from compress.methods.base import Method
@@ -174,7 +175,9 @@ def _mark_quantized(outline: Outline, state: ModelState) -> Outline:
             if name in record.quantization
         }
         blocks.append(block.with_linears(changed))
-    return replace(outline, blocks=tuple(blocks))
+    rounded = [scheme.bits for scheme in read_embeddings(state.config).values()]
+    bits = float(max(rounded)) if rounded else None
+    return replace(outline, blocks=tuple(blocks), table_bits=bits)
 
 
 def _evaluation_bytes(recipe: Recipe, original: Outline, result: Outline) -> int:
