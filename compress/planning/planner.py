@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import torch
 
-from compress.checkpoint.export import foreign_links
 from compress.checkpoint.embeddings import read_embeddings
+from compress.checkpoint.export import foreign_links
 from compress.checkpoint.state import ModelState
 from compress.errors import CompressError
 from compress.methods.base import Method
