@@ -185,7 +185,7 @@ def test_conv1d_is_rounded_along_its_inputs(tiny, tokens, helpers):
     assert helpers.difference(module.weight, before) < 0.01
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "bert", "gpt_neox"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "bert", "gpt_neox"])
 def test_smoothing_is_folded_exactly_and_makes_inputs_even(family, tiny, tokens):
     """The scales are taken back where a norm has no other reader, and nowhere else."""
     model = tiny(family)
