@@ -16,6 +16,7 @@ BENCHMARKS = (
     ("dsformer", "dense-sparse factorisation against SVD-LLM at equal bytes", "240", "5"),
     ("masked", "masked generators: the digits demo, every method, text, rxnfp", "90", "0.5"),
     ("masked_estimators", "estimators of a masked generator's likelihood", "5", "0.1"),
+    ("runtime", "memory and speed of quantised models inside transformers", "15", "1.5"),
 )
 
 
