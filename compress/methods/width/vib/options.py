@@ -94,7 +94,7 @@ class VIBOptions(Method):
         "(docs/vib.md), or all alike (mu 1, log sigma^2 -9).",
     )
     start_batches: int = Field(
-        32, ge=1, description="Sequences, at most, on which that curvature is measured."
+        32, ge=1, description="Calibration batches, at most, on which that curvature is measured."
     )
     trust: float = Field(
         0.25, ge=0, le=1,

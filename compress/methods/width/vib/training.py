@@ -63,7 +63,7 @@ def learn_gates(work: ModelWork, method: VIBOptions) -> None:
     with placed(work.model, work.anatomy, gates):
         lesson = _Teaching(work, method, gates)
         if method.start == "importance":
-            importance = fisher(work, gates, min(method.start_batches, _sequences(work)))
+            importance = fisher(work, gates, method.start_batches)
             share = 1 - target / sizes.whole()
             weights = unit_weights(gates, sizes)
             start(gates, importance, weights, share, method.margin, method.trust)
@@ -85,10 +85,6 @@ def learn_gates(work: ModelWork, method: VIBOptions) -> None:
 def _some(batches: list[Any], share: float) -> list[Any]:
     """The first batches, as many as a share of all."""
     return batches[: max(1, math.ceil(share * len(batches)))]
-
-
-def _sequences(work: ModelWork) -> int:
-    return sum(len(next(iter(batch.values()))) for batch in work.batches)
 
 
 def _sizes(work: ModelWork, method: VIBOptions) -> Sizes:
