@@ -64,6 +64,7 @@ SHARES = (0.5, 0.3, 0.7)  # of all parameters; the first one has the bars
 WIDTH_SHARES = (0.2, 0.3, 0.4)  # what widths alone reach
 MODES, BASELINES = ("full", "fast", "faster"), ("magnitude", "width", "torch_pruning")
 PARTS = ("fine_tune", *MODES, *BASELINES, "ratios", "speed")
+_QUALITY = ("evaluation.memory=false", "evaluation.latency=false")
 _SMALL = ("calibration.samples=64", "evaluation.examples.limit=64")
 _FEW = {"steps": 4, "warmup": 0}
 _WIDTHS = {"magnitude": {"importance": "magnitude", "correction": False}, "width": {}}
@@ -85,7 +86,7 @@ def _fine_tuned(work: Path, arguments: Namespace) -> Path:
 def fine_tune(work: Path, arguments: Namespace) -> list[Row]:
     """The dense model: its accuracy, and what it took."""
     out = _fine_tuned(work, arguments)
-    dense, command = load_report(out / "report.json").before, COMMAND.format("fine_tune")
+    dense, command = load_report(out / "report.json").after, COMMAND.format("fine_tune")
     score = dense.labels.scores["accuracy"]
     low, high = score.interval
     percent: dict[str, Any] = {"unit": "%", "op": ">="}
@@ -123,7 +124,7 @@ def _run(
     work: Path, name: str, steps: list[dict[str, Any]], seed: int, arguments: Namespace
 ) -> Path:
     """The run of these steps on the fine-tuned model; all else is the recipe's of `full`."""
-    overrides = [f"model={_base(work, arguments)}", f"seed={seed}"]
+    overrides = [f"model={_base(work, arguments)}", f"seed={seed}", *_QUALITY]
     recipe = read_recipe("vtrans/minilm-sst2-full", overrides + [*_SMALL] * arguments.smoke)
     changed = recipe.model_dump(mode="json", by_alias=True) | {"steps": steps}
     text = parse_recipe(changed).to_yaml()
@@ -132,7 +133,8 @@ def _run(
 
 def _of_mode(work: Path, part: str, share: float, seed: int, arguments: Namespace) -> Path:
     """The run of a mode's recipe at one size."""
-    overrides = [f"model={_base(work, arguments)}", f"seed={seed}", f"steps.0.share={share}"]
+    base = _base(work, arguments)
+    overrides = [f"model={base}", f"seed={seed}", f"steps.0.share={share}", *_QUALITY]
     if arguments.smoke:
         overrides += [*_SMALL, "steps.0.training.steps=4", "steps.0.fine_tune.steps=4"]
     text = read_recipe(f"vtrans/minilm-sst2-{part}", overrides).to_yaml()
