@@ -108,12 +108,13 @@ def _curve(
 ) -> list[Row]:  # fmt: skip
     """One method at all sizes, published as each is measured."""
     rows: list[Row] = []
-    for share in shares[:1] if arguments.smoke else shares:
+    wanted = [share for share in shares if share in (arguments.share or shares)]
+    for share in wanted[:1] if arguments.smoke else wanted:
         outcomes = [measured(share, seed) for seed in range(arguments.seeds)]
         bars = {"lost": 2.0} if (part, share) == ("full", SHARES[0]) else {}
         rows += line(COMMAND.format(part), _label(part, share), outcomes, share, **bars)
         publish(arguments, work, rows, "vib", whole=False)
-    return rows
+    return rows if wanted == [*shares] else []
 
 
 def _label(part: str, share: float) -> str:
@@ -136,7 +137,9 @@ def _of_mode(work: Path, part: str, share: float, seed: int, arguments: Namespac
     base = _base(work, arguments)
     overrides = [f"model={base}", f"seed={seed}", f"steps.0.share={share}", *_QUALITY]
     if arguments.smoke:
-        overrides += [*_SMALL, "steps.0.training.steps=4", "steps.0.fine_tune.steps=4"]
+        step = read_recipe(f"vtrans/minilm-sst2-{part}").steps[0]
+        trained = [name for name in ("training", "fine_tune") if getattr(step, name) is not None]
+        overrides += [*_SMALL, *(f"steps.0.{name}.steps=4" for name in trained)]
     text = read_recipe(f"vtrans/minilm-sst2-{part}", overrides).to_yaml()
     return run_once(work, f"{part}-{round(100 * share)}-seed{seed}", text, arguments.data_root)
 
@@ -270,6 +273,7 @@ def main() -> None:
     options.add_argument("--data-root", type=Path, help="local copies of data sets (docs/data.md)")
     options.add_argument("--base", type=Path, metavar="DIR",
                          help="a fine-tuned model of an earlier run, to begin with")  # fmt: skip
+    options.add_argument("--share", type=float, action="append", help="only these sizes")
     options.add_argument("--seeds", type=int, default=1, help="of each method (default: 1)")
     options.add_argument("--peer-python", type=Path, metavar="PATH",
                          help="interpreter that has Torch-Pruning")  # fmt: skip
