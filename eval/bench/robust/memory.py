@@ -34,7 +34,8 @@ SMOKE = {**MIDDLE, "hidden_size": 256, "intermediate_size": 512, "num_attention_
 _DEPTH, _WIDTH, _RANK = {"remove": 1}, {"share": 0.25}, {"ratio": 0.5}
 _TRAINING = {"training": {"steps": 20, "batch": 1}}
 OPTIONS: dict[str, dict[str, Any]] = {
-    "shortgpt": _DEPTH, "sleb": _DEPTH, "flatten": _DEPTH, "fuse": {**_DEPTH, **_TRAINING},
+    "shortgpt": _DEPTH, "sleb": _DEPTH, "drop_blocks": {"blocks": [1]},
+    "flatten": _DEPTH, "fuse": {**_DEPTH, **_TRAINING},
     "ffn_width": _WIDTH, "head_width": _WIDTH, "vib": {**_WIDTH, **_TRAINING}, "svd": _RANK,
     "asvd": _RANK, "svd_llm": _RANK, "fwsvd": _RANK, "drone": _RANK,
     "dense_sparse": {"ratio": 2.0}, "maskllm": _TRAINING, "distill": _TRAINING,
