@@ -270,6 +270,11 @@ def test_a_token_of_huge_norm_counts_as_much_as_all_others():
     rest[:, 0] = target[:, 0]
     assert float(error_of_outputs(rest, target, call)) == pytest.approx(0.495, abs=1e-3)
     assert float(error_of_outputs(torch.zeros_like(target), target, call)) == pytest.approx(1.0)
+    # One too many, as long as the other, costs no more than the other's loss.
+    made = target.clone()
+    made[:, 1] = target[:, 0]
+    assert float(error_of_outputs(made, target, call)) == pytest.approx(0.505, abs=1e-2)
+    assert float(error_of_tokens(made, target, call)) > 1000
     padded = BlockCall(real=torch.arange(100)[None] > 0)  # the same without the first token
     assert float(error_of_outputs(lost, target, padded)) == 0.0
 

@@ -19,8 +19,10 @@ from compress.models.replay import BlockCall
 from compress.train.language import DistillationOptions
 from compress.train.moment import Moment
 from compress.train.options import TrainingOptions
-from compress.train.reconstruction import BlockWork, error_of_tokens, learn_outputs
+from compress.train.reconstruction import BlockWork, learn_outputs
 from compress.train.whole import ModelWork, learn_language
+
+_TINY = 1e-12  # of squared lengths: a token of zeros has no relative error
 
 
 @dataclass(frozen=True)
@@ -54,18 +56,20 @@ class MaskSchedule:
 def error_of_outputs(output: torch.Tensor, target: torch.Tensor, call: BlockCall) -> torch.Tensor:
     """Half the mean relative error of the tokens, and half that of all tokens together.
 
-    Some block of a trained transformer gives the first token a hundred times the length of others,
-    and all later attention rests on it (Sun et al. 2024, arXiv 2402.17762). Of the tokens' mean it
-    is one in hundreds: to lose it costs next to nothing there, and every attempt to keep it that
-    makes another token as long costs its length squared. It is nearly all of what the second half
-    sees, where both weigh the same.
+    In some block of a trained transformer the first token becomes a hundred times as long as the
+    others, and all later attention rests on it (Sun et al. 2024, arXiv 2402.17762). It has to be
+    weighed by its length too: of the tokens' mean it is one in hundreds, so that to lose it costs
+    next to nothing. And a token's error is relative to the longer of what it is and what it should
+    be: else a token that is as long by mistake costs its length squared, ten thousand times what a
+    lost one costs, and masks learn to have none.
 
     Args:
         output, target: states [batch, length, hidden size]. call: knows which of them are padding.
     """
     made, wanted = call.tokens(output), call.tokens(target)
-    together = (made - wanted).square().sum() / wanted.square().sum().clamp_min(1e-12)
-    return (error_of_tokens(output, target, call) + together) / 2
+    apart, norm = (made - wanted).square().sum(-1), wanted.square().sum(-1)
+    longer = torch.maximum(made.detach().square().sum(-1), norm).clamp_min(_TINY)
+    return ((apart / longer).mean() + apart.sum() / norm.sum().clamp_min(_TINY)) / 2
 
 
 def learn_on_block(work: BlockWork, schedule: MaskSchedule, options: TrainingOptions) -> None:
@@ -101,8 +105,8 @@ def learn_on_block(work: BlockWork, schedule: MaskSchedule, options: TrainingOpt
 def tune_on_block(work: BlockWork, options: TrainingOptions) -> None:
     """Train the kept weights of one block on its outputs; the masks stay.
 
-    Of the weights, too, those are kept that were best on held-out batches. Metrics: relative error
-    on held-out batches ``before``, at the ``end`` of tuning and ``after`` all.
+    Of the weights, too, those are kept that were best on held-out batches. Metrics: the error
+    (:func:`error_of_outputs`) there ``before``, at the ``end`` of tuning and ``after`` all.
     """
     linears = masked_linears(work.block)
     if not linears:
@@ -117,7 +121,7 @@ def tune_on_block(work: BlockWork, options: TrainingOptions) -> None:
 
     best = learn_outputs(
         work, [linear.kept for linear in linears.values()], options,
-        prepare=prepare, settle=lambda: _hold_hard(linears),
+        prepare=prepare, settle=lambda: _hold_hard(linears), distance=error_of_outputs,
     )  # fmt: skip
     work.metrics |= best.metrics("tuning")
     _hold_hard(linears)
