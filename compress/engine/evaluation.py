@@ -28,7 +28,7 @@ from compress.planning.recipe import split_evaluation
 from compress.system.files import refuse_existing
 from compress.system.intake import user_path
 from compress.system.precision import device_of
-from compress.system.progress import Progress
+from compress.system.progress import Progress, showing
 from compress.system.tensors import TensorIndex
 
 REPORTS = ("report.json", "report.md", "report.html")
@@ -138,7 +138,7 @@ def evaluate(
     data_root: str | Path | None = None,
     cache_dir: str | Path | None = None,
     trust_remote_code: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     command: str | None = None,
 ) -> Report:
     """Measure quality and cost of one model, as a run and ``compress evaluate`` do.
@@ -164,7 +164,7 @@ def evaluate(
         data_root: folder with local copies of data sets.
         cache_dir: where fetched models and evaluation figures are kept.
         trust_remote_code: run code that comes with a checkpoint.
-        progress: where to tell how far it is.
+        progress: where to tell how far it is; True, False, or None: on a terminal or in a notebook.
         command: the command line, for the report.
 
     Returns:
@@ -182,11 +182,38 @@ def evaluate(
     folder = None if out is None else _report_folder(out, overwrite)
     check_data_root(data_root)
     chosen, spec = split_evaluation(_section(evaluation, text))
-    live = not isinstance(model, (str, Path))
-    lab = Lab(
-        model.device if live and isinstance(model, PreTrainedModel) else device_of(device),
-        data_root, cache_dir, trust_remote_code, progress or Progress(quiet=True),
+    live = isinstance(model, PreTrainedModel)
+    with showing(progress) as told:
+        lab = Lab(
+            model.device if live else device_of(device),
+            data_root, cache_dir, trust_remote_code, told,
+        )  # fmt: skip
+        info, data, result = _measured(model, chosen, spec, tokenizer, against, lab)
+    if folder is not None:
+        _make(folder)
+    return finished_report(
+        folder,
+        title=Path(model).name if isinstance(model, (str, Path)) else type(model).__name__,
+        run=RunInfo(
+            **info, command=command, started=started, seconds=time.perf_counter() - begin,
+            trust_remote_code=trust_remote_code,
+        ),
+        data=data,
+        after=result,
     )  # fmt: skip
+
+
+def _measured(
+    model: str | Path | PreTrainedModel,
+    chosen: TextSpec | None,
+    spec: EvaluationSpec,
+    tokenizer: Any,
+    against: str | Path | PreTrainedModel | None,
+    lab: Lab,
+) -> tuple[dict[str, Any], tuple[Any, ...], EvaluationResult]:
+    """What a report says of where the model came from and of the data, and what was measured."""
+    code, data_root = lab.trust_remote_code, lab.data_root
+    live = not isinstance(model, (str, Path))
     if live:
         found, home, reader, shape = None, None, tokenizer, _live(model)
         info = {"model": f"{type(model).__name__} in memory"}
@@ -194,8 +221,7 @@ def evaluate(
         found = _resolved(model, lab)
         home = found.folder
         reader = _reader(home, lab, chosen, spec, tokenizer)
-        shape = build_meta(load_config(home, trust_remote_code=trust_remote_code),
-                           trust_remote_code)  # fmt: skip
+        shape = build_meta(load_config(home, trust_remote_code=code), code)
         info = source_info(found, found.digest or TensorIndex.open(home).digest())
     for warning in check_evaluation(
         chosen, spec, reader, shape, data_root, timed=against is not None
@@ -209,18 +235,7 @@ def evaluate(
         subject, inputs, folder=home, baseline=baseline,
         figures=None if live else lab.figures(home, spec),
     )  # fmt: skip
-    if folder is not None:
-        _make(folder)
-    return finished_report(
-        folder,
-        title=type(model).__name__ if live else Path(model).name,
-        run=RunInfo(
-            **info, command=command, started=started, seconds=time.perf_counter() - begin,
-            trust_remote_code=trust_remote_code,
-        ),
-        data=inputs.entries(),
-        after=result,
-    )  # fmt: skip
+    return info, inputs.entries(), result
 
 
 def _section(

@@ -79,7 +79,7 @@ class ExpectedFigure(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    value: float
+    value: float = Field(description="of the figure")
     within: float = Field(ge=0, description="largest difference that still counts as reproduced")
 
 
@@ -88,9 +88,9 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    version: Literal[1] = 1
+    version: Literal[1] = Field(1, description="of this schema")
     name: str = Field("unnamed", description="for the report and for `compress run NAME`")
-    description: str = ""
+    description: str = Field("", description="what the recipe is for; nothing reads it")
     expected: dict[str, ExpectedFigure] = Field(
         default_factory=dict,
         description="figures of the report (compress.eval.report.figures) that this recipe gave "
@@ -101,8 +101,8 @@ class Recipe(BaseModel):
         description="modules, or paths of .py files that start at the recipe's folder, that are "
         "run before the steps are read, so that methods in them can register themselves",
     )
-    model: ModelSpec
-    seed: int = Field(0, ge=-(2**63), lt=2**63)
+    model: ModelSpec = Field(description="a section, or short for its source: the source alone")
+    seed: int = Field(0, ge=-(2**63), lt=2**63, description="of everything random in the run")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
     compute: Compute = Field(
         "auto",
@@ -110,14 +110,19 @@ class Recipe(BaseModel):
         "bfloat16 where a measurement of the machine shows that it is faster; a run keeps what it "
         "began with. Statistics, solvers and evaluation are in float32 in any case",
     )
-    calibration: CalibrationSpec | None = None
-    steps: tuple[Method, ...] = ()
+    calibration: CalibrationSpec | None = Field(
+        None, description="what steps see that look at inputs (`needs: calibration`)"
+    )
+    steps: tuple[Method, ...] = Field(
+        (),
+        description="what is done, in order: `method: NAME` and options of that method, or the "
+        "name alone",
+    )
     evaluation: dict[str, Any] | None = Field(
         None,
-        description="text or examples (as in calibration) and the fields of "
-        "compress.eval.EvaluationSpec",
+        description="what is measured before and after; without it the report has no quality",
     )
-    output: OutputSpec = OutputSpec()
+    output: OutputSpec = Field(OutputSpec(), description="how the result is written")
 
     @field_validator("model", mode="before")
     @classmethod

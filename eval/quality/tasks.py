@@ -72,7 +72,7 @@ class TaskSpec(BaseModel):
         description="the likelihood bound, or the pseudo-log-likelihood (each token masked alone)",
     )
     draws: int = Field(default=16, ge=1, description="masks an answer, for the bound")
-    seed: int = 0
+    seed: int = Field(default=0, description="of the masks")
 
 
 def run_tasks(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from compress.errors import CompressError
 from compress.eval.cost.latency import PairedTimes
@@ -94,6 +94,30 @@ class Comparison(NamedTuple):
         """The table as Markdown."""
         flat = ([c if isinstance(c, str) else _flat(*c) for c in row] for row in self.rows())
         return grid(self.head(), flat, left=(0, 5)) + "\n"
+
+    def data(self) -> dict[str, Any]:
+        """The table as plain data: bytes, multiply-accumulates a token, speeds as ratios."""
+        return {
+            "quality": self.quality.label,
+            "higher_is_better": self.quality.higher_is_better,
+            "entries": [self._data(entry) for entry in self.entries],
+        }
+
+    def _data(self, entry: Entry) -> dict[str, Any]:
+        value, low, high = self.quality.of(entry.result)
+        cost, timing = entry.result.cost, entry.result.latency
+        return {
+            "name": entry.name,
+            "original": entry.original,
+            "quality": value,
+            "low": low,
+            "high": high,
+            "checkpoint_bytes": cost.size.checkpoint_bytes,
+            "bits_per_weight": cost.size.bits_per_weight,
+            "macs_per_token": cost.macs.per_token,
+            "prefill_speed": timing and timing.prefill.speedup,
+            "unbeaten_in": [c.short for c in self.costs if entry.name in self.frontier[c.label]],
+        }
 
     def write(self, path: str | Path) -> Path:
         """Write the page to ``path``."""
