@@ -189,14 +189,15 @@ def tasks_part(
         "limit": spec.limit, "num_fewshot": spec.num_fewshot, "batch_size": spec.batch_size,
         "special_tokens": spec.special_tokens,
     }  # fmt: skip
-    data = task_data(spec.tasks, data_root)
+    data = None if spec.include_path else task_data(spec.tasks, data_root)
     masked = spec.masked_tasks
     # The tokenizer that texts are read with is one of the checkpoint's files.
     protocol = {"data": data, "masked": masked.model_dump(), **options} if data else None
     parts.quality(
         "tasks", TasksResult, protocol,
         lambda: run_tasks(
-            model, tokenizer, spec.tasks, data_root=data_root, masked=masked, **options
+            model, tokenizer, spec.tasks, include_path=spec.include_path, data_root=data_root,
+            masked=masked, **options,
         ),
     )  # fmt: skip
 

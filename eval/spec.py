@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from compress.errors import CompressError
 from compress.eval.cost import CostResult, PairedLatency
@@ -153,7 +154,20 @@ class EvaluationSpec(BaseModel):
     generator: GeneratorSpec = Field(
         default=GeneratorSpec(), description="likelihood and samples of masked generators"
     )
-    tasks: tuple[str, ...] = Field(default=(), description="lm-eval tasks")
+    tasks: tuple[str, ...] = Field(
+        default=(), description="lm-eval tasks: names, or YAML files with tasks of your own"
+    )
+    include_path: tuple[str, ...] = Field(
+        default=(),
+        description="folders with lm-eval tasks of your own, which tasks may then name; functions "
+        "that they name are run",
+    )
+
+    @field_validator("include_path", mode="before")
+    @classmethod
+    def _one_folder(cls, value: Any) -> Any:
+        return (str(value),) if isinstance(value, (str, Path)) else value
+
     masked_tasks: TaskSpec = Field(
         default=TaskSpec(), description="how a masked model scores the answers of tasks"
     )

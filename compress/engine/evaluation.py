@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from compress.data.text import TextSpec
+from compress.engine.added_evaluation import add_to_run, is_run
+from compress.engine.lab import Lab, finished_report, source_info
 from compress.engine.live import check_model_class
 from compress.errors import CompressError
 from compress.eval import EvaluationResult, EvaluationSpec
-from compress.eval import evaluate as measure_model
-from compress.eval.cache import Figures
-from compress.eval.report import Report, RunInfo, environment, with_findings, write_report
+from compress.eval.report import Report, RunInfo
 from compress.models.heads import head_of
-from compress.models.identity import model_digest
-from compress.models.sources.source import Source, load_config, load_model, resolve
+from compress.models.sources.source import load_config
 from compress.models.stream import build_meta
 from compress.planning.checks import check_data_root, check_evaluation, find_reader, reader_of
-from compress.planning.evaluation_inputs import EvaluationInputs, evaluation_inputs
+from compress.planning.evaluation_inputs import evaluation_inputs
 from compress.planning.recipe import split_evaluation
 from compress.system.files import refuse_existing
 from compress.system.intake import user_path
@@ -32,97 +29,6 @@ from compress.system.progress import Progress, showing
 from compress.system.tensors import TensorIndex
 
 REPORTS = ("report.json", "report.md", "report.html")
-
-
-@dataclass(frozen=True)
-class Lab:
-    """Where models are loaded and measured, and how that is told.
-
-    Attributes:
-        device: for models that are loaded.
-        data_root: folder with local copies of data sets.
-        cache_dir: of the toolkit; None for the usual one.
-        trust_remote_code: run code that comes with checkpoints.
-    """
-
-    device: torch.device
-    data_root: str | Path | None
-    cache_dir: str | Path | None
-    trust_remote_code: bool
-    progress: Progress
-
-    def load(self, folder: Path) -> PreTrainedModel:
-        """A checkpoint's model in float32, the type that everything is evaluated in."""
-        return load_model(
-            folder, dtype=torch.float32, device=self.device,
-            trust_remote_code=self.trust_remote_code,
-        )  # fmt: skip
-
-    def figures(self, folder: Path, spec: EvaluationSpec) -> Figures | None:
-        """What is known of a checkpoint; None where its figures are to be measured in any case.
-
-        Code that comes with a checkpoint may read whatever it likes, so no digest tells what it
-        computes: figures of such models are never kept.
-        """
-        if not spec.cache or self.trust_remote_code:
-            return None
-        return Figures(model_digest(folder), self.cache_dir)
-
-    def measure(
-        self,
-        model: PreTrainedModel,
-        inputs: EvaluationInputs,
-        *,
-        folder: Path | None = None,
-        baseline: PreTrainedModel | None = None,
-        figures: Figures | None = None,
-    ) -> EvaluationResult:
-        """Evaluate a model on what was read.
-
-        Args:
-            folder: that it was loaded from; without one neither bytes nor memory are told.
-            baseline: the original, for what is measured against it.
-            figures: of that folder; None measures everything.
-        """
-        text = inputs.text
-        result = measure_model(
-            model,
-            inputs.reader,
-            inputs.spec,
-            tokens=text and text.tokens,
-            documents=text and text.documents,
-            bytes_count=text and text.bytes,
-            folder=folder,
-            baseline=baseline,
-            sequences=inputs.generator.sequences,
-            judges=inputs.generator.judges,
-            examples=inputs.rows,
-            data_root=self.data_root,
-            trust_remote_code=self.trust_remote_code,
-            figures=figures,
-            progress=self.progress.update,
-        )
-        for part, measured in result.cached.items():
-            self.progress.say(f"{part}: from the cache, measured at {measured}")
-        return result
-
-
-def finished_report(folder: Path | None, **parts: Any) -> Report:
-    """A report with its findings and this machine, written to ``folder`` if one is given."""
-    report = with_findings(Report(**parts, environment=environment()))
-    if folder is not None:
-        write_report(report, folder)
-    return report
-
-
-def source_info(source: Source, digest: str) -> dict[str, Any]:
-    """Fields of a RunInfo that tell where a model came from."""
-    shipped = source.shipped
-    return {
-        "model": source.origin, "model_sha256": digest,
-        "source_bytes": shipped and shipped.bytes, "source_format": shipped and shipped.format,
-        "source_notes": source.notes,
-    }  # fmt: skip
 
 
 def evaluate(
@@ -150,7 +56,9 @@ def evaluate(
     done to it in memory cannot be told by a digest.
 
     Args:
-        model: folder, hub id, .gguf file, ``pypi:<name>==<version>``, or a live model.
+        model: folder, hub id, .gguf file, ``pypi:<name>==<version>``, or a live model; or the
+            folder of a complete run: then its original and its result are measured, and what was
+            found is added to its report (:func:`compress.engine.added_evaluation.add_to_run`).
         evaluation: as in a recipe: ``text`` (source, split, part ...), ``examples`` or ``images``,
             and the fields of :class:`compress.eval.EvaluationSpec`. Without one the model's cost
             alone is told.
@@ -188,6 +96,9 @@ def evaluate(
             model.device if live else device_of(device),
             data_root, cache_dir, trust_remote_code, told,
         )  # fmt: skip
+        if is_run(model):
+            _require_own_report(out, against, tokenizer)
+            return add_to_run(Path(model), chosen, spec, lab, command)
         info, data, result = _measured(model, chosen, spec, tokenizer, against, lab)
     if folder is not None:
         _make(folder)
@@ -218,7 +129,7 @@ def _measured(
         found, home, reader, shape = None, None, tokenizer, _live(model)
         info = {"model": f"{type(model).__name__} in memory"}
     else:
-        found = _resolved(model, lab)
+        found = lab.resolve(model)
         home = found.folder
         reader = _reader(home, lab, chosen, spec, tokenizer)
         shape = build_meta(load_config(home, trust_remote_code=code), code)
@@ -236,6 +147,15 @@ def _measured(
         figures=None if live else lab.figures(home, spec),
     )  # fmt: skip
     return info, inputs.entries(), result
+
+
+def _require_own_report(out: Any, against: Any, tokenizer: Any) -> None:
+    for name, given in (("out", out), ("against", against), ("tokenizer", tokenizer)):
+        if given is not None:
+            raise CompressError(
+                f"no `{name}` with a run's folder: its own report is added to", repr(given)[:80],
+                "Leave it out, or give the folder `model` in that of the run",
+            )  # fmt: skip
 
 
 def _section(
@@ -271,10 +191,6 @@ def _live(model: Any) -> PreTrainedModel:
     return model
 
 
-def _resolved(source: str | Path, lab: Lab) -> Source:
-    return resolve(source, cache_dir=lab.cache_dir, trust_remote_code=lab.trust_remote_code)
-
-
 def _reader(
     folder: Path, lab: Lab, text: TextSpec | None, spec: EvaluationSpec, tokenizer: Any
 ) -> Any:
@@ -291,7 +207,7 @@ def _reader(
 
 def _baseline(against: str | Path | PreTrainedModel, lab: Lab) -> PreTrainedModel:
     if isinstance(against, (str, Path)):
-        return lab.load(_resolved(against, lab).folder)
+        return lab.load(lab.resolve(against).folder)
     return _live(against)
 
 

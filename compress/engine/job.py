@@ -21,8 +21,8 @@ from compress.checkpoint.export import check_export, companions, export, export_
 from compress.checkpoint.state import ModelState
 from compress.data.calibration import Calibration, calibration_batches
 from compress.engine.context import StepContext
-from compress.engine.evaluation import Lab
 from compress.engine.intact import digests, model_digests, rewind_damaged
+from compress.engine.lab import Lab
 from compress.engine.original import Original
 from compress.engine.run_evaluation import RunEvaluation
 from compress.engine.sink import JournalSink

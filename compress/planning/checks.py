@@ -172,7 +172,7 @@ def check_evaluation(
         window = spec.window or 2
         _check_size(text, window, str(window), data_root, "evaluation", "Lower evaluation.window")
     try:
-        check_task_names(spec.tasks)
+        check_task_names(spec.tasks, spec.include_path)
         latency = spec.latency_spec()
         if latency is not None and timed:
             fits = latency.within(positions, kind == "causal")

@@ -195,13 +195,21 @@ def _check_expected(recipe: Recipe, where: str) -> None:
             "an evaluation that measures what is expected", "none",
             "Add an evaluation, or drop `expected`", where=f"{where}, expected",
         )  # fmt: skip
+    tasks = _task_names(recipe.evaluation or {})
     for name in recipe.expected:
-        tasks = recipe.evaluation.get("tasks") or ()
         if unknown(name, tasks) is not None:
             raise CompressError(
                 "a figure of the report", repr(name), did_you_mean(name, known(tasks)),
                 where=f"{where}, expected",
             )  # fmt: skip
+
+
+def _task_names(evaluation: dict[str, Any]) -> tuple[str, ...]:
+    """Names of an evaluation's tasks, also of those that it names by their files."""
+    from compress.eval.quality.user_tasks import is_task_file, user_tasks
+
+    tasks = tuple(evaluation.get("tasks") or ())
+    return user_tasks(tasks, ()).resolved(tasks) if any(map(is_task_file, tasks)) else tasks
 
 
 def parse_steps(steps: Any, where: str = "") -> tuple[Method, ...]:
