@@ -251,6 +251,9 @@ def evaluate(
     special_tokens: Annotated[
         bool, typer.Option(help="Around each window what the tokenizer adds (BOS; [CLS], [SEP]).")
     ] = True,
+    lines: Annotated[
+        bool, typer.Option("--lines", help="Each line of a plain text is a document.")
+    ] = False,
     images: Annotated[
         str | None, typer.Option(help="For a generator of images: digits or mnist.")
     ] = None,
@@ -296,6 +299,7 @@ def evaluate(
         columns=fields,
         split=split,
         subset=subset,
+        lines=lines,
         images=images,
         samples=samples,
         documents=documents,

@@ -19,6 +19,7 @@ def evaluation_section(
     columns: str,
     split: str | None,
     subset: str | None,
+    lines: bool,
     images: str | None,
     samples: int | None,
     documents: bool,
@@ -36,6 +37,8 @@ def evaluation_section(
     }  # fmt: skip
     if text is not None:
         section["text"] = {"source": text, "split": split or "test", "subset": subset}
+        if lines:
+            section["text"]["lines"] = True
     if examples is not None:
         section["examples"] = {"source": examples, "subset": subset, **_columns(columns)}
         if split is not None:

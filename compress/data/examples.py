@@ -29,7 +29,8 @@ class ExamplesSpec(BaseModel):
 
     source: str = Field(
         description="a task of GLUE by its name (sst2), a hub data set (owner/name), or a file or "
-        "pattern with rows (.jsonl .json .parquet .csv .tsv)"
+        "pattern with rows (.jsonl .json .parquet .csv .tsv, also .gz), or a folder that "
+        "datasets' save_to_disk wrote"
     )
     subset: str | None = Field(None, description="configuration of a hub data set")
     split: str = Field("train", description="split of a hub data set")
@@ -146,6 +147,18 @@ def load_examples(spec: ExamplesSpec, data_root: str | Path | None = None) -> Ex
             are no text, examples without a label, or none at all.
     """
     rows, about = _read(spec, data_root)
+    return examples_of(rows, spec, about)
+
+
+def examples_of(rows: list[dict[str, Any]], spec: ExamplesSpec, about: str) -> Examples:
+    """Labelled texts from rows, as the spec describes them.
+
+    Args:
+        about: a line on where the rows are from.
+
+    Raises:
+        CompressError: as :func:`load_examples`.
+    """
     rows = take_part(rows[: spec.limit], spec.part) if len(rows) > 1 else rows
     if not rows:
         raise CompressError(
@@ -169,7 +182,7 @@ def load_examples(spec: ExamplesSpec, data_root: str | Path | None = None) -> Ex
 def _read(spec: ExamplesSpec, data_root: str | Path | None) -> tuple[list[dict[str, Any]], str]:
     """The rows and a line about them."""
     if is_file_source(spec.source):
-        paths = expand(spec.source)
+        paths = expand(spec.source, spec.split)
         rows = [row for path in paths for row in read_rows(path, Local(str(path)))]
         return rows, spec.source + (f" ({len(paths)} files)" if len(paths) > 1 else "")
     dataset, subset = canonical(spec.source, spec.subset)

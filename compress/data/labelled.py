@@ -97,7 +97,7 @@ def head_for(spec: ExamplesSpec, examples: Examples | None) -> Head:
 
 
 def load_rows(
-    spec: ExamplesSpec,
+    spec: ExamplesSpec | Examples,
     head: Head | None,
     tokenizer: Any,
     config: PreTrainedConfig,
@@ -105,6 +105,9 @@ def load_rows(
     data_root: str | Path | None,
 ) -> tuple[Examples, Rows]:
     """Read labelled texts for a model.
+
+    Args:
+        spec: where they are, or the examples themselves.
 
     Raises:
         CompressError: a model without a head of labels, no tokenizer, or what
@@ -118,5 +121,5 @@ def load_rows(
         )  # fmt: skip
     if not callable(getattr(tokenizer, "get_vocab", None)):
         raise CompressError("a tokenizer, to read examples with", type(tokenizer).__name__)
-    examples = load_examples(spec, data_root)
+    examples = spec if isinstance(spec, Examples) else load_examples(spec, data_root)
     return examples, labelled_rows(examples, head, tokenizer, config, length)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from compress.data.examples import Examples
+from compress.data.given import GivenText
 from compress.data.text import TextSpec
 from compress.engine.intact import check_finished
 from compress.engine.lab import Lab, finished_report
@@ -37,7 +39,12 @@ def is_run(place: Any) -> bool:
 
 
 def add_to_run(
-    folder: Path, text: TextSpec | None, spec: EvaluationSpec, lab: Lab, command: str | None
+    folder: Path,
+    text: TextSpec | GivenText | None,
+    spec: EvaluationSpec,
+    lab: Lab,
+    command: str | None,
+    given: Examples | None = None,
 ) -> Report:
     """Measure a complete run's original and result, and add what was found to its report.
 
@@ -47,6 +54,7 @@ def add_to_run(
 
     Args:
         text, spec: what to measure, as :func:`compress.planning.recipe.split_evaluation` found it.
+        given: labelled examples in memory.
 
     Raises:
         CompressError: a run that is not complete, whose model or original is another one now, or
@@ -72,9 +80,13 @@ def add_to_run(
         reader = reader_of(home, lab.trust_remote_code)
         config = load_config(home, trust_remote_code=lab.trust_remote_code)
         shape = build_meta(config, lab.trust_remote_code)
-        for warning in check_evaluation(text, spec, reader, shape, lab.data_root, timed=False):
+        for warning in check_evaluation(
+            text, spec, reader, shape, lab.data_root, timed=False, given=given
+        ):
             lab.progress.say(f"note: {warning}")
-        inputs = evaluation_inputs(text, spec, config, reader, lab.data_root, head_of(shape))
+        inputs = evaluation_inputs(
+            text, spec, config, reader, lab.data_root, head_of(shape), given
+        )  # fmt: skip
         before = None
         if report.before is not None:
             lab.progress.say("evaluating the original")

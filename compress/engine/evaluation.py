@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from compress.data.examples import Examples
+from compress.data.given import GivenText, given_examples, given_text
 from compress.data.text import TextSpec
 from compress.engine.added_evaluation import add_to_run, is_run
 from compress.engine.lab import Lab, finished_report, source_info
@@ -35,7 +37,8 @@ def evaluate(
     model: str | Path | PreTrainedModel,
     evaluation: dict[str, Any] | EvaluationSpec | None = None,
     *,
-    text: TextSpec | dict[str, Any] | None = None,
+    text: Any = None,
+    examples: Any = None,
     tokenizer: Any = None,
     against: str | Path | PreTrainedModel | None = None,
     out: str | Path | None = None,
@@ -62,8 +65,10 @@ def evaluate(
         evaluation: as in a recipe: ``text`` (source, split, part ...), ``examples`` or ``images``,
             and the fields of :class:`compress.eval.EvaluationSpec`. Without one the model's cost
             alone is told.
-        text: the evaluation text, where ``evaluation`` is an EvaluationSpec; by default the one
-            that its ``perplexity`` describes.
+        text: the evaluation text: where it is (a TextSpec, or a dict as in a recipe), or the text
+            itself: :data:`compress.data.given.TEXTS`. By default what ``evaluation`` describes.
+        examples: labelled examples in memory, for a model with a head of labels: a list of objects
+            with text and label, or a ``datasets.Dataset``.
         tokenizer: of a live model; a checkpoint brings its own.
         against: the original, for latency in pairs and a masked generator's divergence.
         out: folder for report.json, report.md and report.html; made where there is none.
@@ -89,7 +94,7 @@ def evaluate(
     begin, started = time.perf_counter(), datetime.now(UTC).isoformat()
     folder = None if out is None else _report_folder(out, overwrite)
     check_data_root(data_root)
-    chosen, spec = split_evaluation(_section(evaluation, text))
+    chosen, spec, given = _asked(evaluation, text, examples)
     live = isinstance(model, PreTrainedModel)
     with showing(progress) as told:
         lab = Lab(
@@ -98,8 +103,8 @@ def evaluate(
         )  # fmt: skip
         if is_run(model):
             _require_own_report(out, against, tokenizer)
-            return add_to_run(Path(model), chosen, spec, lab, command)
-        info, data, result = _measured(model, chosen, spec, tokenizer, against, lab)
+            return add_to_run(Path(model), chosen, spec, lab, command, given)
+        info, data, result = _measured(model, chosen, spec, given, tokenizer, against, lab)
     if folder is not None:
         _make(folder)
     return finished_report(
@@ -116,8 +121,9 @@ def evaluate(
 
 def _measured(
     model: str | Path | PreTrainedModel,
-    chosen: TextSpec | None,
+    chosen: TextSpec | GivenText | None,
     spec: EvaluationSpec,
+    given: Examples | None,
     tokenizer: Any,
     against: str | Path | PreTrainedModel | None,
     lab: Lab,
@@ -135,10 +141,12 @@ def _measured(
         shape = build_meta(load_config(home, trust_remote_code=code), code)
         info = source_info(found, found.digest or TensorIndex.open(home).digest())
     for warning in check_evaluation(
-        chosen, spec, reader, shape, data_root, timed=against is not None
+        chosen, spec, reader, shape, data_root, timed=against is not None, given=given
     ):
         lab.progress.say(f"note: {warning}")
-    inputs = evaluation_inputs(chosen, spec, shape.config, reader, data_root, head_of(shape))
+    inputs = evaluation_inputs(
+        chosen, spec, shape.config, reader, data_root, head_of(shape), given
+    )  # fmt: skip
     lab.progress.say(f"evaluating {info['model']}")
     subject = model if live else lab.load(home)
     baseline = _baseline(against, lab) if against is not None and inputs.paired else None
@@ -156,6 +164,35 @@ def _require_own_report(out: Any, against: Any, tokenizer: Any) -> None:
                 f"no `{name}` with a run's folder: its own report is added to", repr(given)[:80],
                 "Leave it out, or give the folder `model` in that of the run",
             )  # fmt: skip
+
+
+def _asked(
+    evaluation: dict[str, Any] | EvaluationSpec | None, text: Any, examples: Any
+) -> tuple[TextSpec | GivenText | None, EvaluationSpec, Examples | None]:
+    """The text, what to measure, and the examples that are in memory."""
+    described = isinstance(text, TextSpec) or (isinstance(text, dict) and "source" in text)
+    if text is None or described:
+        chosen, spec = split_evaluation(_section(evaluation, text))
+    else:
+        _, spec = split_evaluation(_section(evaluation, None))
+        chosen = given_text(text)
+        _refuse_two(spec, "text")
+        spec = spec.model_copy(update={"perplexity": {"source": chosen.source}})
+    if examples is None:
+        return chosen, spec, None
+    _refuse_two(spec, "examples")
+    given = given_examples(examples)
+    told = {"source": given.description}
+    return chosen, spec.model_copy(update={"examples": told}), given
+
+
+def _refuse_two(spec: EvaluationSpec, name: str) -> None:
+    """Refuse data in memory beside data that the evaluation describes."""
+    if any(part is not None for part in (spec.perplexity, spec.examples, spec.images)):
+        raise CompressError(
+            "one text, or examples, to evaluate on", f"`{name}` and what the evaluation names",
+            "Leave one out", where="evaluation",
+        )  # fmt: skip
 
 
 def _section(
