@@ -95,7 +95,7 @@ def given_examples(given: Any) -> Examples:
                 where="examples",
             )  # fmt: skip
         rows.append(dict(row))
-    return examples_of(rows, ExamplesSpec(source="examples in memory"), "examples in memory")
+    return examples_of(rows, ExamplesSpec(source="memory"), "a list in memory")
 
 
 def _values(item: Any) -> Iterator[str | Chat | torch.Tensor]:
