@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -35,6 +36,7 @@ TASKS: tuple[tuple[str, type], ...] = (
     ("LMHeadModel", AutoModelForCausalLM),
     ("ForMaskedLM", AutoModelForMaskedLM),
     ("ForSequenceClassification", AutoModelForSequenceClassification),
+    ("ForTokenClassification", AutoModelForTokenClassification),
     ("ForImageClassification", AutoModelForImageClassification),
     ("ForImageClassificationWithTeacher", AutoModelForImageClassification),
 )
