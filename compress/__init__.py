@@ -34,6 +34,7 @@ _EXPORTS = {
     "load": "compress.api",
     "materialize": "compress.api",
     "plan": "compress.api",
+    "register_family": "compress.models.described",
     "register_method": "compress.methods.catalog",
     "run": "compress.api",
     "save": "compress.api",

@@ -25,6 +25,8 @@ from compress.errors import CompressError
 from compress.linear.semi_structured import convert, refuse_converted
 from compress.methods.base import Method
 from compress.methods.catalog import METHODS
+from compress.models.anatomy import stock_type
+from compress.models.described import attach
 from compress.models.diffusion import (
     adapted,
     build_diffusion,
@@ -225,6 +227,8 @@ def apply(
     if teacher is not None:
         check_live(teacher, "to learn from")
     adapter, dtype = adapted(model), calibration_dtype(compute, model.device)
+    if adapter is model:
+        attach(model.config, stock_type(model.config))
     batches = calibration_inputs(calibration, adapter, tokenizer, length=length)
     if adapter is not model:
         _check_diffusion(parsed)

@@ -23,6 +23,7 @@ from compress.data.text import TextSpec
 from compress.errors import CompressError, did_you_mean
 from compress.methods.base import Method
 from compress.methods.catalog import METHODS
+from compress.models.described import FamilySpec
 from compress.planning.imports import run_imports
 from compress.planning.recipe_files import read_data
 from compress.system.precision import Compute
@@ -44,6 +45,11 @@ class ModelSpec(BaseModel):
     )
     train: TrainSpec | None = Field(None, description="train or adapt a model, instead of source")
     revision: str | None = Field(None, description="hub branch, tag or commit")
+    family: FamilySpec | None = Field(
+        None,
+        description="how the model's type names its parts, where no table has it and what is "
+        "inferred does not do (compress inspect); goes into the result's config.json",
+    )
     trust_remote_code: bool = Field(
         False, description="run Python code that comes with the checkpoint; the report says so"
     )
@@ -139,6 +145,10 @@ class Recipe(BaseModel):
             for name in names if data[section] else ():
                 if data[section][name] is None:
                     del data[section][name]
+        family = self.model.family
+        data["model"] = {k: v for k, v in data["model"].items() if k != "family"}
+        if family is not None:
+            data["model"]["family"] = family.told()
         train = data["model"].get("train")
         if train is not None and train["examples"] is None:
             del train["examples"]
