@@ -14,6 +14,7 @@ from torch import LongTensor, nn
 from compress.data.framing import Frame, Kind, frame_for
 from compress.data.labelled import rows_digest
 from compress.eval.cache import Figures
+from compress.eval.quality.continuations import continuations
 from compress.eval.quality.denoising import Sequences
 from compress.eval.quality.generation import Judges
 from compress.eval.quality.generator import GeneratorResult, evaluate_generator, sampler_options
@@ -102,6 +103,16 @@ def perplexity_part(
         "perplexity", PerplexityResult, {"tokens": ids_digest(tokens), **options},
         lambda: perplexity(model, tokens, progress=told, **options),
     )  # fmt: skip
+
+
+def continuations_part(
+    parts: Parts, model: nn.Module, tokenizer: Any, spec: EvaluationSpec, tokens: LongTensor
+) -> None:
+    prefix = _frame(model, tokenizer, spec, "causal").prefix
+    parts.measure(
+        "continuations",
+        lambda: continuations(model, tokenizer, tokens, spec.continuations, tuple(prefix)),
+    )
 
 
 def masked_part(

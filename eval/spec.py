@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from compress.errors import CompressError
 from compress.eval.cost import CostResult, PairedLatency
+from compress.eval.quality.continuations import Continuation
 from compress.eval.quality.generator import GeneratorResult, GeneratorSpec
 from compress.eval.quality.labels import LabelsResult
 from compress.eval.quality.masked import MaskedResult
@@ -147,6 +148,13 @@ class EvaluationSpec(BaseModel):
     )
     stride: int | None = Field(default=None, ge=1, description="default: the window, no overlap")
     max_tokens: int | None = Field(default=32768, ge=2, description="use the head of the text")
+    continuations: int = Field(
+        default=3,
+        ge=0,
+        le=20,
+        description="causal models: beginnings of the text that the report shows both models go on "
+        "with; 0: none",
+    )
     batch_size: int = Field(
         default=1, ge=1, description="sequences a forward, more where none is longer than another"
     )
@@ -218,6 +226,9 @@ class EvaluationResult(BaseModel):
     generator: GeneratorResult | None = None
     labels: LabelsResult | None = None
     tasks: TasksResult | None = None
+    continuations: tuple[Continuation, ...] = Field(
+        default=(), description="how the model goes on with beginnings of the text"
+    )
     cost: CostResult
     latency: PairedLatency | None = Field(
         default=None, description="against the original; before is the original, after this model"

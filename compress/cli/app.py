@@ -339,16 +339,26 @@ def evaluate(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders or report.json files.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the page.")] = Path(
-        "compare.html"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Where to write the page; JSON and CSV go beside it."),
+    ] = Path("compare.html"),
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="Columns, comma separated: quality, size, bits, parameters, sparsity, macs, "
+            "prefill, decode, memory, seconds, names of tasks."
+        ),
+    ] = None,
+    sort: Annotated[str, typer.Option(help="The column to sort by.")] = "quality",
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Put several runs into one table and one quality-versus-cost plot."""
     from compress.engine.comparison import compare as put_together
 
-    made = put_together(runs, out, overwrite=overwrite)
+    chosen = None if columns is None else [key for key in columns.split(",") if key]
+    made = put_together(runs, out, overwrite=overwrite, columns=chosen, sort=sort)
     with telling(f"the page {out} is complete"):
         if as_json:
             print(json.dumps(made.data()))

@@ -164,6 +164,8 @@ def _added(old: EvaluationResult, new: EvaluationResult) -> EvaluationResult:
         )
     else:
         update["spec"] = old.spec
+    if new.continuations:
+        update["continuations"] = new.continuations
     if new.tasks is not None:
         names = tuple(dict.fromkeys((*old.spec.tasks, *new.spec.tasks)))
         folders = tuple(dict.fromkeys((*old.spec.include_path, *new.spec.include_path)))
