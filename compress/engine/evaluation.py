@@ -18,6 +18,7 @@ from compress.engine.live import check_model_class
 from compress.errors import CompressError
 from compress.eval import EvaluationResult, EvaluationSpec
 from compress.eval.report import Report, RunInfo
+from compress.models.config_limits import check_one_stack
 from compress.models.heads import head_of
 from compress.models.sources.source import load_config
 from compress.models.stream import build_meta
@@ -220,6 +221,7 @@ def _section(
 
 def _live(model: Any) -> PreTrainedModel:
     check_model_class(model, "to evaluate")
+    check_one_stack(model.config, type(model).__name__)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise CompressError(
             "a model with its weights in memory to evaluate", "parameters on the meta device",
