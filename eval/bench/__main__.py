@@ -11,6 +11,7 @@ BENCHMARKS = (
     ("evaluation", "speed and agreement of perplexity against lm-eval", "5", "0.6"),
     ("speedup", "prefill speed-up of narrower and shallower models", "8", "1.5"),
     ("robust", "right on every machine: faults, families, memory, precision", "150", "45"),
+    ("strangers", "twelve unknown model types, metrics, a wheel in an empty folder", "20", "6"),
     ("maskllm", "learned 2:4 masks, block by block and on the whole model", "200", "5"),
     ("depth", "fewer blocks: removed, flattened, fused, distilled", "240", "15"),
     ("dsformer", "dense-sparse factorisation against SVD-LLM at equal bytes", "240", "5"),
