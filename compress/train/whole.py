@@ -7,7 +7,7 @@ works on all of them without knowing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,6 +113,7 @@ def learn_language(
     teacher: Callable[[], AbstractContextManager[None]] = nullcontext,
     taught_by: Teacher | None = None,
     source: BatchSource | None = None,
+    held: Mapping[str, torch.Tensor] | None = None,
 ) -> float:
     """Train parameters of a model, or of modules in it, on the model's own loss.
 
@@ -125,6 +126,7 @@ def learn_language(
             step, and no memory.
         taught_by: another teacher, see :func:`model_loss`.
         source: of what is learned from; by default the calibration batches.
+        held: what ``prepare`` changes, as :func:`compress.train.loop.fit` takes it.
 
     Returns:
         The mean loss of the last tenth of the steps.
@@ -143,7 +145,7 @@ def learn_language(
     result = fit(
         work.model, loss, source or training_source(work), options, parameters=parameters,
         folder=work.folder, seed=work.seed, name=name, progress=work.progress, guard=work.guard,
-        device=work.device, auto=work.precision,
+        device=work.device, auto=work.precision, held=held,
     )  # fmt: skip
     last = result.history[-max(1, options.steps // 10) :]
     return sum(line["loss"] for line in last) / len(last)
