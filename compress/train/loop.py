@@ -43,6 +43,12 @@ class TrainingResult:
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
 
+    @property
+    def last_loss(self) -> float:
+        """The mean loss of the last tenth of the steps."""
+        last = self.history[-max(1, self.steps // 10) :]
+        return sum(line["loss"] for line in last) / len(last)
+
 
 def fit(
     module: nn.Module,

@@ -24,7 +24,7 @@ from compress.system.progress import Progress
 from compress.train.generator import GeneratorLoss
 from compress.train.labels import LabelLoss
 from compress.train.language import DistillationOptions, LanguageLoss
-from compress.train.loop import fit
+from compress.train.loop import TrainingResult, fit
 from compress.train.moment import Moment
 from compress.train.options import Precision, TrainingOptions
 from compress.train.source import BatchSource, TokenSource
@@ -114,7 +114,7 @@ def learn_language(
     taught_by: Teacher | None = None,
     source: BatchSource | None = None,
     held: Mapping[str, torch.Tensor] | None = None,
-) -> float:
+) -> TrainingResult:
     """Train parameters of a model, or of modules in it, on the model's own loss.
 
     Args:
@@ -129,7 +129,7 @@ def learn_language(
         held: what ``prepare`` changes, as :func:`compress.train.loop.fit` takes it.
 
     Returns:
-        The mean loss of the last tenth of the steps.
+        What :func:`compress.train.loop.fit` does, with the loss of each step.
     """
     measured = model_loss(work.model, work.anatomy, distillation, taught_by)
 
@@ -142,13 +142,11 @@ def learn_language(
         value, figures = measured(batch, observed)
         return value - reward, figures
 
-    result = fit(
+    return fit(
         work.model, loss, source or training_source(work), options, parameters=parameters,
         folder=work.folder, seed=work.seed, name=name, progress=work.progress, guard=work.guard,
         device=work.device, auto=work.precision, held=held,
     )  # fmt: skip
-    last = result.history[-max(1, options.steps // 10) :]
-    return sum(line["loss"] for line in last) / len(last)
 
 
 def training_source(work: ModelWork) -> BatchSource:
