@@ -155,7 +155,7 @@ def _train(
         work.metrics["vib.loss"] = learn_language(
             work, groups, options, method.distillation, name="gates", prepare=prepare,
             teacher=lesson.inside, taught_by=lesson.taught_by,
-        )  # fmt: skip
+        ).last_loss  # fmt: skip
     gates.pass_all()
     found = expected_gone(gates, sizes, schedule.sharpness[1]).detach()
     work.metrics["vib.expected"] = float(found)
@@ -179,7 +179,7 @@ def _learn_rest(
         work.metrics[f"vib.{name}"] = learn_language(
             here, chosen, options, method.distillation, name=name, prepare=prepare,
             teacher=lesson.inside, taught_by=lesson.taught_by,
-        )  # fmt: skip
+        ).last_loss  # fmt: skip
     gates.pass_all()
 
 
