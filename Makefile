@@ -28,7 +28,7 @@ lint: $(VENV)/.installed
 	$(BIN)/pyrefly check --summarize-errors
 
 tables: $(VENV)/.installed
-	$(BIN)/python -m compress.eval.bench.tables README.md docs/benchmarks.md docs/learned-masks.md docs/masked.md docs/flatten.md
+	$(BIN)/python -m compress.eval.bench.tables README.md docs/benchmarks.md docs/learned-masks.md docs/masked.md docs/flatten.md docs/dense_sparse.md
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
