@@ -91,7 +91,7 @@ class Learn:
         options: of the training, for the forecast; a batch counts calibration batches. None where
             what is learned has a closed form.
         memory: bytes that it holds beyond the weights, from the shapes of a block's linears; blocks
-            that learn together hold so much each.
+            that are trained together hold so much each, a closed form once.
         forwards: passes over the calibration batches beside the training.
     """
 

@@ -90,6 +90,7 @@ CASES: dict[str, Case] = {
     "w8a8": Case({}, {}, tolerance=0.1),
     "shortgpt": _DEPTH,
     "sleb": _DEPTH,
+    "drop_blocks": Case({"blocks": [1]}, {"blocks": []}),
     # Those whose norms are all in front of linears, and whose layers are of one type.
     "flatten": replace(
         _DEPTH, families=("llama", "gpt2", "opt", "llama-bidirectional", "modernbert-global")
