@@ -57,6 +57,7 @@ def inspect_model(
         "family": _family(streamed.model.config, anatomy.model_type),
         "blocks_path": anatomy.blocks_path,
         "blocks": [_block(b) for b in outline.blocks],
+        "active_parameters": outline.active_parameters,
         "hidden_size": outline.hidden_size,
         "vocabulary": outline.vocab_size,
         "labels": outline.labels,
