@@ -41,7 +41,7 @@ CODE = (*DEFAULT, "eval/bench/robust/families.py", "eval/bench/strangers_mixture
 COMMAND = "python -m compress.eval.bench.strangers"
 # Type of a model, and the head that it is given.
 MODELS = {
-    "arcee": "CausalLM", "olmo3": "CausalLM", "nemotron": "CausalLM", "falcon": "CausalLM",
+    "arcee": "CausalLM", "olmo3": "CausalLM", "nemotron": "CausalLM", "seed_oss": "CausalLM",
     "phi": "CausalLM", "bloom": "CausalLM", "mpt": "CausalLM", "xglm": "CausalLM",
     "eurobert": "MaskedLM", "megatron-bert": "MaskedLM", "ernie": "SequenceClassification",
     "roformer": "TokenClassification",
