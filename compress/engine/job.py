@@ -173,6 +173,7 @@ class Job:
         memory.give_back()
         memory.reset_peak()
         started, resumed = time.perf_counter(), bool(self.workspace.find(step=number))
+        processor = time.process_time()
         torch.manual_seed(self.recipe.seed)
         context.progress = self.progress
         context.joined = lambda: processes.joined(number)
@@ -185,6 +186,7 @@ class Job:
             "step": number,
             "method": method.name,
             "seconds": time.perf_counter() - started,
+            "cpu_seconds": time.process_time() - processor,
             "peak_bytes": memory.peak(),
             "planned_bytes": self.plan.steps[number].peak_bytes,
             "planned_seconds": self.plan.steps[number].seconds,

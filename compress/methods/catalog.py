@@ -38,6 +38,7 @@ BUILT_IN: dict[str, str] = {
         ("fwsvd", "factorize.fwsvd:FWSVD"),
         ("drone", "factorize.drone:DRONE"),
         ("dense_sparse", "factorize.dense_sparse:DenseSparseMethod"),
+        ("stf", "factorize.stf:STF"),
         ("distill", "distill.method:Distill"),
     )
 }

@@ -192,7 +192,8 @@ def _training_bytes(
             # Of what learns outside the blocks: the gradient and two averages of Adam.
             outer = 12 * outline.outer_parameters if step.keep_outer is not None else 0
             teacher = 4 * original.parameters if step.teacher else 0
-            held = max(held, step.memory(shapes) + outer + teacher)
+            own = step.memory(shapes) + step.holds(outline)
+            held = max(held, own + outer + teacher)
     # Stored for the backward pass: a dozen states a block, the widest layer twice.
     kept = 8 * len(outline.blocks) * batch
     return round(1.2 * (4 * outline.parameters + held + kept))

@@ -15,6 +15,8 @@ BENCHMARKS = (
     ("maskllm", "learned 2:4 masks, block by block and on the whole model", "200", "5"),
     ("depth", "fewer blocks: removed, flattened, fused, distilled", "240", "15"),
     ("dsformer", "dense-sparse factorisation against SVD-LLM at equal bytes", "240", "5"),
+    ("vib", "learned widths of a classifier against other ways to narrow it", "90", "3"),
+    ("vib_smollm2", "learned widths of a language model", "150", "3"),
     ("masked", "masked generators: the digits demo, every method, text, rxnfp", "90", "0.5"),
     ("masked_estimators", "estimators of a masked generator's likelihood", "5", "0.1"),
 )
