@@ -11,7 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from compress.checkpoint.embeddings import read_embeddings, stored_outer_shapes
 from compress.checkpoint.guards import is_guard
+from compress.checkpoint.pieces import check_pieces, expert_pieces
 from compress.checkpoint.records import BlockRecord, apply_record, stored_shapes_of
 from compress.errors import CompressError
 from compress.models.agreement import check_shapes, check_ties
@@ -46,10 +48,17 @@ class ModelTensors:
         self._stored = {}
         left = []
         renamings, conversions = _transforms(model)
-        for stored in index.names():
-            name = stored
+
+        def renamed(name: str) -> str:
             for renaming in renamings if name not in wanted else ():
                 name = renaming.rename_source_key(name)[0]
+            return name
+
+        self._pieces, used = expert_pieces(index, model, renamed, conversions)
+        for stored in index.names():
+            if stored in used:
+                continue
+            name = renamed(stored)
             if name not in wanted and prefix + name in wanted:
                 self._stored[prefix + name] = stored
             elif name in wanted:
@@ -58,7 +67,7 @@ class ModelTensors:
                 left.append(name)
         _check_unconverted(left, conversions, model)
         self.unused = unused_weights(model, left)
-        missing = sorted(wanted - self._stored.keys() - tied)
+        missing = sorted(wanted - self._stored.keys() - self._pieces.keys() - tied)
         if missing:
             raise CompressError(
                 f"a tensor for every parameter of {type(model).__name__}",
@@ -67,28 +76,35 @@ class ModelTensors:
                 "with transformers, save_pretrained it to a new folder, and use that",
             )
         check_shapes(self.index, self._stored, model)
+        check_pieces(self.index, self._pieces, model)
 
     def check_ties(self) -> None:
         """See :func:`compress.models.agreement.check_ties`."""
         check_ties(self.index, self._stored, self._tied)
 
     def names(self) -> list[str]:
-        return list(self._stored)
+        return [*self._stored, *self._pieces]
 
     def get(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        if name in self._pieces:
+            return self._pieces[name].get(self.index, dtype)
         return self.index.get(self._stored[name], dtype)
 
     def dtype(self, name: str) -> torch.dtype:
+        if name in self._pieces:
+            return self._pieces[name].dtype(self.index)
         return self.index.dtype(self._stored[name])
 
     def nbytes(self, name: str) -> int:
+        if name in self._pieces:
+            return self._pieces[name].nbytes(self.index)
         return self.index.nbytes(self._stored[name])
 
     @property
     def storage_dtype(self) -> torch.dtype:
         """The dtype that most floating bytes are stored in."""
         sizes: dict[torch.dtype, int] = {}
-        for name in self._stored:
+        for name in self.names():
             dtype = self.dtype(name)
             if dtype.is_floating_point:
                 sizes[dtype] = sizes.get(dtype, 0) + self.nbytes(name)
@@ -100,7 +116,8 @@ def stored_names(model: nn.Module, anatomy: Anatomy, records: Sequence[BlockReco
 
     Makes the blocks of ``model`` (on the meta device) what the records say.
     """
-    names = {name for name in model.state_dict() if anatomy.is_outer(name)}
+    state = {n: tuple(t.shape) for n, t in model.state_dict().items() if anatomy.is_outer(n)}
+    names = set(stored_outer_shapes(state, read_embeddings(model.config)))
     for block, record in zip(anatomy.blocks, records, strict=True):
         module = model.get_submodule(block.path)
         apply_record(module, record)
@@ -114,17 +131,19 @@ class OuterTensors:
     Args:
         tensors: of the checkpoint.
         path: of the file.
-        outer: names of the tensors outside the blocks.
+        prefix: of the names of tensors in blocks.
     """
 
-    def __init__(self, tensors: StoredTensors, path: Path, outer: Sequence[str]) -> None:
-        self._tensors, self._path, self._outer = tensors, path, frozenset(outer)
+    def __init__(self, tensors: StoredTensors, path: Path, prefix: str) -> None:
+        self._tensors, self._path, self._prefix = tensors, path, prefix
+        with opened_block(path) as file:
+            self._outer = frozenset(file.keys())
         self.index, self.unused = tensors.index, tensors.unused
         self.storage_dtype = tensors.storage_dtype
 
     def names(self) -> list[str]:
-        """Those of the checkpoint: a step does not add tensors outside the blocks."""
-        return self._tensors.names()
+        inside = [name for name in self._tensors.names() if name.startswith(self._prefix)]
+        return [*sorted(self._outer), *inside]
 
     def get(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         if name not in self._outer:

@@ -25,6 +25,7 @@ from compress.errors import CompressError, did_you_mean
 from compress.linear.matrix import features, is_linear, matrix
 from compress.linear.statistics import InputStatistics
 
+EXPERTS = "experts"  # kind of the spec of a module of experts that has been taken apart
 CONVERTED = "linear"  # kind of the spec of an nn.Linear in the place of a GPT-2 Conv1D
 
 
@@ -33,6 +34,21 @@ class LayerSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: str
+
+
+class Experts(LayerSpec):
+    """Experts of a mixture are linears, not parameters of three dimensions.
+
+    No layer of its own: it says what the linears inside are part of.
+
+    Attributes:
+        tensors: names of those parameters in the stock class.
+        transposed: whether these hold matrices [in, out].
+    """
+
+    kind: str = EXPERTS
+    tensors: tuple[str, ...]
+    transposed: bool = False
 
 
 class Converted(LayerSpec):
@@ -129,6 +145,10 @@ class Layer(nn.Module):
         zeros = 0 if any(p.is_meta for p in weights) else sum(int((p == 0).sum()) for p in weights)
         return LayerSize(count, count - zeros, count)
 
+    def execution(self) -> str:
+        """Which products it runs, as a clause for a report; "" for those of dense matrices."""
+        return ""
+
     def carried(self, statistics: InputStatistics, part: int) -> InputStatistics:
         """Statistics of the input of part number ``part``, from those of the layer's input."""
         for name in self.parts()[:part]:
@@ -211,6 +231,8 @@ _KINDS: dict[str, type[Layer] | str] = {
     "low_rank": "compress.linear.low_rank:LowRankLinear",
     "dense_sparse": "compress.linear.dense_sparse:DenseSparseLinear",
     "absent": "compress.linear.absent:AbsentLinear",
+    "packed": "compress.linear.packed:PackedLinear",
+    "int8": "compress.linear.int8:Int8Linear",
 }
 GROUP = "compress.layers"  # entry points of other packages, kind = "module:Class"
 
@@ -274,6 +296,8 @@ def parse_spec(data: Any) -> LayerSpec:
     kind = data.get("kind") if isinstance(data, dict) else None
     if kind == CONVERTED:
         return Converted.model_validate(data)
+    if kind == EXPERTS:
+        return Experts.model_validate(data)
     if not isinstance(kind, str):
         raise CompressError("the kind of a layer", repr(kind))
     return layer_class(kind).Spec.model_validate(data)

@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,7 +23,8 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from compress.errors import CompressError, did_you_mean
-from compress.models.config_limits import check_layers, check_numbers
+from compress.linear.packed import packed_weights
+from compress.models.config_limits import check_layers, check_numbers, check_one_stack
 from compress.models.leftovers import unused_weights
 from compress.models.sections import check_sections
 from compress.system.intake import read_json, reason
@@ -35,6 +37,7 @@ TASKS: tuple[tuple[str, type], ...] = (
     ("LMHeadModel", AutoModelForCausalLM),
     ("ForMaskedLM", AutoModelForMaskedLM),
     ("ForSequenceClassification", AutoModelForSequenceClassification),
+    ("ForTokenClassification", AutoModelForTokenClassification),
     ("ForImageClassification", AutoModelForImageClassification),
     ("ForImageClassificationWithTeacher", AutoModelForImageClassification),
 )
@@ -118,12 +121,15 @@ def auto_class(config: PreTrainedConfig) -> type:
     """The Auto class for the task that ``config.architectures`` names.
 
     Raises:
-        CompressError: no architecture, or one of a task that the toolkit does not handle.
+        CompressError: no architecture, one of a task that the toolkit does not handle, or an
+            encoder with a decoder.
     """
     named = getattr(config, "architectures", None) or []
     if not isinstance(named, list | tuple):
         raise CompressError("architectures in config.json to be a list of names", f"{named!r:.80}")
     for architecture in named:
+        if not str(architecture).endswith(("ForCausalLM", "LMHeadModel")):  # decoders by themselves
+            check_one_stack(config, str(architecture))
         for end, cls in TASKS:
             if isinstance(architecture, str) and architecture.endswith(end):
                 return cls
@@ -141,6 +147,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
+    packed: bool = True,
 ) -> PreTrainedModel:
     """Load a model in evaluation mode from a folder or a resolved source.
 
@@ -149,6 +156,8 @@ def load_model(
         dtype: the type of its floating-point weights.
         device: where to put it.
         trust_remote_code: allow code that comes with the checkpoint.
+        packed: keep quantised weights packed and compute from them, where the device is a CPU;
+            else they are unpacked as transformers does it.
 
     Raises:
         CompressError: as :func:`load_config`, :func:`auto_class` and ``TensorIndex.open``; also
@@ -160,11 +169,13 @@ def load_model(
     cls = auto_class(config)
     check_layers(config, len(TensorIndex.open(folder)))
     try:
-        model, report = cls.from_pretrained(
-            folder, config=config, dtype=dtype, trust_remote_code=trust_remote_code,
-            use_safetensors=True, local_files_only=True, output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they come back in the report, by name, and are refused
-        )  # fmt: skip
+        with packed_weights(packed and torch.device(device).type == "cpu"):
+            model, report = cls.from_pretrained(
+                folder, config=config, dtype=dtype, trust_remote_code=trust_remote_code,
+                use_safetensors=True, local_files_only=True, output_loading_info=True,
+                # They come back in the report, by name, and are refused.
+                ignore_mismatched_sizes=True,
+            )  # fmt: skip
     except (RuntimeError, ValueError, OSError, AttributeError, ImportError) as error:
         raise CompressError(
             f"a checkpoint that loads from {folder}", reason(error),

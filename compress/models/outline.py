@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from compress.linear.layer import features_of, is_layer
 from compress.linear.quantized import quantized_parts
 from compress.models.anatomy import Anatomy, BlockAnatomy
+from compress.models.experts import routed_share, unfused_in
 from compress.models.heads import head_of
 from compress.models.widths import linear_sizes
 
@@ -31,6 +32,7 @@ class LinearOutline:
         work: multiply-accumulates a token of a layer, where they are not its weights.
         tables: shapes [out, in] of the linears that hold the numbers of a layer without parts.
         extra_bytes: stored beside the weights, whatever these are rounded to.
+        share: of the tokens that pass it; below 1 for experts of a mixture.
     """
 
     out_features: int
@@ -45,6 +47,7 @@ class LinearOutline:
     work: int | None = None
     tables: tuple[tuple[int, int], ...] = ()
     extra_bytes: int = 0
+    share: float = 1.0
 
     @property
     def matrices(self) -> tuple[tuple[int, int], ...]:
@@ -66,8 +69,8 @@ class LinearOutline:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates for one token."""
-        return self.weights if self.work is None else self.work
+        """Multiply-accumulates for one token, on average."""
+        return round(self.share * (self.weights if self.work is None else self.work))
 
     def factorised(self, rank: int) -> LinearOutline:
         """A low-rank pair in the place of a plain matrix; the matrix itself for rank 0."""
@@ -134,6 +137,8 @@ class Outline:
         outer_parameters: parameters outside blocks, tied ones once.
         head_weights: weights of the output head (used once a token, tied or not).
         value_bits: bits of an unquantised stored value (16 for bf16).
+        tables: shapes of the embedding of tokens and the head, a tied one once.
+        table_bits: stored bits of a value there; None where they are values like others.
         labels: answers that a head of labels chooses from, or 1 for a number; 0 without one.
     """
 
@@ -145,6 +150,8 @@ class Outline:
     vocab_size: int = 0
     labels: int = 0
     notes: tuple[str, ...] = field(default=())
+    tables: tuple[tuple[int, int], ...] = ()
+    table_bits: float | None = None
 
     @property
     def predicts(self) -> bool:
@@ -158,6 +165,13 @@ class Outline:
         )
 
     @property
+    def active_parameters(self) -> int:
+        """Parameters that one token passes: of a mixture those of the experts that it is sent to,
+        of any other model all."""
+        idle = sum(x.weights * (1 - x.share) for b in self.blocks for x in b.linears.values())
+        return self.parameters - round(idle)
+
+    @property
     def nonzero(self) -> int:
         return self.outer_parameters + sum(
             b.other_parameters + round(sum(x.weights * x.density for x in b.linears.values()))
@@ -167,8 +181,11 @@ class Outline:
     @property
     def bytes(self) -> int:
         value = self.value_bits / 8
+        held = sum(rows * columns for rows, columns in self.tables)
+        saved = 0.0 if self.table_bits is None else held * (value - self.table_bits / 8)
         return round(
             self.outer_parameters * value
+            - saved
             + sum(
                 b.other_parameters * value + sum(x.bytes for x in b.linears.values())
                 for b in self.blocks
@@ -199,10 +216,12 @@ def outline_of(model: PreTrainedModel, anatomy: Anatomy, value_bits: int) -> Out
     for block_anatomy in anatomy.blocks:
         block = model.get_submodule(block_anatomy.path)
         linears: dict[str, LinearOutline] = {}
+        routed = {f"{p}.": routed_share(model.config, m) for p, m in unfused_in(block)}
         counted = 0
         for name in block_anatomy.linears:
             module = block.get_submodule(name)
-            linears[name] = linear_outline(module, float(value_bits))
+            share = next((s for path, s in routed.items() if name.startswith(path)), 1.0)
+            linears[name] = replace(linear_outline(module, float(value_bits)), share=share)
             counted += linears[name].weights
         total = sum(p.numel() for p in block.parameters())
         blocks.append(BlockOutline(linears, total - counted, block_anatomy))
@@ -220,7 +239,17 @@ def outline_of(model: PreTrainedModel, anatomy: Anatomy, value_bits: int) -> Out
         value_bits,
         vocab,
         0 if (labelled := head_of(model)) is None else labelled.outputs,
+        tables=tuple(tuple(table.weight.shape) for table in token_tables(model)),
     )
+
+
+def token_tables(model: PreTrainedModel) -> list[nn.Module]:
+    """The embedding of tokens, and the head where it has a weight of its own."""
+    words, head = model.get_input_embeddings(), model.get_output_embeddings()
+    found = [words] if isinstance(words, nn.Embedding) else []
+    if isinstance(head, nn.Linear) and all(head.weight is not table.weight for table in found):
+        found.append(head)
+    return found
 
 
 def linear_outline(module: nn.Module, bits: float) -> LinearOutline:

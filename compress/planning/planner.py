@@ -13,12 +13,14 @@ from typing import Any
 import psutil
 import torch
 
+from compress.checkpoint.embeddings import read_embeddings
 from compress.checkpoint.export import foreign_links
 from compress.checkpoint.state import ModelState
 from compress.errors import CompressError
 from compress.methods.base import Method
 from compress.methods.passes import merged
-from compress.models.anatomy import Anatomy
+from compress.models.anatomy import Anatomy, stock_type
+from compress.models.described import attach
 from compress.models.outline import Outline, outline_of
 from compress.models.sources.source import Source, load_config, resolve
 from compress.models.supported import check_kind
@@ -117,6 +119,7 @@ def plan(
     """
     source = trained or _source(recipe, cache_dir)
     config = load_config(source.folder, trust_remote_code=recipe.model.trust_remote_code)
+    attach(config, stock_type(config), recipe.model.family)
     state = ModelState.of_checkpoint(
         TensorIndex.open(source.folder), config, recipe.model.trust_remote_code
     )
@@ -174,7 +177,9 @@ def _mark_quantized(outline: Outline, state: ModelState) -> Outline:
             if name in record.quantization
         }
         blocks.append(block.with_linears(changed))
-    return replace(outline, blocks=tuple(blocks))
+    rounded = [scheme.bits for scheme in read_embeddings(state.config).values()]
+    bits = float(max(rounded)) if rounded else None
+    return replace(outline, blocks=tuple(blocks), table_bits=bits)
 
 
 def _evaluation_bytes(recipe: Recipe, original: Outline, result: Outline) -> int:

@@ -104,7 +104,7 @@ def learn_weights(work: ModelWork, method: VIBOptions) -> None:
         work.metrics["vib.fine_tune"] = learn_language(
             work, weights, method.fine_tune, method.tuned_from, name="fine_tune",
             prepare=lambda _moment: 0.0, taught_by=teacher,
-        )  # fmt: skip
+        ).last_loss  # fmt: skip
 
 
 def _original(work: ModelWork, distillation: DistillationOptions) -> ModelTeacher:
@@ -168,7 +168,7 @@ def _train(
         work.metrics["vib.loss"] = learn_language(
             work, groups, options, method.distillation, name="gates", prepare=prepare,
             teacher=lesson.inside, taught_by=lesson.taught_by,
-        )  # fmt: skip
+        ).last_loss  # fmt: skip
     gates.pass_all()
     found = expected_gone(gates, sizes, schedule.sharpness[1]).detach()
     work.metrics["vib.expected"] = float(found)
@@ -187,7 +187,7 @@ def _tune(work: ModelWork, method: VIBOptions, gates: Gates, lesson: _Teaching) 
         replace(work, folder=folder), [gate.mean for gate in gates.kinds.values()],
         method.tuning, method.distillation, name="tuning", prepare=prepare,
         teacher=lesson.inside, taught_by=lesson.taught_by,
-    )  # fmt: skip
+    ).last_loss  # fmt: skip
     gates.pass_all()
 
 
