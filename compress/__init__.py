@@ -27,6 +27,7 @@ _EXPORTS = {
     "apply_mask": "compress.api",
     "compare": "compress.api",
     "evaluate": "compress.api",
+    "export": "compress.api",
     "inspect": "compress.api",
     # Not `methods`: that is the subpackage, once something has imported it.
     "list_methods": "compress.api",

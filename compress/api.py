@@ -17,6 +17,7 @@ from compress.checkpoint.save import require_empty, save_model
 from compress.data.calibration_inputs import calibration_inputs
 from compress.engine.comparison import compare
 from compress.engine.evaluation import evaluate
+from compress.engine.exporting import export
 from compress.engine.live import check_live, check_model_class
 from compress.engine.live_steps import run_live
 from compress.engine.runner import RunResult
@@ -44,8 +45,8 @@ from compress.planning.step_check import check_steps
 from compress.system.precision import Compute, calibration_dtype, device_of
 
 __all__ = [
-    "AppliedMask", "apply", "apply_mask", "compare", "evaluate", "inspect", "list_methods", "load",
-    "materialize", "plan", "run", "save",
+    "AppliedMask", "apply", "apply_mask", "compare", "evaluate", "export", "inspect",
+    "list_methods", "load", "materialize", "plan", "run", "save",
 ]  # fmt: skip
 
 

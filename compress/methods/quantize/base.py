@@ -9,7 +9,12 @@ import torch
 from pydantic import Field
 
 from compress.errors import CompressError
-from compress.linear.grid import QuantScheme, fake_quantize, find_group_qparams
+from compress.linear.grid import (
+    QuantScheme,
+    fake_quantize,
+    find_group_qparams,
+    half_scale_bits,
+)
 from compress.linear.layer import parts_of, tables_of
 from compress.linear.matrix import as_linear
 from compress.linear.quantized import QuantizedLinear
@@ -41,6 +46,12 @@ class QuantizeMethod(LinearMethod):
         "minmax",
         description="How the range of a group is fitted: to its extremes, or shrunk to the least "
         "error (slower, usually better at 4 bits and below).",
+    )
+
+    scales: Literal["stored", "float16"] = Field(
+        "stored",
+        description="Precision of scales: as the checkpoint stores them, or numbers that float16 "
+        "holds (with zero points, minima too), so that an export to GGUF changes none.",
     )
 
     @property
@@ -101,7 +112,8 @@ class QuantizeMethod(LinearMethod):
 
     def fit(self, weight: torch.Tensor, work: SiteWork) -> tuple[torch.Tensor, torch.Tensor]:
         """Fit the grid of a weight [out, in]: scale and zero point [out, groups]."""
-        scale, zero_point = find_group_qparams(weight, self.scheme, work.storage_dtype)
+        bits = half_scale_bits(self.scheme) if self.scales == "float16" else None
+        scale, zero_point = find_group_qparams(weight, self.scheme, work.storage_dtype, bits)
         if self.observer == "minmax":
             return scale, zero_point
         rows, groups = scale.shape
@@ -111,7 +123,7 @@ class QuantizeMethod(LinearMethod):
         best_error = _error(flat, best_scale, best_zero, scheme)
         for step in range(1, int(_SHRINK_STEPS * (1 - _SMALLEST))):
             factor = 1 - step / _SHRINK_STEPS
-            trial, zero = find_group_qparams(flat * factor, scheme, work.storage_dtype)
+            trial, zero = find_group_qparams(flat * factor, scheme, work.storage_dtype, bits)
             error = _error(flat, trial, zero, scheme)
             better = error < best_error
             best_error = torch.where(better, error, best_error)
