@@ -17,7 +17,7 @@ from compress.checkpoint.save import require_empty, save_model
 from compress.data.calibration_inputs import calibration_inputs
 from compress.engine.comparison import compare
 from compress.engine.evaluation import evaluate
-from compress.engine.exporting import export
+from compress.engine.exporting import export, load_exported
 from compress.engine.live import check_live, check_model_class
 from compress.engine.live_steps import run_live
 from compress.engine.runner import RunResult
@@ -58,7 +58,8 @@ def load(
     cache_dir: str | Path | None = None,
     trust_remote_code: bool = False,
     semi_structured: bool | Literal["require"] = False,
-) -> tuple[PreTrainedModel, Any]:
+    runtime: Literal["torch", "onnx"] = "torch",
+) -> tuple[Any, Any]:
     """Load a model and its tokenizer (None where there is none).
 
     Args:
@@ -68,6 +69,9 @@ def load(
             8.0 or more, float16 or bfloat16). The model is then for inference only and tells what
             was converted in ``model.semi_structured``. Where nothing can be, it stays dense with a
             warning; ``"require"`` makes that an error.
+        runtime: "onnx" runs a folder that ``compress export --to onnx`` wrote in onnxruntime, on
+            the CPU, in float32 but for what the graph itself rounds: a module that is called like a
+            transformers model and has a ``generate`` of its own.
 
     Raises:
         CompressError: see :func:`compress.models.sources.source.resolve`; a required conversion
@@ -75,6 +79,10 @@ def load(
     """
     if semi_structured not in (False, True, "require"):
         raise CompressError('semi_structured to be True, False or "require"', repr(semi_structured))
+    if runtime not in ("torch", "onnx"):
+        raise CompressError("runtime to be torch or onnx", repr(runtime))
+    if runtime == "onnx":
+        return load_exported(source)
     device = device_of(device)
     found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     if is_diffusion_folder(found.folder):

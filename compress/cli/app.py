@@ -350,6 +350,12 @@ def export(
             "they are stored."
         ),
     ] = "auto",
+    activations: Annotated[
+        str,
+        typer.Option(
+            help="onnx: multiply inputs of weight-only integers in int8 (faster) or float32."
+        ),
+    ] = "int8",
     tokenizer: Annotated[
         bool, typer.Option("--tokenizer/--no-tokenizer", help="gguf: put the tokenizer in.")
     ] = True,
@@ -360,8 +366,8 @@ def export(
     from compress.cli.commands import export_model
 
     export_model(
-        model, to, out, type=kind, embeddings=embeddings, tokenizer=tokenizer,
-        cache_dir=cache_dir, trust_remote_code=trust_remote_code,
+        model, to, out, type=kind, embeddings=embeddings, activations=activations,
+        tokenizer=tokenizer, cache_dir=cache_dir, trust_remote_code=trust_remote_code,
     )  # fmt: skip
 
 

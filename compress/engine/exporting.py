@@ -7,7 +7,7 @@ import os
 from typing import Any, Literal, get_args
 
 from compress.errors import CompressError
-from compress.models.sources.source import resolve
+from compress.models.sources.source import load_tokenizer, resolve
 from compress.system.intake import user_path
 
 Format = Literal["gguf", "onnx"]
@@ -22,6 +22,7 @@ def export(
     *,
     type: str = "auto",
     embeddings: str = "auto",
+    activations: str = "int8",
     tokenizer: bool = True,
     cache_dir: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
@@ -34,7 +35,9 @@ def export(
         type: gguf: the type of the blocks' linears; see
             :func:`compress.runtimes.gguf.export.export_gguf`.
         embeddings: the type of embedding and head; "auto" keeps them as they are.
-        tokenizer: whether the file gets the tokenizer.
+        activations: onnx: what inputs of weight-only integers are multiplied in, "int8" or
+            "float32"; see :func:`compress.runtimes.onnx.export.export_onnx`.
+        tokenizer: gguf: whether the file gets the tokenizer.
 
     Returns:
         What was written: a ``GGUFExport`` or an ``OnnxExport``.
@@ -47,7 +50,7 @@ def export(
         raise CompressError(f"a format ({', '.join(get_args(Format))})", repr(to))
     require(to)
     place = user_path(out, "a new file or folder for the exported model")
-    _check_types(to, type, embeddings)
+    _check_options(to, type=type, embeddings=embeddings, activations=activations)
     source = resolve(model, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     if to == "gguf":
         from compress.runtimes.gguf.export import export_gguf
@@ -58,7 +61,23 @@ def export(
         )  # fmt: skip
     from compress.runtimes.onnx.export import export_onnx
 
-    return export_onnx(source, place, embeddings=embeddings, trust_remote_code=trust_remote_code)
+    return export_onnx(
+        source, place, embeddings=embeddings, activations=activations,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+
+
+def load_exported(folder: str | os.PathLike[str]) -> tuple[Any, Any]:
+    """A model that :func:`export` wrote for onnxruntime, and its tokenizer (None without one).
+
+    Raises:
+        CompressError: a missing package, no such folder, or files that have changed since.
+    """
+    require("onnx")
+    from compress.runtimes.onnx.model import load_onnx
+
+    place = user_path(folder, "a folder with an exported model")
+    return load_onnx(place), load_tokenizer(place)[0]
 
 
 def require(to: str) -> None:
@@ -71,14 +90,16 @@ def require(to: str) -> None:
         )  # fmt: skip
 
 
-def _check_types(to: str, type: str, embeddings: str) -> None:
+def _check_options(to: str, **given: str) -> None:
+    known: dict[str, tuple[str, ...]]
     if to == "gguf":
         from compress.runtimes.gguf.blocks import ALL_TYPES
 
-        known: dict[str, tuple[str, ...]] = {"type": ALL_TYPES, "embeddings": ALL_TYPES}
+        known = {"type": ALL_TYPES, "embeddings": ALL_TYPES, "activations": ("int8",)}
     else:
-        known = {"type": ("auto",), "embeddings": ("auto", "8", "4")}
-    for option, value in (("type", type), ("embeddings", embeddings)):
+        known = {"type": ("auto",), "embeddings": ("auto", "8", "4"),
+                 "activations": ("int8", "float32")}  # fmt: skip
+    for option, value in given.items():
         if value not in known[option]:
             raise CompressError(
                 f"--{option} for {to} to be one of {', '.join(known[option])}", repr(value)

@@ -96,6 +96,11 @@ class Decoder:
         """Whether all layers have the same sizes."""
         return len({(y.heads, y.kv_heads, y.ffn) for y in self.layers}) == 1
 
+    @property
+    def count(self) -> int:
+        """Number of blocks."""
+        return len(self.layers)
+
     def modules(self, index: int) -> dict[str, nn.Module]:
         """The maps of a block by role, without values unless it is being looked at."""
         block = self.streamed.block(index)
@@ -133,8 +138,14 @@ _NORMS = {"input": "input_layernorm", "post_attention": "post_attention_layernor
           "q": "self_attn.q_norm", "k": "self_attn.k_norm"}  # fmt: skip
 
 
-def open_decoder(folder: Path, runtime: str, trust_remote_code: bool = False) -> Decoder:
+def open_decoder(
+    folder: Path, runtime: str, trust_remote_code: bool = False, more: tuple[str, ...] = ()
+) -> Decoder:
     """Read what a folder holds; no weights yet.
+
+    Args:
+        runtime: name of the exporter, for errors.
+        more: families that it knows beside these.
 
     Raises:
         CompressError: another family, or something in it that no exporter knows.
@@ -143,7 +154,7 @@ def open_decoder(folder: Path, runtime: str, trust_remote_code: bool = False) ->
     family = config.model_type.removeprefix("compress_")
     if family not in FAMILIES:
         raise CompressError(
-            f"a model of a family that the {runtime} exporter knows ({', '.join(FAMILIES)})",
+            f"a family that the {runtime} exporter knows: {', '.join((*FAMILIES, *more))}",
             f"one of type {family!r}", "Run it with transformers (compress.load)",
         )  # fmt: skip
     stock = stock_config(config)

@@ -1,0 +1,166 @@
+"""A checkpoint as a folder for onnxruntime: graph, weights, config, tokenizer, and what it is."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from compress.checkpoint.export import companions
+from compress.checkpoint.save import require_empty
+from compress.errors import CompressError
+from compress.linear.quantized import scheme_of
+from compress.models.loading import load_config
+from compress.models.sources.source import Source
+from compress.runtimes.decoder import Decoder, open_decoder
+from compress.runtimes.onnx.decoder import build_decoder
+from compress.runtimes.onnx.encoder import FAMILIES as ENCODERS
+from compress.runtimes.onnx.encoder import Encoder, build_encoder, open_encoder
+from compress.runtimes.onnx.graph import Graph
+from compress.runtimes.onnx.linears import block_size
+from compress.runtimes.onnx.tables import Table, rounded
+from compress.system.files import content_digest, new_folder
+from compress.system.shards import write_json
+
+DESCRIPTION = "compress_onnx.json"
+FLOATS, INTEGERS = 1, 4  # accuracy levels of MatMulNBits
+DECODER_TABLES = ("model.embed_tokens.weight", "lm_head.weight")
+ENCODER_TABLES = ("bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight")
+
+
+class OnnxDescription(BaseModel):
+    """What an exported folder holds; ``compress_onnx.json``.
+
+    Attributes:
+        kind: causal or masked.
+        positions: tokens that the model reads, cache included.
+        kv_heads: a layer with attention -> its key and value heads, in the order of the graph.
+        files: names of the graph's files -> their bytes and digest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = 1
+    kind: str
+    positions: int
+    vocabulary: int
+    head_dim: int = 0
+    kv_heads: dict[int, int] = {}
+    activations: str = "float32"
+    files: dict[str, tuple[int, str]]
+
+
+@dataclass
+class OnnxExport:
+    """What was written."""
+
+    folder: Path
+    bytes: int
+    description: OnnxDescription
+
+    def told(self) -> list[str]:
+        """What a user should know of it, a line each."""
+        return [
+            f"size    {self.bytes / 1e6:.1f} MB; inputs of weight-only integers are multiplied in "
+            f"{self.description.activations}",
+            f'load    compress.load("{self.folder}", runtime="onnx")',
+        ]
+
+
+def export_onnx(
+    source: Source,
+    out: Path,
+    *,
+    embeddings: str = "auto",
+    activations: str = "int8",
+    trust_remote_code: bool = False,
+) -> OnnxExport:
+    """Write a model as an ONNX graph for onnxruntime.
+
+    Args:
+        source: a checkpoint of a llama-like model, or of BERT with its masked head.
+        out: new or empty folder; it appears whole or not at all.
+        embeddings: "8" or "4" rounds embedding and head to so many bits, to nearest, in groups of
+            32; "auto" leaves them as they are.
+        activations: what MatMulNBits multiplies the integers with: "float32", or "int8", its inputs
+            rounded block by block, which is faster.
+
+    Raises:
+        CompressError: a family or a grid that the exporter does not have, before any weight is
+            read; a folder that holds something; a full disk.
+    """
+    require_empty(out)
+    family = load_config(source.folder, trust_remote_code=trust_remote_code).model_type
+    masked = family.removeprefix("compress_") in ENCODERS
+    opened = open_encoder if masked else partial(open_decoder, runtime="ONNX", more=ENCODERS)
+    model = opened(source.folder, trust_remote_code=trust_remote_code)
+    _check(model, embeddings)
+    description: dict[str, Any] = {"kind": "masked" if masked else "causal"}
+    if isinstance(model, Decoder):
+        layers = {i: y.kv_heads for i, y in enumerate(model.layers) if y.attention}
+        description |= {"head_dim": model.head_dim, "kv_heads": layers}
+    advice = "Make room or choose another folder; nothing was left behind"
+    with new_folder(out, "the ONNX model", advice) as folder:
+        graph = Graph(folder)
+        try:
+            accuracy = INTEGERS if activations == "int8" else FLOATS
+            build: Any = build_encoder if masked else build_decoder
+            build(graph, model, *_tables(model, embeddings), accuracy)
+            graph.save("compress")
+        finally:
+            graph.close()
+        files = {name: folder / name for name in ("model.onnx", "model.onnx.data")}
+        described = OnnxDescription(
+            **description, positions=model.positions, vocabulary=model.vocabulary,
+            activations=activations,
+            files={n: (path.stat().st_size, content_digest(path)) for n, path in files.items()},
+        )  # fmt: skip
+        write_json(folder / DESCRIPTION, described.model_dump(mode="json"))
+        shutil.copyfile(source.folder / "config.json", folder / "config.json")
+        for path in companions(source, trust_remote_code):
+            shutil.copyfile(path, folder / path.name)
+    size = sum(path.stat().st_size for path in out.iterdir())
+    return OnnxExport(out, size, described)
+
+
+def _check(model: Decoder | Encoder, embeddings: str) -> None:
+    """Refuse grids that no operator holds, before any weight is read."""
+    for index in range(model.count):
+        for role, module in model.modules(index).items():
+            for name, inner in module.named_modules():
+                scheme = scheme_of(inner)
+                if scheme is not None and scheme.activation_bits is None:
+                    columns = inner.in_features
+                    label = ".".join(filter(None, (model.path(index, role), name)))
+                    block_size(scheme.group_size or columns, columns, label)
+    if isinstance(model, Decoder) and model.head_dim % 16:
+        raise CompressError(
+            "heads of a multiple of 16, as onnxruntime's attention needs them",
+            f"head_dim {model.head_dim}", "Run it with transformers (compress.load)",
+        )  # fmt: skip
+    if embeddings != "auto" and model.hidden % 16:
+        raise CompressError(
+            "rows of a multiple of 16 for embeddings of integers", f"{model.hidden} columns",
+            "Use --embeddings auto",
+        )  # fmt: skip
+
+
+def _tables(model: Decoder | Encoder, embeddings: str) -> tuple[Table, Table]:
+    """Embedding and head; the same one where they are tied."""
+    names = ENCODER_TABLES if isinstance(model, Encoder) else DECODER_TABLES
+    stored = model.state.source.names()
+    if names[1] not in stored:
+        names = names[:1] * 2
+
+    @cache
+    def table(name: str) -> Table:
+        values = model.state.source.get(name).float()
+        if embeddings == "auto":
+            return Table(name, values)
+        return Table(name, rounded(values, int(embeddings), name))
+
+    return table(names[0]), table(names[1])
