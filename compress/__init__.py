@@ -34,6 +34,7 @@ _EXPORTS = {
     "load": "compress.api",
     "materialize": "compress.api",
     "plan": "compress.api",
+    "push": "compress.api",
     "register_method": "compress.methods.catalog",
     "run": "compress.api",
     "save": "compress.api",

@@ -20,6 +20,7 @@ from compress.engine.evaluation import evaluate
 from compress.engine.exporting import export, load_exported
 from compress.engine.live import check_live, check_model_class
 from compress.engine.live_steps import run_live
+from compress.engine.push import push
 from compress.engine.runner import RunResult
 from compress.engine.runner import run as run_recipe
 from compress.errors import CompressError
@@ -46,7 +47,7 @@ from compress.system.precision import Compute, calibration_dtype, device_of
 
 __all__ = [
     "AppliedMask", "apply", "apply_mask", "compare", "evaluate", "export", "inspect",
-    "list_methods", "load", "materialize", "plan", "run", "save",
+    "list_methods", "load", "materialize", "plan", "push", "run", "save",
 ]  # fmt: skip
 
 

@@ -372,6 +372,21 @@ def export(
 
 
 @app.command()
+def push(
+    model: Annotated[
+        str, typer.Argument(help="A run's folder, a checkpoint, an exported folder or file.")
+    ],
+    repository: Annotated[str, typer.Argument(help="owner/name on the hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
+    message: Annotated[str, typer.Option(help="Of the commit.")] = "Add the model",
+) -> None:
+    """Upload a result, its model card included, to a hub (log in with: hf auth login)."""
+    from compress.engine.push import push as upload
+
+    print(f"pushed  {upload(model, repository, private=private, message=message)}")
+
+
+@app.command()
 def inspect(
     model: Annotated[str, typer.Argument(help="Folder, hub id, or pypi:<name>==<version>.")],
     similarity: Annotated[

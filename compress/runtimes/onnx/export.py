@@ -8,8 +8,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from compress.checkpoint.export import companions
 from compress.checkpoint.save import require_empty
 from compress.errors import CompressError
@@ -18,6 +16,7 @@ from compress.models.loading import load_config
 from compress.models.sources.source import Source
 from compress.runtimes.decoder import Decoder, open_decoder
 from compress.runtimes.onnx.decoder import build_decoder
+from compress.runtimes.onnx.description import DESCRIPTION, OnnxDescription
 from compress.runtimes.onnx.encoder import FAMILIES as ENCODERS
 from compress.runtimes.onnx.encoder import Encoder, build_encoder, open_encoder
 from compress.runtimes.onnx.graph import Graph
@@ -26,32 +25,9 @@ from compress.runtimes.onnx.tables import Table, rounded
 from compress.system.files import content_digest, new_folder
 from compress.system.shards import write_json
 
-DESCRIPTION = "compress_onnx.json"
 FLOATS, INTEGERS = 1, 4  # accuracy levels of MatMulNBits
 DECODER_TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 ENCODER_TABLES = ("bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight")
-
-
-class OnnxDescription(BaseModel):
-    """What an exported folder holds; ``compress_onnx.json``.
-
-    Attributes:
-        kind: causal or masked.
-        positions: tokens that the model reads, cache included.
-        kv_heads: a layer with attention -> its key and value heads, in the order of the graph.
-        files: names of the graph's files -> their bytes and digest.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    version: int = 1
-    kind: str
-    positions: int
-    vocabulary: int
-    head_dim: int = 0
-    kv_heads: dict[int, int] = {}
-    activations: str = "float32"
-    files: dict[str, tuple[int, str]]
 
 
 @dataclass

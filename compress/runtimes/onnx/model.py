@@ -6,7 +6,6 @@ weights of its own and cannot be trained or changed.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,35 +19,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput
 
 from compress.errors import CompressError
 from compress.models.loading import load_config
-from compress.runtimes.onnx.export import DESCRIPTION, OnnxDescription
-from compress.system.files import content_digest
+from compress.runtimes.onnx.description import OnnxDescription, read_description
 from compress.system.intake import reason
-
-
-def read_description(folder: Path) -> OnnxDescription:
-    """What an exported folder says of itself.
-
-    Raises:
-        CompressError: no such folder, or files that are not those that were written.
-    """
-    path = folder / DESCRIPTION
-    if not path.is_file():
-        raise CompressError(
-            f"a folder that `compress export --to onnx` wrote, with {DESCRIPTION}",
-            f"{folder} without it", "Export the model first",
-        )  # fmt: skip
-    try:
-        description = OnnxDescription.model_validate(json.loads(path.read_text("utf-8")))
-    except ValueError as error:
-        raise CompressError(f"a description of the model in {path}", reason(error)) from error
-    for name, (size, digest) in description.files.items():
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != size or content_digest(file) != digest:
-            raise CompressError(
-                f"{name} as it was exported", f"another file, or none, in {folder}",
-                "It was edited or cut short on its way: export or copy it again",
-            )  # fmt: skip
-    return description
 
 
 def load_onnx(folder: Path, threads: int | None = None) -> OnnxModel:
