@@ -17,7 +17,7 @@ from compress.checkpoint.save import require_empty, save_model
 from compress.data.calibration_inputs import calibration_inputs
 from compress.engine.comparison import compare
 from compress.engine.evaluation import evaluate
-from compress.engine.exporting import export, load_exported
+from compress.engine.exporting import check_runtime, export, load_exported
 from compress.engine.live import check_live, check_model_class
 from compress.engine.live_steps import run_live
 from compress.engine.push import push
@@ -80,9 +80,7 @@ def load(
     """
     if semi_structured not in (False, True, "require"):
         raise CompressError('semi_structured to be True, False or "require"', repr(semi_structured))
-    if runtime not in ("torch", "onnx"):
-        raise CompressError("runtime to be torch or onnx", repr(runtime))
-    if runtime == "onnx":
+    if check_runtime(runtime):
         return load_exported(source)
     device = device_of(device)
     found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)

@@ -223,6 +223,9 @@ def evaluate(
         ),
     ] = True,
     device: Annotated[str, typer.Option(help="Device to measure on: auto, cpu, cuda:0.")] = "auto",
+    runtime: Annotated[
+        str, typer.Option(help="What runs the model: torch, or onnx for an exported folder.")
+    ] = "torch",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the report.")] = None,
     overwrite: OverwriteOption = False,
     data_root: DataRootOption = None,
@@ -260,6 +263,7 @@ def evaluate(
             out=out,
             overwrite=overwrite,
             device=device,
+            runtime=runtime,  # pyrefly: ignore
             data_root=data_root,
             cache_dir=cache_dir,
             trust_remote_code=trust_remote_code,

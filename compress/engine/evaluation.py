@@ -6,12 +6,13 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
 
 from compress.data.text import TextSpec
+from compress.engine.exporting import check_runtime, exported_digest, load_exported
 from compress.engine.live import check_model_class
 from compress.errors import CompressError
 from compress.eval import EvaluationResult, EvaluationSpec
@@ -135,6 +136,7 @@ def evaluate(
     out: str | Path | None = None,
     overwrite: bool = False,
     device: str = "auto",
+    runtime: Literal["torch", "onnx"] = "torch",
     data_root: str | Path | None = None,
     cache_dir: str | Path | None = None,
     trust_remote_code: bool = False,
@@ -161,6 +163,8 @@ def evaluate(
         out: folder for report.json, report.md and report.html; made where there is none.
         overwrite: replace reports that lie there.
         device: for models that are loaded: auto, cpu, cuda, cuda:0 ...
+        runtime: what runs ``model``; "onnx" for a folder that was exported, on the CPU. Quality,
+            latency and bytes are then those of the graph; its figures are never from the cache.
         data_root: folder with local copies of data sets.
         cache_dir: where fetched models and evaluation figures are kept.
         trust_remote_code: run code that comes with a checkpoint.
@@ -183,8 +187,10 @@ def evaluate(
     check_data_root(data_root)
     chosen, spec = split_evaluation(_section(evaluation, text))
     live = not isinstance(model, (str, Path))
+    exported = check_runtime(runtime) and not live
     lab = Lab(
-        model.device if live and isinstance(model, PreTrainedModel) else device_of(device),
+        model.device if live and isinstance(model, PreTrainedModel)
+        else device_of("cpu" if exported else device),
         data_root, cache_dir, trust_remote_code, progress or Progress(quiet=True),
     )  # fmt: skip
     if live:
@@ -196,18 +202,19 @@ def evaluate(
         reader = _reader(home, lab, chosen, spec, tokenizer)
         shape = build_meta(load_config(home, trust_remote_code=trust_remote_code),
                            trust_remote_code)  # fmt: skip
-        info = source_info(found, found.digest or TensorIndex.open(home).digest())
+        digest = exported_digest(home) if exported else None
+        info = source_info(found, digest or found.digest or TensorIndex.open(home).digest())
     for warning in check_evaluation(
         chosen, spec, reader, shape, data_root, timed=against is not None
     ):
         lab.progress.say(f"note: {warning}")
     inputs = evaluation_inputs(chosen, spec, shape.config, reader, data_root, head_of(shape))
     lab.progress.say(f"evaluating {info['model']}")
-    subject = model if live else lab.load(home)
+    subject = load_exported(home)[0] if exported else model if live else lab.load(home)
     baseline = _baseline(against, lab) if against is not None and inputs.paired else None
     result = lab.measure(
         subject, inputs, folder=home, baseline=baseline,
-        figures=None if live else lab.figures(home, spec),
+        figures=None if live or exported else lab.figures(home, spec),
     )  # fmt: skip
     if folder is not None:
         _make(folder)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import os
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from compress.errors import CompressError
@@ -78,6 +81,28 @@ def load_exported(folder: str | os.PathLike[str]) -> tuple[Any, Any]:
 
     place = user_path(folder, "a folder with an exported model")
     return load_onnx(place), load_tokenizer(place)[0]
+
+
+def check_runtime(runtime: str) -> bool:
+    """Whether a runtime is another one than torch, whose packages are then known to be there.
+
+    Raises:
+        CompressError: an unknown runtime, or a missing package.
+    """
+    if runtime == "torch":
+        return False
+    if runtime != "onnx":
+        raise CompressError("a runtime (torch, onnx)", repr(runtime))
+    require("onnx")
+    return True
+
+
+def exported_digest(folder: Path) -> str:
+    """Digest of the graph and the weights in an exported folder, which it is held to."""
+    from compress.runtimes.onnx.description import read_description
+
+    files = read_description(folder).files
+    return hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
 
 
 def require(to: str) -> None:

@@ -107,6 +107,19 @@ def test_masked_models(pair, helpers, tokens, steps):
     assert there.pll == pytest.approx(here.pll, rel=1e-5)
 
 
+def test_evaluate_tells_of_what_really_runs(pair, section, tmp_path):
+    _, exported = pair("llama", {**RTN, "bits": 4})
+    section = {**section, "latency": False}
+    here = compress.evaluate(tmp_path / "small", section).after
+    there = compress.evaluate(tmp_path / "onnx", section, runtime="onnx").after
+    assert there.perplexity.nll == pytest.approx(here.perplexity.nll, rel=1e-5)
+    assert there.model_class == "OnnxForCausalLM" and not there.cached
+    assert there.cost.macs == here.cost.macs
+    assert there.cost.size.parameters == here.cost.size.parameters
+    assert there.cost.size.checkpoint_bytes == exported.bytes
+    assert "onnxruntime" in there.cost.execution
+
+
 def test_sampling_is_repeatable_and_stays_within_top_k(pair, tokens):
     _, exported = pair("llama")
     prompt = tokens[:3, :8]

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput
 
 from compress.errors import CompressError
 from compress.models.loading import load_config
+from compress.models.stream import build_meta
 from compress.runtimes.onnx.description import OnnxDescription, read_description
 from compress.system.intake import reason
 
@@ -114,6 +116,24 @@ class OnnxModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return torch.float32
+
+    @cached_property
+    def shape(self) -> PreTrainedModel:
+        """The checkpoint that was exported as a model on the meta device."""
+        return build_meta(self.config)
+
+    @property
+    def bytes(self) -> int:
+        """Of the graph and its weights on disk."""
+        return sum(size for size, _ in self.description.files.values())
+
+    @property
+    def execution(self) -> str:
+        """What runs it, in a clause."""
+        import onnxruntime
+
+        threads = self.session.get_session_options().intra_op_num_threads
+        return f"onnxruntime {onnxruntime.__version__} on the CPU, {threads} threads"
 
     def get_input_embeddings(self) -> nn.Module:
         return self._embeddings
