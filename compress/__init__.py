@@ -18,6 +18,7 @@ from typing import Any
 
 from compress.checkpoint.hooks import install_hooks
 from compress.errors import CompressError
+from compress.system.version import VERSION as __version__
 
 install_hooks()
 
@@ -35,11 +36,12 @@ _EXPORTS = {
     "materialize": "compress.api",
     "plan": "compress.api",
     "push": "compress.api",
+    "register_family": "compress.models.described",
     "register_method": "compress.methods.catalog",
     "run": "compress.api",
     "save": "compress.api",
 }
-__all__ = ["CompressError", *sorted(_EXPORTS)]
+__all__ = ["CompressError", "__version__", *sorted(_EXPORTS)]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,8 +23,8 @@ from compress.data.calibration import Calibration, calibration_batches
 from compress.engine.card import NAME as CARD
 from compress.engine.card import model_card
 from compress.engine.context import StepContext
-from compress.engine.evaluation import Lab
 from compress.engine.intact import digests, model_digests, rewind_damaged
+from compress.engine.lab import Lab
 from compress.engine.original import Original
 from compress.engine.run_evaluation import RunEvaluation
 from compress.engine.sink import JournalSink
@@ -45,6 +45,7 @@ from compress.system.files import write_atomically
 from compress.system.precision import calibration_dtype, device_of
 from compress.system.progress import Progress
 from compress.system.tensors import file_sha256
+from compress.system.version import VERSION
 from compress.train.options import Precision, auto_precision, flagged_precision
 
 _ALWAYS_FITS = 64 * 2**20
@@ -107,12 +108,14 @@ class Job:
             )  # fmt: skip
             self.evaluator = RunEvaluation(self.plan, self._tokenizer(), self.workspace, lab)
             must["evaluation tokens"] = self.evaluator.digest
-        may = {"python": platform.python_version(), "compress": _version("compress")}
+        may = {"python": platform.python_version(), "compress": VERSION}
         may |= {name: _version(name) for name in _VERSIONED}
         may |= dict(filter(None, (METHODS.package(m.name) for m in self.recipe.steps)))
         may["threads"] = torch.get_num_threads()
         # Not before here: a recipe that was refused may be mended and run in the same folder.
         self.workspace.claim(self.recipe.to_yaml())
+        if self.progress.log is not None:
+            self.progress.log.begin()
         changed = self.workspace.pin({"must": must, "may": may, "seed": self.recipe.seed})
         for name, (then, now) in changed.items():
             self.progress.say(f"note: {name} was {then} when this run was started and is {now} now")
@@ -173,6 +176,7 @@ class Job:
         memory.give_back()
         memory.reset_peak()
         started, resumed = time.perf_counter(), bool(self.workspace.find(step=number))
+        processor = time.process_time()
         torch.manual_seed(self.recipe.seed)
         context.progress = self.progress
         context.joined = lambda: processes.joined(number)
@@ -185,6 +189,7 @@ class Job:
             "step": number,
             "method": method.name,
             "seconds": time.perf_counter() - started,
+            "cpu_seconds": time.process_time() - processor,
             "peak_bytes": memory.peak(),
             "planned_bytes": self.plan.steps[number].peak_bytes,
             "planned_seconds": self.plan.steps[number].seconds,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.data.calibration import Calibration
-from compress.engine.evaluation import Lab, finished_report, source_info
+from compress.engine.lab import Lab, finished_report, source_info
 from compress.engine.workspace import Workspace
 from compress.eval import EvaluationResult, EvaluationSpec
 from compress.eval.report import DataEntry, Report, RunInfo, StepEntry

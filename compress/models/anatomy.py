@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from compress.errors import CompressError
 from compress.linear.layer import features_of, is_layer, is_map
+from compress.models.described import described_family
 from compress.models.families import (
     CONCATENATED,
     FAMILIES,
@@ -149,8 +150,10 @@ def stock_type(config: PreTrainedConfig) -> str:
 
 
 def family_of(config: PreTrainedConfig) -> Family:
-    """Return the family entry of a config: from the table, or else inferred from its fields."""
-    return FAMILIES.get(stock_type(config)) or inferred_family(config)
+    """Return the family of a config: from the table, as somebody describes it, or else inferred
+    from its fields."""
+    kind = stock_type(config)
+    return FAMILIES.get(kind) or described_family(config, kind) or inferred_family(config)
 
 
 def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -178,8 +181,8 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         raise CompressError(
             "a transformer with a list of blocks that hold linear layers",
             f"{type(model).__name__} ({model.config.model_type})",
-            "Supported families are listed by `compress methods --families`; a new one needs an "
-            "entry in compress/models/families.py",
+            "Supported families are listed by `compress methods --families`; of a new one the "
+            "recipe can name the list (model.family.blocks)",
         )
     return best
 
@@ -220,7 +223,7 @@ def block_anatomy(
     names = [n for n, m in block.named_modules() if is_map(m) and not n.startswith(layers)]
     roles: dict[str, list[str]] = {}
     for name in names:
-        roles.setdefault(_role(name), []).append(name)
+        roles.setdefault(_role(name, family), []).append(name)
     if OTHER in roles or len(roles.get(ATTENTION_OUT, [])) > 1 or len(roles.get(DOWN, [])) > 1:
         sites: tuple[Site, ...] = (Site(OTHER, tuple(names)),) if names else ()
         return BlockAnatomy(path, index, sites, 0, 0, 0, 0, family)
@@ -271,8 +274,9 @@ def _hidden(block: nn.Module, roles: dict[str, list[str]]) -> int:
     return reads.pop() if len(reads) == 1 and reads == writes else 0
 
 
-def _role(name: str) -> str:
-    return next((role for role, pattern in _ROLES if re.search(pattern, name)), OTHER)
+def _role(name: str, family: Family) -> str:
+    own = ((role, f"(?:{pattern})$") for role, pattern in family.roles.items())
+    return next((role for role, end in (*own, *_ROLES) if re.search(end, name)), OTHER)
 
 
 def _core(kind: str, roles: dict[str, list[str]]) -> str | None:

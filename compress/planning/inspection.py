@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from compress.checkpoint.state import ModelState
 from compress.errors import CompressError
 from compress.methods.catalog import METHODS
-from compress.models.anatomy import ATTENTION_OUT, DOWN
+from compress.models.anatomy import ATTENTION_OUT, DOWN, stock_type
+from compress.models.described import attach, described_family
 from compress.models.families import FAMILIES
 from compress.models.outline import BlockOutline, Outline, outline_of
 from compress.models.sources.source import load_config, resolve
@@ -43,6 +44,7 @@ def inspect_model(
     else:
         found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
         config = load_config(found.folder, trust_remote_code=trust_remote_code)
+        attach(config, stock_type(config))
         state = ModelState.of_checkpoint(TensorIndex.open(found.folder), config, trust_remote_code)
         streamed, origin = state.streamed(), found.origin
         bits = 8 * state.source.storage_dtype.itemsize
@@ -52,7 +54,7 @@ def inspect_model(
         "origin": origin,
         "class": type(streamed.model).__name__,
         "model_type": anatomy.model_type,
-        "family": "table" if anatomy.model_type in FAMILIES else "inferred",
+        "family": _family(streamed.model.config, anatomy.model_type),
         "blocks_path": anatomy.blocks_path,
         "blocks": [_block(b) for b in outline.blocks],
         "hidden_size": outline.hidden_size,
@@ -70,6 +72,13 @@ def _is_absent(block: BlockOutline, kind: str) -> bool:
     """Whether a sub-layer was removed as a whole."""
     site = block.anatomy.site(kind)
     return site is not None and all(block.linears[n].layer == "absent" for n in site.linears)
+
+
+def _family(config: Any, kind: str) -> str:
+    """Where what is known of the family is from."""
+    if kind in FAMILIES:
+        return "table"
+    return "inferred" if described_family(config, kind) is None else "described"
 
 
 def _block(block: BlockOutline) -> dict[str, Any]:

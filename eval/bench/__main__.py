@@ -11,9 +11,12 @@ BENCHMARKS = (
     ("evaluation", "speed and agreement of perplexity against lm-eval", "5", "0.6"),
     ("speedup", "prefill speed-up of narrower and shallower models", "8", "1.5"),
     ("robust", "right on every machine: faults, families, memory, precision", "150", "45"),
+    ("strangers", "twelve unknown model types, metrics, a wheel in an empty folder", "20", "6"),
     ("maskllm", "learned 2:4 masks, block by block and on the whole model", "200", "5"),
     ("depth", "fewer blocks: removed, flattened, fused, distilled", "240", "15"),
     ("dsformer", "dense-sparse factorisation against SVD-LLM at equal bytes", "240", "5"),
+    ("vib", "learned widths of a classifier against other ways to narrow it", "90", "3"),
+    ("vib_smollm2", "learned widths of a language model", "150", "3"),
     ("masked", "masked generators: the digits demo, every method, text, rxnfp", "90", "0.5"),
     ("masked_estimators", "estimators of a masked generator's likelihood", "5", "0.1"),
 )

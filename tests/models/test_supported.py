@@ -18,13 +18,20 @@ _SIZES = {"vocab_size": 264, "d_model": 32, "pad_token_id": 0, "bos_token_id": 1
 
 
 @pytest.mark.parametrize("name", ["Bart", "T5"])
-def test_an_encoder_with_a_decoder_is_refused_and_left_alone(name, tokens):
+def test_an_encoder_with_a_decoder_is_refused_and_left_alone(name, tokens, tmp_path):
     config = getattr(transformers, f"{name}Config")(
         **_SIZES, encoder_layers=2, decoder_layers=2, num_layers=2, num_heads=4, d_ff=64, d_kv=8,
         decoder_start_token_id=1,
     )  # fmt: skip
+    cls = getattr(transformers, f"{name}ForConditionalGeneration")
+    cls(config).save_pretrained(tmp_path)
+    for function in (compress.load, compress.inspect, compress.evaluate):
+        with pytest.raises(compress.CompressError, match=f"{name}.*an encoder with a decoder"):
+            function(tmp_path)
     with torch.device("meta"):
-        model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
+        model = cls(config)
+    with pytest.raises(compress.CompressError, match=f"{name}.*an encoder with a decoder"):
+        compress.evaluate(model)
     with pytest.raises(compress.CompressError, match=f"{name}ForConditionalGeneration"):
         compress.apply(model, [PRUNE], tokens)
     assert all(v.startswith("not") for v in compress.inspect(model)["methods"].values())

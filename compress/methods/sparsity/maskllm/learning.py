@@ -155,7 +155,7 @@ def learn_on_model(
         work.metrics["masks.loss"] = learn_language(
             work, [linear.logits for linear in linears.values()], options, distillation,
             name="masks", prepare=prepare, teacher=lambda: _masks_off(linears),
-        )  # fmt: skip
+        ).last_loss  # fmt: skip
     finally:
         set_mode(linears, "hard")
     changed = sum(int((after != before[n]).sum()) for n, after in choices(linears).items())
@@ -181,6 +181,6 @@ def tune_on_model(
         work.metrics["tuning.loss"] = learn_language(
             work, [linear.open_weight() for linear in linears.values()], options, distillation,
             name="tuning", prepare=prepare, teacher=lambda: _masks_off(linears),
-        )  # fmt: skip
+        ).last_loss  # fmt: skip
     finally:
         set_mode(linears, "hard")
