@@ -12,6 +12,7 @@ grid has to be found for them, as for any weights; that one would lose nothing a
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,7 @@ import compress
 from compress.data.text import TextSpec, load_text
 from compress.eval.bench import llama_cpp
 from compress.eval.bench.options import entry, parser, publish, say, work_folder
-from compress.eval.bench.peer_material import MODEL, TEXT
+from compress.eval.bench.peer_material import MODEL, TEXT, shortened
 from compress.eval.bench.provenance import DEFAULT, NO_TRAINING
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import run_measured, write_recipe
@@ -41,7 +42,8 @@ PARTS = ("onnx", "llama")
 
 @dataclass(frozen=True)
 class Scale:
-    """Tokens of prompt and continuation, pairs, tokens of the test text and its windows."""
+    """Tokens of prompt and continuation, pairs, tokens of the test text and its windows, sequences
+    to calibrate with, blocks of the model (None: all)."""
 
     prefill: int = 1024
     decode: int = 128
@@ -49,10 +51,11 @@ class Scale:
     test: int = 32_768
     window: int = 512
     samples: int = 64
+    blocks: int | None = None
 
 
 FULL = Scale()
-SMOKE = Scale(prefill=64, decode=8, pairs=3, test=1024, window=256, samples=2)
+SMOKE = Scale(prefill=64, decode=8, pairs=3, test=1024, window=256, samples=2, blocks=2)
 
 STEPS: dict[str, dict[str, Any]] = {
     "4 bit": {"method": "gptq", "bits": 4, "group_size": 32, "scales": "float16"},
@@ -89,15 +92,15 @@ class Subject:
 
 
 def prepare(work: Path, scale: Scale, data_root: Path | None, names: tuple[str, ...]) -> Subject:
-    """The model and its compressed forms; those that are there are not made again."""
-    dense = resolve(MODEL).folder
+    """The model and its compressed forms."""
+    dense = shortened(resolve(MODEL).folder, work, scale.blocks)
     results = {}
     for name in names:
         folder = work / name.replace(" ", "-")
         say(f"{name}: compressing")
         text = {**TEXT, "split": "train"}
         recipe = write_recipe(
-            work, folder.name, model={"source": MODEL}, steps=[STEPS[name]],
+            work, folder.name, model={"source": str(dense)}, steps=[STEPS[name]],
             calibration={"text": text, "samples": scale.samples, "length": 512},
         )  # fmt: skip
         results[name] = run_measured(recipe, folder, data_root=data_root).model
@@ -159,15 +162,15 @@ def llama_rows(subject: Subject, original: nn.Module) -> list[Row]:
 
 def _exported(work: Path, name: str, folder: Path, **options: Any) -> nn.Module:
     out = work / f"onnx-{name.replace(' ', '-')}"
-    if not out.exists():
-        compress.export(folder, "onnx", out, **options)
+    shutil.rmtree(out, ignore_errors=True)
+    compress.export(folder, "onnx", out, **options)
     return compress.load(out, runtime="onnx")[0]
 
 
 def _gguf(work: Path, name: str, folder: Path, **options: Any) -> Path:
     out = work / f"{name}.gguf"
-    if not out.exists():
-        compress.export(folder, "gguf", out, **options)
+    out.unlink(missing_ok=True)
+    compress.export(folder, "gguf", out, **options)
     return out
 
 

@@ -61,12 +61,12 @@ def words():
 def small(tiny, words, tokens, tmp_path):
     """``small(family, *steps, **fields)``: a folder with a tiny model after steps."""
 
-    def make(family: str, *steps, **fields) -> Path:
+    def make(family: str, *steps, folder: str = "small", **fields) -> Path:
         model = tiny(family, vocab_size=VOCABULARY, **fields)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a step that reaches a part of the model says so
             compress.apply(model, list(steps), tokens)
-        return compress.save(model, tmp_path / "small", words)
+        return compress.save(model, tmp_path / folder, words)
 
     return make
 
@@ -161,6 +161,24 @@ def test_float_types(small, helpers, tokens, tmp_path, kind, tolerance):
     assert (
         helpers.difference(helpers.logits(back, tokens), helpers.logits(here, tokens)) <= tolerance
     )
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "linear", "factor": 2.0},
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+         "original_max_position_embeddings": 32},
+    ],
+)  # fmt: skip
+def test_scaled_rotary_frequencies(small, helpers, tokens, tmp_path, rope):
+    folder = small("llama", head_dim=16, rope_parameters={**rope, "rope_theta": 100.0})
+    made = export(folder, tmp_path / "small.gguf")
+    back, here = compress.load(made.file)[0], compress.load(folder)[0]
+    assert helpers.difference(helpers.logits(back, tokens), helpers.logits(here, tokens)) < 1e-6
+    plain = compress.load(small("llama", head_dim=16, rope_parameters={"rope_theta": 100.0,
+                                "rope_type": "default"}, folder="plain"))[0]  # fmt: skip
+    assert helpers.difference(helpers.logits(plain, tokens), helpers.logits(here, tokens)) > 1e-3
 
 
 def refusal(model: Path, out: Path, **options) -> str:

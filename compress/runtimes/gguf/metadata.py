@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from compress.models.sources.gguf import ROPE_PARAMETERS
 from compress.models.sources.source import Source
 from compress.runtimes.decoder import Decoder
 from compress.runtimes.gguf.blocks import TYPES
@@ -51,6 +53,9 @@ def open_writer(
     if decoder.rope.get("rope_type") == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(decoder.rope["factor"])
+    if decoder.rope.get("rope_type", "default") != "default":
+        # Of llama3's frequencies the format holds the result alone; readers of configs want these.
+        writer.add_string(ROPE_PARAMETERS, json.dumps(decoder.rope))
     writer.add_layer_norm_rms_eps(decoder.eps)
     writer.add_vocab_size(decoder.vocabulary)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

@@ -70,10 +70,12 @@ class Cache:
 
     Attributes:
         length: tokens in it.
+        binding: the buffers as a session's inputs and outputs, once one has run with them.
     """
 
     def __init__(self, description: OnnxDescription, batch: int, places: int) -> None:
         self.places, self.length = places, 0
+        self.binding: Any = None
         self.buffers = {
             (kind, index): np.zeros((batch, heads, places, description.head_dim), np.float32)
             for index, heads in description.kv_heads.items()
@@ -82,7 +84,7 @@ class Cache:
 
     def grow(self, places: int) -> None:
         """Make room for more tokens."""
-        self.places = places
+        self.places, self.binding = places, None
         for key, old in self.buffers.items():
             self.buffers[key] = np.zeros((*old.shape[:2], places, old.shape[3]), np.float32)
             self.buffers[key][:, :, : self.length] = old[:, :, : self.length]
@@ -209,10 +211,10 @@ class OnnxForCausalLM(OnnxModel):
         Returns:
             Logits [batch, tokens - start, vocabulary], float32.
         """
-        from onnxruntime import OrtValue
-
         total = cache.length + ids.shape[1]
-        binding = self.session.io_binding()
+        if cache.binding is None:
+            cache.binding = self._bound(cache)
+        binding = cache.binding
         inputs = {
             "input_ids": np.ascontiguousarray(ids, np.int64), "start": np.array([start]),
             "lengths": np.full(len(ids), total - 1, np.int32), "total": np.array(total, np.int32),
@@ -220,13 +222,21 @@ class OnnxForCausalLM(OnnxModel):
         for name, value in inputs.items():
             binding.bind_cpu_input(name, value)
         binding.bind_output("logits")
+        self.session.run_with_iobinding(binding)
+        cache.length = total
+        return binding.get_outputs()[0].numpy()
+
+    def _bound(self, cache: Cache) -> Any:
+        """The buffers of a cache as inputs and outputs, behind the logits."""
+        from onnxruntime import OrtValue
+
+        binding = self.session.io_binding()
+        binding.bind_output("logits")
         for (kind, index), buffer in cache.buffers.items():
             shared = OrtValue.ortvalue_from_numpy(buffer)
             binding.bind_ortvalue_input(f"past_{kind}.{index}", shared)
             binding.bind_ortvalue_output(f"present_{kind}.{index}", shared)
-        self.session.run_with_iobinding(binding)
-        cache.length = total
-        return binding.get_outputs()[0].numpy()
+        return binding
 
     def generate(
         self,
