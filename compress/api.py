@@ -68,6 +68,7 @@ def load(
     cache_dir: str | Path | None = None,
     trust_remote_code: bool = False,
     semi_structured: bool | Literal["require"] = False,
+    packed: bool = True,
     runtime: Literal["torch", "onnx"] = "torch",
 ) -> tuple[Any, Any]:
     """Load a model and its tokenizer (None where there is none).
@@ -79,6 +80,9 @@ def load(
             8.0 or more, float16 or bfloat16). The model is then for inference only and tells what
             was converted in ``model.semi_structured``. Where nothing can be, it stays dense with a
             warning; ``"require"`` makes that an error.
+        packed: on a CPU, keep the weights of a quantised checkpoint packed in memory and compute
+            from them (docs/runtime.md), so that the model takes the memory of its bits. Without it
+            they are unpacked, as stock transformers does.
         runtime: "onnx" runs a folder that ``compress export --to onnx`` wrote in onnxruntime, on
             the CPU, in float32 but for what the graph itself rounds: a module that is called like a
             transformers model and has a ``generate`` of its own.
@@ -95,7 +99,9 @@ def load(
     found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     if is_diffusion_folder(found.folder):
         return load_diffusion(found.folder, dtype, device), None
-    model = load_model(found, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    model = load_model(
+        found, dtype=dtype, device=device, trust_remote_code=trust_remote_code, packed=packed
+    )
     if semi_structured:
         report = convert(model)
         if report.reason and semi_structured == "require":

@@ -206,8 +206,15 @@ class _RoundedTokens(torch.autograd.Function):
 
 
 def _rounded_tokens(inputs: torch.Tensor) -> torch.Tensor:
+    codes, scale = token_codes(inputs)
+    return codes.mul_(scale)
+
+
+def token_codes(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The codes that :func:`fake_quantize_tokens` rounds to, whole numbers from -128 to 127 in the
+    type of the inputs, and their scales [batch, tokens, 1] (one number for a matrix)."""
     largest = inputs.abs()
     largest = largest.amax() if inputs.dim() == 2 else largest.amax(dim=-1, keepdim=True)
     scale = largest / 127.5
     scale = scale.masked_fill(scale == 0, torch.finfo(scale.dtype).eps)
-    return (inputs / scale).clamp_(-128, 127).round_() * scale
+    return (inputs / scale).clamp_(-128, 127).round_(), scale

@@ -17,20 +17,23 @@ import torch
 from torch import nn
 
 from compress.checkpoint.config import stock_config
+from compress.checkpoint.embeddings import read_embeddings
 from compress.checkpoint.records import apply_record
 from compress.checkpoint.state import ModelState
 from compress.errors import CompressError
+from compress.linear.grid import QuantScheme
 from compress.linear.layer import features_of
 from compress.models.loading import load_config
 from compress.models.positions import positions_of
 from compress.models.stream import StreamedModel
-from compress.runtimes.weights import Matrix, is_removed, matrices
+from compress.runtimes.weights import Matrix, is_removed, matrices, table
 from compress.system.tensors import TensorIndex
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 ATTENTION = {"q": "self_attn.q_proj", "k": "self_attn.k_proj",
              "v": "self_attn.v_proj", "o": "self_attn.o_proj"}  # fmt: skip
 MLP = {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
+TABLES = {"embedding": "model.embed_tokens", "head": "lm_head"}
 ROLES = {**ATTENTION, **MLP}
 
 
@@ -124,14 +127,17 @@ class Decoder:
             yield LayerWeights(norms, maps)
             self.streamed.release_block(index)
 
-    def outer(self, role: str) -> torch.Tensor:
-        """The embedding, the last norm or the head, float32."""
-        name = {
-            "embedding": "model.embed_tokens.weight",
-            "norm": "model.norm.weight",
-            "head": "lm_head.weight",
-        }[role]
-        return self.state.source.get(name).float()
+    def last_norm(self) -> torch.Tensor:
+        """The weight of the norm in front of the head, float32."""
+        return self.state.source.get("model.norm.weight").float()
+
+    def table(self, role: str) -> Matrix:
+        """The embedding or the head."""
+        return table(self.state, TABLES[role])
+
+    def table_scheme(self, role: str) -> QuantScheme | None:
+        """The grid that a step has rounded it to."""
+        return read_embeddings(self.state.config).get(TABLES[role])
 
 
 _NORMS = {"input": "input_layernorm", "post_attention": "post_attention_layernorm",
@@ -189,7 +195,7 @@ def open_decoder(
         vocabulary=stock.vocab_size,
         positions=min(positions, window) if window else positions,
         eps=stock.rms_norm_eps,
-        tied="lm_head.weight" not in state.source.names(),
+        tied="lm_head.weight" not in state.readable.names(),
         frequencies=fresh.inv_freq.detach().float(),
         rotary_scale=float(fresh.attention_scaling),
         rope=dict(stock.rope_parameters),

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from compress.checkpoint.embeddings import read_embeddings
+from compress.checkpoint.packing import stored_shapes, unpack
+from compress.checkpoint.state import ModelState
 from compress.linear.absent import AbsentLinear
 from compress.linear.grid import QuantScheme
 from compress.linear.layer import Layer
@@ -66,6 +69,19 @@ def matrices(module: nn.Module, name: str) -> tuple[Matrix, ...]:
         dense = module.dense().detach().float()
         return (Matrix(name, tuple(dense.shape), dense, None, _values(module.bias)),)
     return (_matrix(module, name),)
+
+
+def table(state: ModelState, path: str) -> Matrix:
+    """The embedding or the head at ``path`` of a checkpoint, on the grid of a step or not."""
+    scheme = read_embeddings(state.config).get(path)
+    if scheme is None:
+        values = state.source.get(f"{path}.weight").float()
+        return Matrix(path, tuple(values.shape), values, None, None)
+    rows, columns = state.source.get(f"{path}.weight_shape").tolist()
+    names = stored_shapes(scheme, rows, columns)
+    stored = {name: state.source.get(f"{path}.{name}") for name in names}
+    codes, scale, zero_point = unpack(stored, scheme, (rows, columns))
+    return Matrix(path, (rows, columns), None, Grid(codes, scale, zero_point, scheme), None)
 
 
 def _matrix(module: nn.Module, name: str) -> Matrix:

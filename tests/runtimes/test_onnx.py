@@ -48,13 +48,14 @@ def pair(tiny, tokenizer, tokens, tmp_path):
     "family, steps, fields",
     [
         ("llama", [{**RTN, "bits": 4, "symmetric": False}], {}),
-        ("llama", [{**RTN, "bits": 3, "group_size": 16}], {"tie_word_embeddings": True}),
+        ("llama", [{**RTN, "bits": 3, "group_size": 16, "embeddings": 4}],
+         {"tie_word_embeddings": True}),
         ("llama", [{"method": "ffn_width", "share": 0.4, "allocation": "per_layer"},
                    {"method": "head_width", "share": 0.5},
                    {"method": "shortgpt", "remove": 1}], {}),
         ("mistral", [{"method": "svd", "ratio": 0.5},
                      {"method": "rtn", "bits": 8, "group_size": None}], {}),
-        ("qwen2", [{**RTN, "bits": 2}], {}),
+        ("qwen2", [{**RTN, "bits": 2, "embeddings": 8, "symmetric": False}], {}),
         ("qwen3", [{**RTN, "bits": 6}], {}),
     ],
 )  # fmt: skip

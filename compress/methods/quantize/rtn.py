@@ -37,6 +37,7 @@ class W8A8(RoundToNearest):
     bits: Literal[8] = Field(8, description="Bits a weight; fixed.")
     group_size: None = Field(None, description="One scale an output channel; fixed.")
     symmetric: Literal[True] = Field(True, description="Symmetric grids; fixed.")
+    embeddings: None = Field(None, description="Left as they are; fixed.")
 
     @property
     def scheme(self) -> QuantScheme:

@@ -36,6 +36,7 @@ _NAMES = {
 }  # fmt: skip
 _NORM_NAMES = {"input": "attn_norm", "post_attention": "ffn_norm",
                "q": "attn_q_norm", "k": "attn_k_norm"}  # fmt: skip
+_TABLES = {"embedding": "token_embd.weight", "head": "output.weight"}
 _TORCH = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -154,13 +155,19 @@ def _plan(
     decoder: Decoder, stored: str, asked: str, embeddings: str
 ) -> dict[str, tuple[tuple[int, ...], str]]:
     """GGUF's name of every tensor -> its shape and type, in the order of the file."""
-    if embeddings == "auto":
-        embeddings = asked if asked in (*FLOATS, "Q8_0") else stored
     size, hidden = decoder.vocabulary, decoder.hidden
-    table = _float_type((size, hidden), embeddings, "the embedding")
-    plan = {"token_embd.weight": ((size, hidden), table), "output_norm.weight": ((hidden,), "F32")}
-    if not decoder.tied:
-        plan["output.weight"] = ((size, hidden), table)
+    plan = {}
+    for role, name in _TABLES.items():
+        if role == "embedding" or not decoder.tied:
+            shape, scheme = (size, hidden), decoder.table_scheme(role)
+            if scheme is not None:
+                kind = type_for(scheme, hidden, embeddings, role)
+            elif embeddings == "auto":
+                kind = _float_type(shape, asked if asked in (*FLOATS, "Q8_0") else stored, role)
+            else:
+                kind = _float_type(shape, embeddings, role)
+            plan[name] = (shape, kind)
+    plan["output_norm.weight"] = ((hidden,), "F32")
     if decoder.rope.get("rope_type") == "llama3":
         plan["rope_freqs.weight"] = ((decoder.head_dim // 2,), "F32")
     for index in range(len(decoder.layers)):
@@ -194,11 +201,10 @@ def _float_type(shape: tuple[int, int], asked: str, label: str) -> str:
 
 def _tensors(decoder: Decoder, plan: dict[str, Any], report: GGUFExport) -> Iterator[np.ndarray]:
     """The values in the order of the plan, a block in memory at a time."""
-    table = plan["token_embd.weight"][1]
-    yield _floats(decoder.outer("embedding"), table, "embedding", report)
-    yield decoder.outer("norm").numpy()
-    if not decoder.tied:
-        yield _floats(decoder.outer("head"), table, "head", report)
+    for role, name in _TABLES.items():
+        if name in plan:
+            yield _values(decoder.table(role), plan[name][1], report)
+    yield decoder.last_norm().numpy()
     if "rope_freqs.weight" in plan:
         steps = torch.arange(0, decoder.head_dim, 2, dtype=torch.float32) / decoder.head_dim
         plain = 1.0 / decoder.theta**steps

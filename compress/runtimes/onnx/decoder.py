@@ -47,7 +47,7 @@ def build_decoder(
         stream = graph.node("Add", stream, delta)
     limits = [graph.constant(np.array([value])) for value in (np.iinfo(np.int64).max, 1)]
     last = graph.node("Slice", stream, "start", limits[0], limits[1])
-    weight = graph.constant(decoder.outer("norm").numpy(), "norm")
+    weight = graph.constant(decoder.last_norm().numpy(), "norm")
     last = graph.node("SimplifiedLayerNormalization", last, weight, epsilon=decoder.eps, axis=-1)
     logits = head.product(graph, last, accuracy)
     graph.node("Identity", logits, outputs=["logits"])

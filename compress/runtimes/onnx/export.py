@@ -8,26 +8,28 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from compress.checkpoint.embeddings import read_embeddings
 from compress.checkpoint.export import companions
 from compress.checkpoint.save import require_empty
 from compress.errors import CompressError
 from compress.linear.quantized import scheme_of
 from compress.models.loading import load_config
 from compress.models.sources.source import Source
-from compress.runtimes.decoder import Decoder, open_decoder
+from compress.runtimes.decoder import TABLES, Decoder, open_decoder
 from compress.runtimes.onnx.decoder import build_decoder
 from compress.runtimes.onnx.description import DESCRIPTION, OnnxDescription
 from compress.runtimes.onnx.encoder import FAMILIES as ENCODERS
 from compress.runtimes.onnx.encoder import Encoder, build_encoder, open_encoder
 from compress.runtimes.onnx.graph import Graph
-from compress.runtimes.onnx.linears import block_size
+from compress.runtimes.onnx.linears import block_size, pack_blocks
 from compress.runtimes.onnx.tables import Table, rounded
+from compress.runtimes.weights import table
 from compress.system.files import content_digest, new_folder
 from compress.system.shards import write_json
 
 FLOATS, INTEGERS = 1, 4  # accuracy levels of MatMulNBits
-DECODER_TABLES = ("model.embed_tokens.weight", "lm_head.weight")
-ENCODER_TABLES = ("bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight")
+DECODER_TABLES = (TABLES["embedding"], TABLES["head"])
+ENCODER_TABLES = ("bert.embeddings.word_embeddings", "cls.predictions.decoder")
 
 
 @dataclass
@@ -118,25 +120,31 @@ def _check(model: Decoder | Encoder, embeddings: str) -> None:
             "heads of a multiple of 16, as onnxruntime's attention needs them",
             f"head_dim {model.head_dim}", "Run it with transformers (compress.load)",
         )  # fmt: skip
-    if embeddings != "auto" and model.hidden % 16:
+    rounded_already = read_embeddings(model.state.config)
+    if embeddings != "auto" and (rounded_already or model.hidden % 16):
         raise CompressError(
-            "rows of a multiple of 16 for embeddings of integers", f"{model.hidden} columns",
+            "an embedding in floats with rows of a multiple of 16 to round",
+            f"{model.hidden} columns" + (", rounded by a step" if rounded_already else ""),
             "Use --embeddings auto",
-        )  # fmt: skip
+        )
+    for path, scheme in rounded_already.items():
+        block_size(scheme.group_size or model.hidden, model.hidden, path)
 
 
 def _tables(model: Decoder | Encoder, embeddings: str) -> tuple[Table, Table]:
     """Embedding and head; the same one where they are tied."""
     names = ENCODER_TABLES if isinstance(model, Encoder) else DECODER_TABLES
-    stored = model.state.source.names()
-    if names[1] not in stored:
+    if f"{names[1]}.weight" not in model.state.readable.names():
         names = names[:1] * 2
 
     @cache
-    def table(name: str) -> Table:
-        values = model.state.source.get(name).float()
+    def made(path: str) -> Table:
+        found = table(model.state, path)
+        if found.grid is not None:
+            return Table(path, pack_blocks(found.grid, path))
+        assert found.dense is not None
         if embeddings == "auto":
-            return Table(name, values)
-        return Table(name, rounded(values, int(embeddings), name))
+            return Table(path, found.dense)
+        return Table(path, rounded(found.dense, int(embeddings), path))
 
-    return table(names[0]), table(names[1])
+    return made(names[0]), made(names[1])
