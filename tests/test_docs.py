@@ -58,7 +58,7 @@ def test_every_block_is_run(written):
 
 
 def test_the_recipe_of_the_page(written, python, checkpoint, text, tmp_path):
-    (source,) = blocks("yaml")
+    source, _family = blocks("yaml")
     recipe = yaml.safe_load(source)
     recipe |= {"model": str(checkpoint("llama"))}
     recipe["calibration"] |= {"text": {"source": str(text)}, "samples": 2, "length": 16}

@@ -104,7 +104,7 @@ def learn_weights(work: ModelWork, method: VIBOptions) -> None:
         work.metrics["vib.fine_tune"] = learn_language(
             work, weights, method.fine_tune, method.tuned_from, name="fine_tune",
             prepare=lambda _moment: 0.0, taught_by=teacher,
-        )  # fmt: skip
+        ).last_loss  # fmt: skip
 
 
 def _original(work: ModelWork, distillation: DistillationOptions) -> ModelTeacher:
