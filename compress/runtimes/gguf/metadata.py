@@ -36,8 +36,7 @@ def open_writer(
     layer = decoder.layers[0]
     writer = gguf.GGUFWriter(path, arch)
     writer.add_type("model")
-    # transformers tells Mistral from Llama by this name.
-    writer.add_name(f"{decoder.family} {source.folder.name}")
+    writer.add_name(_name(source))
     if source.license:
         writer.add_license(source.license)
     writer.add_context_length(decoder.positions)
@@ -74,6 +73,14 @@ def open_writer(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     return writer
+
+
+def _name(source: Source) -> str:
+    """What viewers call the model: a hub's id, or the folder's name; of a run's, the run's."""
+    if source.kind != "folder":
+        return source.origin.partition("@")[0]
+    folder = source.folder
+    return folder.parent.name if folder.name == "model" else folder.name
 
 
 def _file_type(kinds: list[str]) -> int:

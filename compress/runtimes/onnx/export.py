@@ -27,6 +27,7 @@ from compress.runtimes.weights import table
 from compress.system.files import content_digest, new_folder
 from compress.system.shards import write_json
 
+CARD = "README.md"
 FLOATS, INTEGERS = 1, 4  # accuracy levels of MatMulNBits
 DECODER_TABLES = (TABLES["embedding"], TABLES["head"])
 ENCODER_TABLES = ("bert.embeddings.word_embeddings", "cls.predictions.decoder")
@@ -101,6 +102,8 @@ def export_onnx(
         shutil.copyfile(source.folder / "config.json", folder / "config.json")
         for path in companions(source, trust_remote_code):
             shutil.copyfile(path, folder / path.name)
+        if source.kind == "folder" and (source.folder / CARD).is_file():
+            shutil.copyfile(source.folder / CARD, folder / CARD)
     size = sum(path.stat().st_size for path in out.iterdir())
     return OnnxExport(out, size, described)
 
