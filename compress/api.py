@@ -39,6 +39,7 @@ from compress.models.diffusion import (
     refusal,
     save_diffusion,
 )
+from compress.models.experts import fuse_all, unfuse_all
 from compress.models.sources.source import load_model, load_tokenizer, resolve
 from compress.models.stream import StreamedModel
 from compress.planning.planner import Plan
@@ -247,12 +248,17 @@ def apply(
     if adapter is not model:
         _check_diffusion(parsed)
         batches = numbered(batches)
-    check_steps(parsed, StreamedModel(adapter), has_calibration=bool(batches))
-    with showing(progress) as told:
-        run_live(
-            adapter, parsed, batches, seed=seed, atomic=atomic, follow_config=adapter is model,
-            compute=dtype, teacher=None if teacher is None else adapted(teacher), progress=told,
-        )  # fmt: skip
+    unfuse_all(adapter)  # experts are linears while steps work on them
+    try:
+        check_steps(parsed, StreamedModel(adapter), has_calibration=bool(batches))
+        with showing(progress) as told:
+            run_live(
+                adapter, parsed, batches, seed=seed, atomic=atomic, follow_config=adapter is model,
+                compute=dtype, teacher=None if teacher is None else adapted(teacher),
+                progress=told,
+            )  # fmt: skip
+    finally:
+        fuse_all(adapter)
     return model
 
 

@@ -95,3 +95,15 @@ def test_the_keys_of_a_recipe_are_told_and_current():
     assert named["text"].kind == "section" and named["window"].kind == "whole number"
     assert "training.steps" in {key.name for key in found["distill"]}
     assert found["evaluation.tolerance"][0].default == "0.05"
+
+
+def test_the_walk_through_runs(checkpoint, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-model").symlink_to(checkpoint("llama"))
+    (tmp_path / "my-text.txt").symlink_to(text)
+    page = (PAGE.parent / "your-own-model.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    exec(compile(code, "your-own-model.md", "exec"), {})
+    told = capsys.readouterr().out
+    assert "LlamaForCausalLM" in told and "| first |" in told and "| zeros |" in told
+    assert (tmp_path / "compare.csv").exists()

@@ -115,6 +115,8 @@ def print_anatomy(
         f"{found['parameters']:,} parameters, {found['outer_parameters']:,} outside blocks; "
         f"{found['bytes'] / 1e6:,.1f} MB; {found['macs_per_token'] / 1e6:,.1f} M MACs a token"
     )
+    if found["active_parameters"] < found["parameters"]:
+        print(f"{found['active_parameters']:,} parameters are active: experts that a token passes")
     rows = []
     for group in _alike(found["blocks"]):
         first = group[0]

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from compress.errors import CompressError
 from compress.linear.layer import features_of, is_layer, is_map
 from compress.models.described import described_family
+from compress.models.experts import unfused_in
 from compress.models.families import (
     CONCATENATED,
     FAMILIES,
@@ -221,8 +222,11 @@ def block_anatomy(
     # What a layer is made of acts as the one linear that it replaced.
     layers = tuple(f"{n}." for n, m in block.named_modules() if is_layer(m))
     names = [n for n, m in block.named_modules() if is_map(m) and not n.startswith(layers)]
+    routed = tuple(n for path, _ in unfused_in(block) for n in names if n.startswith(f"{path}."))
     roles: dict[str, list[str]] = {}
     for name in names:
+        if name in routed:
+            continue
         roles.setdefault(_role(name, family), []).append(name)
     if OTHER in roles or len(roles.get(ATTENTION_OUT, [])) > 1 or len(roles.get(DOWN, [])) > 1:
         sites: tuple[Site, ...] = (Site(OTHER, tuple(names)),) if names else ()
@@ -237,6 +241,8 @@ def block_anatomy(
     heads, kv_heads, head_dim = _heads(block, roles, config, family)
     ffn = _size(block, roles[DOWN][0])[1] if DOWN in roles else 0
     sites = tuple(_with_bound(site, block, heads, kv_heads, head_dim, ffn) for site in sites)
+    if routed:  # each reads what was sent to its expert
+        sites += (Site(OTHER, routed),)
     if norms is not None:
         sites = tuple(replace(s, find_norm=partial(norms.find, index, s.linears)) for s in sites)
     return BlockAnatomy(

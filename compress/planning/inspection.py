@@ -12,6 +12,7 @@ from compress.errors import CompressError
 from compress.methods.catalog import METHODS
 from compress.models.anatomy import ATTENTION_OUT, DOWN, stock_type
 from compress.models.described import attach, described_family
+from compress.models.experts import fuse_all, unfuse_all
 from compress.models.families import FAMILIES
 from compress.models.outline import BlockOutline, Outline, outline_of
 from compress.models.sources.source import load_config, resolve
@@ -39,15 +40,21 @@ def inspect_model(
         CompressError: no transformer blocks, or a source that cannot be used.
     """
     if isinstance(source, PreTrainedModel):
-        streamed, origin = StreamedModel(source), type(source).__name__
-        bits = 8 * source.dtype.itemsize
-    else:
-        found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
-        config = load_config(found.folder, trust_remote_code=trust_remote_code)
-        attach(config, stock_type(config))
-        state = ModelState.of_checkpoint(TensorIndex.open(found.folder), config, trust_remote_code)
-        streamed, origin = state.streamed(), found.origin
-        bits = 8 * state.source.storage_dtype.itemsize
+        unfuse_all(source)  # experts are linears to steps
+        try:
+            bits = 8 * source.dtype.itemsize
+            return _described(StreamedModel(source), type(source).__name__, bits)
+        finally:
+            fuse_all(source)
+    found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+    config = load_config(found.folder, trust_remote_code=trust_remote_code)
+    attach(config, stock_type(config))
+    state = ModelState.of_checkpoint(TensorIndex.open(found.folder), config, trust_remote_code)
+    bits = 8 * state.source.storage_dtype.itemsize
+    return _described(state.streamed(), found.origin, bits)
+
+
+def _described(streamed: StreamedModel, origin: str, bits: int) -> dict[str, Any]:
     outline = outline_of(streamed.model, streamed.anatomy, bits)
     anatomy = streamed.anatomy
     return {
@@ -57,6 +64,7 @@ def inspect_model(
         "family": _family(streamed.model.config, anatomy.model_type),
         "blocks_path": anatomy.blocks_path,
         "blocks": [_block(b) for b in outline.blocks],
+        "active_parameters": outline.active_parameters,
         "hidden_size": outline.hidden_size,
         "vocabulary": outline.vocab_size,
         "labels": outline.labels,

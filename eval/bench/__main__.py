@@ -20,6 +20,7 @@ BENCHMARKS = (
     ("vib_smollm2", "learned widths of a language model", "150", "3"),
     ("masked", "masked generators: the digits demo, every method, text, rxnfp", "90", "0.5"),
     ("masked_estimators", "estimators of a masked generator's likelihood", "5", "0.1"),
+    ("runtime", "memory and speed of quantised models inside transformers", "15", "1.5"),
 )
 
 

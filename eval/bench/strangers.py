@@ -1,13 +1,13 @@
 """What a stranger brings: model types that no table names, a text and tasks of their own, a wheel.
 
-    python -m compress.eval.bench.strangers [--only models|metrics|wheel]
+    python -m compress.eval.bench.strangers [--only models|metrics|mixture|wheel]
 
 *models*: a small random model of each of twelve types without an entry in the table of families is
 looked at, planned, compressed by three methods, evaluated, and what was written is opened in an
 interpreter that has only imported the package: its logits are those of the same steps on the live
-model. *metrics*: scores of labels beside scikit-learn's and scipy's. *wheel*: the wheel is
-installed into an empty environment, and five commands lead from there to two runs on a text,
-compared.
+model. *metrics*: scores of labels beside scikit-learn's and scipy's. *mixture*: see
+``strangers_mixture.py``. *wheel*: the wheel is installed into an empty environment, and five
+commands lead from there to two runs on a text, compared.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ from compress.eval.bench.options import entry, parser, publish, say, work_folder
 from compress.eval.bench.provenance import DEFAULT, ROOT, code_key
 from compress.eval.bench.robust.families import byte_tokenizer, live_logits, sized_config
 from compress.eval.bench.rows import Row
+from compress.eval.bench.strangers_mixture import mixture
 from compress.models.families import FAMILIES
 
-CODE = (*DEFAULT, "eval/bench/robust/families.py")
+CODE = (*DEFAULT, "eval/bench/robust/families.py", "eval/bench/strangers_mixture.py")
 COMMAND = "python -m compress.eval.bench.strangers"
 # Type of a model, and the head that it is given.
 MODELS = {
-    "arcee": "CausalLM", "olmo3": "CausalLM", "nemotron": "CausalLM", "falcon": "CausalLM",
+    "arcee": "CausalLM", "olmo3": "CausalLM", "nemotron": "CausalLM", "seed_oss": "CausalLM",
     "phi": "CausalLM", "bloom": "CausalLM", "mpt": "CausalLM", "xglm": "CausalLM",
     "eurobert": "MaskedLM", "megatron-bert": "MaskedLM", "ernie": "SequenceClassification",
     "roformer": "TokenClassification",
@@ -278,7 +279,7 @@ def _row(
 
 def main() -> None:
     options = parser(__doc__)
-    parts = ("models", "metrics", "wheel")
+    parts = ("models", "metrics", "mixture", "wheel")
     options.add_argument("--only", choices=parts, action="append", help="default: all")
     arguments: Namespace = options.parse_args()
     work = work_folder(arguments, "strangers")
@@ -286,6 +287,8 @@ def main() -> None:
         say(f"part {part}")
         if part == "models":
             rows = models(work, arguments.smoke)
+        elif part == "mixture":
+            rows = mixture(work, arguments.smoke)
         else:
             rows = metrics() if part == "metrics" else wheel(work)
         publish(arguments, work, rows, "strangers")

@@ -97,8 +97,7 @@ def logical_weights(model: nn.Module) -> Iterator[Weight]:
         if dense is not None:
             yield _weight(f"{path}.weight", dense)
             own = {k: v for k, v in own.items() if k != "weight" and not k.startswith("weight_")}
-        elif isinstance(module, Layer) and all(p is module.bias for p in module.parameters()):
-            # Its numbers are no parameters: it keeps them packed.
+        elif isinstance(module, Layer) and _packs(module):
             held, table = module.size(), next(module.buffers(), None)
             shared = table is not None and table.data_ptr() in tables
             tables |= {table.data_ptr()} if table is not None else set()
@@ -109,6 +108,12 @@ def logical_weights(model: nn.Module) -> Iterator[Weight]:
                 continue
             seen.add(id(parameter))
             yield _weight(f"{path}.{name}" if path else name, parameter)
+
+
+def _packs(layer: Layer) -> bool:
+    """Whether the numbers of a layer are no parameters, of itself or of modules in it."""
+    alone = not any(True for _ in layer.children())
+    return alone and all(p is layer.bias for p in layer.parameters())
 
 
 def _weight(name: str, tensor: Tensor) -> Weight:

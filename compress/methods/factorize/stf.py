@@ -89,6 +89,13 @@ class STF(LinearMethod):
                     "Put stf before the step that rounds",
                 )  # fmt: skip
         check_loss(self.name, anatomy, outline, "Use dense_sparse with refine, which needs no loss")
+        compared = self.distillation.layers if self.distillation is not None else ()
+        missing = [i for i in compared if not 0 <= i < len(outline.blocks)]
+        if missing:
+            raise CompressError(
+                f"distillation.layers from 0 to {len(outline.blocks) - 1}", str(missing[0]),
+                "Blocks are counted in the compressed model",
+            )  # fmt: skip
 
     def _layers(self, outline: Outline) -> dict[str, LinearOutline]:
         """The layers that learn, by path."""

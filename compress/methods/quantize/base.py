@@ -19,8 +19,8 @@ from compress.linear.layer import parts_of, tables_of
 from compress.linear.matrix import as_linear
 from compress.linear.quantized import QuantizedLinear
 from compress.linear.tables import Grid
-from compress.methods.base import PRECISION, VALUES, LinearMethod
-from compress.methods.passes import Pass
+from compress.methods.base import CALIBRATION, PRECISION, VALUES, LinearMethod
+from compress.methods.passes import Pass, Stream
 from compress.methods.work import OuterWork, SiteWork
 from compress.models.anatomy import Anatomy
 from compress.models.outline import LinearOutline, Outline, token_tables
@@ -78,8 +78,8 @@ class QuantizeMethod(LinearMethod):
         )
 
     def passes(self) -> tuple[Pass, ...]:
-        (stream,) = super().passes()
-        return (replace(stream, outer=self.round_embeddings if self.embeddings else None),)
+        outer = self.round_embeddings if self.embeddings else None
+        return (Stream((self.sites,), inputs=self.needs == CALIBRATION, outer=outer),)
 
     def check(self, anatomy: Anatomy, outline: Outline) -> None:
         super().check(anatomy, outline)
