@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart masked-demo test lint tables clean
+.PHONY: quickstart masked-demo test lint tables keys site clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/compress run quickstart --out runs/quickstart
@@ -28,7 +28,15 @@ lint: $(VENV)/.installed
 	$(BIN)/pyrefly check --summarize-errors
 
 tables: $(VENV)/.installed
-	$(BIN)/python -m compress.eval.bench.tables README.md docs/benchmarks.md docs/learned-masks.md docs/masked.md docs/flatten.md
+	$(BIN)/python -m compress.eval.bench.tables README.md docs/benchmarks.md docs/learned-masks.md docs/masked.md docs/flatten.md docs/vib.md docs/dense_sparse.md
+
+# build/site/index.html: the pages of docs/, with every link looked at.
+site: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet 'mkdocs>=1.6,<2'
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+keys: $(VENV)/.installed
+	$(BIN)/python -m compress.planning.reference docs/recipes.md
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

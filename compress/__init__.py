@@ -18,6 +18,7 @@ from typing import Any
 
 from compress.checkpoint.hooks import install_hooks
 from compress.errors import CompressError
+from compress.system.version import VERSION as __version__
 
 install_hooks()
 
@@ -27,17 +28,20 @@ _EXPORTS = {
     "apply_mask": "compress.api",
     "compare": "compress.api",
     "evaluate": "compress.api",
+    "export": "compress.api",
     "inspect": "compress.api",
     # Not `methods`: that is the subpackage, once something has imported it.
     "list_methods": "compress.api",
     "load": "compress.api",
     "materialize": "compress.api",
     "plan": "compress.api",
+    "push": "compress.api",
+    "register_family": "compress.models.described",
     "register_method": "compress.methods.catalog",
     "run": "compress.api",
     "save": "compress.api",
 }
-__all__ = ["CompressError", *sorted(_EXPORTS)]
+__all__ = ["CompressError", "__version__", *sorted(_EXPORTS)]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,14 +17,18 @@ from compress.checkpoint.save import require_empty, save_model
 from compress.data.calibration_inputs import calibration_inputs
 from compress.engine.comparison import compare
 from compress.engine.evaluation import evaluate
+from compress.engine.exporting import check_runtime, export, load_exported
 from compress.engine.live import check_live, check_model_class
 from compress.engine.live_steps import run_live
+from compress.engine.push import push
 from compress.engine.runner import RunResult
 from compress.engine.runner import run as run_recipe
 from compress.errors import CompressError
 from compress.linear.semi_structured import convert, refuse_converted
 from compress.methods.base import Method
 from compress.methods.catalog import METHODS
+from compress.models.anatomy import stock_type
+from compress.models.described import attach
 from compress.models.diffusion import (
     adapted,
     build_diffusion,
@@ -35,17 +39,25 @@ from compress.models.diffusion import (
     refusal,
     save_diffusion,
 )
+from compress.models.experts import fuse_all, unfuse_all
 from compress.models.sources.source import load_model, load_tokenizer, resolve
 from compress.models.stream import StreamedModel
 from compress.planning.planner import Plan
 from compress.planning.planner import plan as plan_recipe
-from compress.planning.recipe import Recipe, parse_recipe, parse_steps, read_recipe
+from compress.planning.recipe import (
+    Recipe,
+    parse_recipe,
+    parse_size,
+    parse_steps,
+    read_recipe,
+)
 from compress.planning.step_check import check_steps
 from compress.system.precision import Compute, calibration_dtype, device_of
+from compress.system.progress import Progress, showing
 
 __all__ = [
-    "AppliedMask", "apply", "apply_mask", "compare", "evaluate", "inspect", "list_methods", "load",
-    "materialize", "plan", "run", "save",
+    "AppliedMask", "apply", "apply_mask", "compare", "evaluate", "export", "inspect",
+    "list_methods", "load", "materialize", "plan", "push", "run", "save",
 ]  # fmt: skip
 
 
@@ -58,7 +70,8 @@ def load(
     trust_remote_code: bool = False,
     semi_structured: bool | Literal["require"] = False,
     packed: bool = True,
-) -> tuple[PreTrainedModel, Any]:
+    runtime: Literal["torch", "onnx"] = "torch",
+) -> tuple[Any, Any]:
     """Load a model and its tokenizer (None where there is none).
 
     Args:
@@ -71,6 +84,9 @@ def load(
         packed: on a CPU, keep the weights of a quantised checkpoint packed in memory and compute
             from them (docs/runtime.md), so that the model takes the memory of its bits. Without it
             they are unpacked, as stock transformers does.
+        runtime: "onnx" runs a folder that ``compress export --to onnx`` wrote in onnxruntime, on
+            the CPU, in float32 but for what the graph itself rounds: a module that is called like a
+            transformers model and has a ``generate`` of its own.
 
     Raises:
         CompressError: see :func:`compress.models.sources.source.resolve`; a required conversion
@@ -78,6 +94,8 @@ def load(
     """
     if semi_structured not in (False, True, "require"):
         raise CompressError('semi_structured to be True, False or "require"', repr(semi_structured))
+    if check_runtime(runtime):
+        return load_exported(source)
     device = device_of(device)
     found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     if is_diffusion_folder(found.folder):
@@ -102,17 +120,71 @@ def list_methods() -> dict[str, str]:
     return {name: METHODS.summary(name) for name in METHODS}
 
 
-def plan(recipe: Recipe | str | Path | dict[str, Any], **options: Any) -> Plan:
+def plan(
+    recipe: Recipe | str | Path | dict[str, Any],
+    *,
+    max_memory: int | str | None = None,
+    cache_dir: str | Path | None = None,
+    data_root: str | Path | None = None,
+    device: str | None = None,
+) -> Plan:
     """Check a recipe (object, plain data, path or name) and predict what it will do.
 
-    Options are those of :func:`compress.planning.planner.plan`.
+    Reads no weights.
+
+    Args:
+        max_memory: bytes of resident memory that the run may use, or a size such as "2GB"; what is
+            free if None.
+        cache_dir: where fetched models are kept.
+        data_root: folder with local copies of data sets.
+        device: in the place of the recipe's.
+
+    Raises:
+        CompressError: see :func:`compress.planning.planner.plan`.
     """
-    return plan_recipe(_recipe(recipe), **options)
+    return plan_recipe(
+        _recipe(recipe, device),
+        max_memory=_bytes(max_memory), cache_dir=cache_dir, data_root=data_root,
+    )  # fmt: skip
 
 
-def run(recipe: Recipe | str | Path | dict[str, Any], out: str | Path, **options: Any) -> RunResult:
-    """Carry out a recipe in the folder ``out``; options: :func:`compress.engine.runner.run`."""
-    return run_recipe(_recipe(recipe), out, **options)
+def run(
+    recipe: Recipe | str | Path | dict[str, Any],
+    out: str | Path,
+    *,
+    data_root: str | Path | None = None,
+    max_memory: int | str | None = None,
+    cache_dir: str | Path | None = None,
+    device: str | None = None,
+    progress: Progress | bool | None = None,
+    command: str | None = None,
+) -> RunResult:
+    """Carry out a recipe (object, plain data, path or name): compress, verify, evaluate, report.
+
+    The same call again goes on with a run that was interrupted.
+
+    Args:
+        out: the run's folder: new, empty, or of the same recipe.
+        data_root: folder with local copies of data sets.
+        max_memory: bytes of resident memory that may be used, or a size such as "2GB"; refused
+            beforehand where the plan predicts more, stopped where the run takes more.
+        cache_dir: where fetched models and figures of originals are kept.
+        device: in the place of the recipe's: auto, cpu, cuda, cuda:0 ...
+        progress: True, False, or None: a bar where somebody watches (a terminal, a notebook).
+        command: a command line to name in the report.
+
+    Raises:
+        CompressError: anything that makes the run impossible; finished blocks are kept.
+    """
+    return run_recipe(
+        _recipe(recipe, device),
+        out,
+        data_root=data_root,
+        max_memory=_bytes(max_memory),
+        cache_dir=cache_dir,
+        progress=progress,
+        command=command,
+    )
 
 
 def apply(
@@ -126,6 +198,7 @@ def apply(
     atomic: bool | None = None,
     compute: Compute = "auto",
     teacher: PreTrainedModel | None = None,
+    progress: Progress | bool | None = None,
 ) -> PreTrainedModel:
     """Compress a live model in place and return it.
 
@@ -150,6 +223,7 @@ def apply(
             measurement of the machine shows to be faster. Statistics and solvers are in float32.
         teacher: the model that steps such as ``distill`` learn from; by default a copy of ``model``
             made before the first step. It must be given where earlier calls have changed ``model``.
+        progress: True, False, or None: a bar where somebody watches (a terminal, a notebook).
 
     Raises:
         CompressError: as a run of the same steps would. The model is as it was, or (a failure in
@@ -168,15 +242,23 @@ def apply(
     if teacher is not None:
         check_live(teacher, "to learn from")
     adapter, dtype = adapted(model), calibration_dtype(compute, model.device)
+    if adapter is model:
+        attach(model.config, stock_type(model.config))
     batches = calibration_inputs(calibration, adapter, tokenizer, length=length)
     if adapter is not model:
         _check_diffusion(parsed)
         batches = numbered(batches)
-    check_steps(parsed, StreamedModel(adapter), has_calibration=bool(batches))
-    run_live(
-        adapter, parsed, batches, seed=seed, atomic=atomic, follow_config=adapter is model,
-        compute=dtype, teacher=None if teacher is None else adapted(teacher),
-    )  # fmt: skip
+    unfuse_all(adapter)  # experts are linears while steps work on them
+    try:
+        check_steps(parsed, StreamedModel(adapter), has_calibration=bool(batches))
+        with showing(progress) as told:
+            run_live(
+                adapter, parsed, batches, seed=seed, atomic=atomic, follow_config=adapter is model,
+                compute=dtype, teacher=None if teacher is None else adapted(teacher),
+                progress=told,
+            )  # fmt: skip
+    finally:
+        fuse_all(adapter)
     return model
 
 
@@ -212,13 +294,27 @@ def save(model: PreTrainedModel, folder: str | Path, tokenizer: Any = None) -> P
     return folder
 
 
-def inspect(source: str | Path | PreTrainedModel, **options: Any) -> dict[str, Any]:
+def inspect(
+    source: str | Path | PreTrainedModel,
+    *,
+    cache_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
     """A model's anatomy as plain data: blocks, widths, parameters, what each method can do.
 
-    Reads no weights. ``options`` are those of :func:`compress.models.sources.source.resolve`.
+    Reads no weights.
+
+    Args:
+        source: as :func:`load` takes it, or a live model.
+        cache_dir: where fetched models are kept.
+        trust_remote_code: run code that comes with the checkpoint.
+
+    Raises:
+        CompressError: no transformer blocks, or a source that cannot be used.
     """
     from compress.planning.inspection import inspect_model
 
+    options: dict[str, Any] = {"cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
     if isinstance(source, (str, Path)):
         folder = resolve(source, **options).folder
         source = build_diffusion(folder) if is_diffusion_folder(folder) else source
@@ -241,7 +337,11 @@ def _check_diffusion(steps: tuple[Method, ...]) -> None:
             raise reason.within(f"steps.{number} ({method.name})")
 
 
-def _recipe(recipe: Recipe | str | Path | dict[str, Any]) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return recipe
-    return parse_recipe(recipe) if isinstance(recipe, dict) else read_recipe(recipe)
+def _recipe(recipe: Recipe | str | Path | dict[str, Any], device: str | None) -> Recipe:
+    if not isinstance(recipe, Recipe):
+        recipe = parse_recipe(recipe) if isinstance(recipe, dict) else read_recipe(recipe)
+    return recipe if device is None else recipe.model_copy(update={"device": device})
+
+
+def _bytes(size: int | str | None) -> int | None:
+    return parse_size(size) if isinstance(size, str) else size

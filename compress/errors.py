@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_LISTED = 100  # names that a message may list
+
 
 class CompressError(Exception):
     """A mistake in the input or a limit of the machine, told so that it can be mended.
@@ -39,10 +41,14 @@ class CompressError(Exception):
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """Return "Did you mean 'x'?" for the closest names, or all names where none is close."""
+    """Return "Did you mean 'x'?" for the closest names, or all names where none is close; of more
+    than a screen can show, the three nearest."""
     import difflib
 
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return "Did you mean " + " or ".join(repr(c) for c in close) + "?"
+    if len(known) > _LISTED:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
+        return f"The nearest of {len(known):,}: " + ", ".join(repr(c) for c in near)
     return "Known: " + ", ".join(sorted(known))

@@ -20,7 +20,6 @@ import os
 import warnings
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,6 +30,7 @@ from compress.models.sources.cache import default_cache, locked
 from compress.system.files import write_atomically
 from compress.system.intake import parse_json, read_limited
 from compress.system.machine import versions
+from compress.system.version import VERSION
 
 Result = TypeVar("Result", bound=BaseModel)
 
@@ -147,8 +147,7 @@ def code_digest() -> str:
     """sha256, as hex, of the package's version and of all code that decides a quality figure."""
     package, own = Path(inspect.getfile(CompressError)).parent, Path(__file__).parent
     found = hashlib.sha256()
-    with suppress(PackageNotFoundError):
-        found.update(version("compress").encode())
+    found.update(VERSION.encode())
     for root, left_out in ((package, _NO_PART), (own, _NO_PART_OF_EVAL)):
         for path in sorted(root.rglob("*")):
             name = path.relative_to(root)

@@ -15,6 +15,7 @@ from compress.eval.cost import cost, paired_latency
 from compress.eval.parts import (
     Parts,
     Progress,
+    continuations_part,
     generator_part,
     ids_digest,
     joined,
@@ -105,6 +106,8 @@ def evaluate(
             masked_part(parts, model, tokenizer, spec, tokens, progress)
         else:
             perplexity_part(parts, model, tokenizer, spec, tokens, bytes_count, progress)
+            if spec.continuations and tokenizer is not None:
+                continuations_part(parts, model, tokenizer, spec, tokens)
     if generates is not None:
         generator_part(
             parts, model, spec, generates, sequences, judges or _text_judges(tokenizer), baseline,

@@ -14,6 +14,7 @@ from torch import LongTensor, nn
 from compress.data.framing import Frame, Kind, frame_for
 from compress.data.labelled import rows_digest
 from compress.eval.cache import Figures
+from compress.eval.quality.continuations import continuations
 from compress.eval.quality.denoising import Sequences
 from compress.eval.quality.generation import Judges
 from compress.eval.quality.generator import GeneratorResult, evaluate_generator, sampler_options
@@ -104,6 +105,16 @@ def perplexity_part(
     )  # fmt: skip
 
 
+def continuations_part(
+    parts: Parts, model: nn.Module, tokenizer: Any, spec: EvaluationSpec, tokens: LongTensor
+) -> None:
+    prefix = _frame(model, tokenizer, spec, "causal").prefix
+    parts.measure(
+        "continuations",
+        lambda: continuations(model, tokenizer, tokens, spec.continuations, tuple(prefix)),
+    )
+
+
 def masked_part(
     parts: Parts,
     model: nn.Module,
@@ -189,14 +200,15 @@ def tasks_part(
         "limit": spec.limit, "num_fewshot": spec.num_fewshot, "batch_size": spec.batch_size,
         "special_tokens": spec.special_tokens,
     }  # fmt: skip
-    data = task_data(spec.tasks, data_root)
+    data = None if spec.include_path else task_data(spec.tasks, data_root)
     masked = spec.masked_tasks
     # The tokenizer that texts are read with is one of the checkpoint's files.
     protocol = {"data": data, "masked": masked.model_dump(), **options} if data else None
     parts.quality(
         "tasks", TasksResult, protocol,
         lambda: run_tasks(
-            model, tokenizer, spec.tasks, data_root=data_root, masked=masked, **options
+            model, tokenizer, spec.tasks, include_path=spec.include_path, data_root=data_root,
+            masked=masked, **options,
         ),
     )  # fmt: skip
 

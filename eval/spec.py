@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from compress.errors import CompressError
 from compress.eval.cost import CostResult, PairedLatency
+from compress.eval.quality.continuations import Continuation
 from compress.eval.quality.generator import GeneratorResult, GeneratorSpec
 from compress.eval.quality.labels import LabelsResult
 from compress.eval.quality.masked import MaskedResult
@@ -22,9 +24,9 @@ class LatencySpec(BaseModel):
 
     model_config = _FROZEN
 
-    prefill_tokens: int = Field(default=512, ge=1)
-    decode_tokens: int = Field(default=32, ge=0)
-    repeats: int = Field(default=7, ge=3)
+    prefill_tokens: int = Field(default=512, ge=1, description="tokens of the prompt")
+    decode_tokens: int = Field(default=32, ge=0, description="tokens generated after it")
+    repeats: int = Field(default=7, ge=3, description="pairs of timings")
 
     def within(self, positions: int | None, decodes: bool) -> LatencySpec:
         """The same, what was left to the defaults shortened to a model's positions.
@@ -61,9 +63,11 @@ class MaskedSpec(BaseModel):
 
     model_config = _FROZEN
 
-    mask_fraction: float = Field(default=0.15, gt=0, lt=1)
+    mask_fraction: float = Field(
+        default=0.15, gt=0, lt=1, description="share of the tokens that is masked at once"
+    )
     pll_positions: int = Field(default=256, ge=1, description="positions masked one at a time")
-    seed: int = 0
+    seed: int = Field(default=0, description="of which tokens are masked")
 
 
 class ToleranceSpec(BaseModel):
@@ -105,7 +109,7 @@ class EvaluationSpec(BaseModel):
 
     perplexity: dict[str, Any] | None = Field(
         default=None,
-        description="where the text comes from, as the caller describes it; kept for the report. "
+        description="which text is scored, as the caller describes it; kept for the report. "
         "The tokens themselves are handed to evaluate(), which loads no data",
     )
     images: dict[str, Any] | None = Field(
@@ -144,17 +148,47 @@ class EvaluationSpec(BaseModel):
     )
     stride: int | None = Field(default=None, ge=1, description="default: the window, no overlap")
     max_tokens: int | None = Field(default=32768, ge=2, description="use the head of the text")
-    batch_size: int = Field(default=1, ge=1)
-    masked: MaskedSpec = MaskedSpec()
-    generator: GeneratorSpec = GeneratorSpec()
-    tasks: tuple[str, ...] = Field(default=(), description="lm-eval tasks")
-    masked_tasks: TaskSpec = TaskSpec()
+    continuations: int = Field(
+        default=3,
+        ge=0,
+        le=20,
+        description="causal models: beginnings of the text that the report shows both models go on "
+        "with; 0: none",
+    )
+    batch_size: int = Field(
+        default=1, ge=1, description="sequences a forward, more where none is longer than another"
+    )
+    masked: MaskedSpec = Field(default=MaskedSpec(), description="scores of masked language models")
+    generator: GeneratorSpec = Field(
+        default=GeneratorSpec(), description="likelihood and samples of masked generators"
+    )
+    tasks: tuple[str, ...] = Field(
+        default=(), description="lm-eval tasks: names, or YAML files with tasks of your own"
+    )
+    include_path: tuple[str, ...] = Field(
+        default=(),
+        description="folders with lm-eval tasks of your own, which tasks may then name; functions "
+        "that they name are run",
+    )
+
+    @field_validator("include_path", mode="before")
+    @classmethod
+    def _one_folder(cls, value: Any) -> Any:
+        return (str(value),) if isinstance(value, (str, Path)) else value
+
+    masked_tasks: TaskSpec = Field(
+        default=TaskSpec(), description="how a masked model scores the answers of tasks"
+    )
     limit: int | None = Field(default=None, ge=1, description="documents per task")
-    num_fewshot: int | None = Field(default=None, ge=0)
+    num_fewshot: int | None = Field(
+        default=None, ge=0, description="examples in the prompts of tasks; default: the task's own"
+    )
     latency: bool | LatencySpec = Field(
         default=True, description="paired timing; needs the original model beside it"
     )
-    tolerance: ToleranceSpec = ToleranceSpec()
+    tolerance: ToleranceSpec = Field(
+        default=ToleranceSpec(), description="what change the report calls within or outside"
+    )
     memory: bool = Field(default=True, description="peak memory in a fresh process; needs a folder")
     context: int | None = Field(
         default=None,
@@ -192,6 +226,9 @@ class EvaluationResult(BaseModel):
     generator: GeneratorResult | None = None
     labels: LabelsResult | None = None
     tasks: TasksResult | None = None
+    continuations: tuple[Continuation, ...] = Field(
+        default=(), description="how the model goes on with beginnings of the text"
+    )
     cost: CostResult
     latency: PairedLatency | None = Field(
         default=None, description="against the original; before is the original, after this model"

@@ -260,7 +260,9 @@ def helpers() -> SimpleNamespace:
 
     def evaluation(text: Path, **more: Any) -> dict[str, Any]:
         """An evaluation section that takes a moment: no timing, no process of its own."""
-        spec = {"max_tokens": 256, "window": 64, "latency": False, "memory": False}
+        spec = {
+            "max_tokens": 256, "window": 64, "latency": False, "memory": False, "continuations": 0,
+        }  # fmt: skip
         return {"text": {"source": str(text), "part": "tail:0.2"}, **spec, **more}
 
     def lasting(report: Any) -> dict[str, Any]:

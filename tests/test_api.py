@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
@@ -90,3 +92,23 @@ def test_methods_and_names():
     assert all(compress.list_methods().values())
     with pytest.raises(AttributeError, match="no attribute 'pruned'"):
         compress.pruned  # noqa: B018
+
+
+def test_signatures_name_every_option():
+    for name in ("load", "plan", "run", "apply", "save", "evaluate", "compare", "inspect"):
+        parameters = inspect.signature(getattr(compress, name)).parameters.values()
+        assert {p.kind for p in parameters} <= {
+            inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+        }, name  # fmt: skip
+
+
+def test_progress_is_shown_on_request(tiny, tokens, capsys):
+    compress.apply(tiny("llama"), ["magnitude"])
+    assert not capsys.readouterr().err
+    compress.apply(tiny("llama"), ["magnitude"], progress=True)
+    assert "step 1/1 magnitude (solve): 3/3" in capsys.readouterr().err
+
+
+def test_a_limit_of_memory_may_be_a_size(checkpoint):
+    with pytest.raises(compress.CompressError, match="within 0.00 GB"):
+        compress.plan({"model": str(checkpoint("llama")), "steps": ["magnitude"]}, max_memory="1MB")

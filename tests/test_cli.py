@@ -9,6 +9,7 @@ import sys
 import pytest
 import yaml
 
+import compress
 from compress.cli.app import main
 from compress.methods.catalog import BUILT_IN, METHODS
 
@@ -57,6 +58,25 @@ def test_run_twice_and_compare(cli, recipe_file, tmp_path):
     page = tmp_path / "compare.html"
     status, out, _ = cli("compare", tmp_path / "a", tmp_path / "b/report.json", "--out", page)
     assert status == 0 and page.stat().st_size > 1000 and "page" in out
+    status, out, _ = cli(
+        "compare", tmp_path / "a", tmp_path / "b", "--out", page, "--overwrite", "--json"
+    )
+    compared = json.loads(out)["entries"]
+    assert [entry["original"] for entry in compared] == [True, False, False]
+    assert compared[1]["quality"] == report["after"]["perplexity"]["perplexity"]
+
+
+def test_a_run_keeps_a_log_and_tells_json(cli, recipe_file, tmp_path):
+    status, out, err = cli("run", recipe_file, "--out", tmp_path / "a", "--device", "cpu", "--json",
+                           "--verbose", "--set", "evaluation=null")  # fmt: skip
+    assert status == 0 and json.loads(out)["folder"] == str(tmp_path / "a")
+    blocks = [line for line in err.splitlines() if line.startswith("step 1/1 wanda (solve)")]
+    assert len(blocks) == 3 and all(" GB" in line for line in blocks)
+    log = (tmp_path / "a" / "run.log").read_text()
+    assert all(line in log for line in blocks)
+    assert yaml.safe_load((tmp_path / "a/recipe.yaml").read_text())["device"] == "cpu"
+    status, _, _ = cli("run", recipe_file, "--out", tmp_path / "b", "--max-memory", "1MB")
+    assert status == 2 and not (tmp_path / "b" / "run.log").exists()
 
 
 def test_plan(cli, recipe_file):
@@ -116,6 +136,30 @@ def test_lists(cli):
     assert status == 0 and "modernbert" in out
     status, out, _ = cli("recipes")
     assert status == 0 and "quickstart" in out
+    status, out, _ = cli("recipes", "--keys")
+    assert status == 0 and "`max_shard_size`" in out
+    for arguments in (("methods",), ("methods", "gptq"), ("methods", "--families"), ("recipes",),
+                      ("recipes", "--keys")):  # fmt: skip
+        status, out, _ = cli(*arguments, "--json")
+        assert status == 0 and json.loads(out)
+
+
+def test_version_and_completion(cli, monkeypatch):
+    status, out, _ = cli("--version")
+    assert status == 0 and out.split() == ["compress-transformers", compress.__version__]
+    assert "run" in complete(cli, monkeypatch, "compress ru")
+    assert complete(cli, monkeypatch, "compress methods spars") == ["sparsegpt"]
+    assert "quickstart" in complete(cli, monkeypatch, "compress run quick")
+
+
+def complete(cli, monkeypatch, words: str) -> list[str]:
+    """What bash would offer behind ``words``."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["compress"])
+        patch.setenv("_COMPRESS_COMPLETE", "complete_bash")
+        patch.setenv("COMP_WORDS", words)
+        patch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        return cli()[1].split()
 
 
 @pytest.mark.parametrize(

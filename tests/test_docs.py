@@ -1,4 +1,5 @@
-"""The code in docs/adding-a-method.md does what the page says, in processes of its own."""
+"""The code in docs/adding-a-method.md does what the page says, in processes of its own; the keys in
+docs/recipes.md are those of the schema."""
 
 from __future__ import annotations
 
@@ -57,7 +58,7 @@ def test_every_block_is_run(written):
 
 
 def test_the_recipe_of_the_page(written, python, checkpoint, text, tmp_path):
-    (source,) = blocks("yaml")
+    source, _family = blocks("yaml")
     recipe = yaml.safe_load(source)
     recipe |= {"model": str(checkpoint("llama"))}
     recipe["calibration"] |= {"text": {"source": str(text)}, "samples": 2, "length": 16}
@@ -79,3 +80,30 @@ def test_the_package_of_the_page(written, python):
     listed = python("-m", "compress", "methods")
     assert "the package compress-row-zeros 0.1.0" in listed and "zero a share of each row" in listed
     assert "Share of the weights of a row" in python("-m", "compress", "methods", "row_zeros")
+
+
+def test_the_keys_of_a_recipe_are_told_and_current():
+    from compress.planning import reference
+
+    page = (PAGE.parent / "recipes.md").read_text(encoding="utf-8")
+    assert reference.renewed(page) == page, "`make keys` writes the tables anew"
+    found = {**reference.sections(), **reference.steps()}
+    untold = [f"{place}.{key.name}" for place, keys in found.items()
+              for key in keys if not key.meaning]  # fmt: skip
+    assert not untold
+    named = {key.name: key for key in found["evaluation"]}
+    assert named["text"].kind == "section" and named["window"].kind == "whole number"
+    assert "training.steps" in {key.name for key in found["distill"]}
+    assert found["evaluation.tolerance"][0].default == "0.05"
+
+
+def test_the_walk_through_runs(checkpoint, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-model").symlink_to(checkpoint("llama"))
+    (tmp_path / "my-text.txt").symlink_to(text)
+    page = (PAGE.parent / "your-own-model.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    exec(compile(code, "your-own-model.md", "exec"), {})
+    told = capsys.readouterr().out
+    assert "LlamaForCausalLM" in told and "| first |" in told and "| zeros |" in told
+    assert (tmp_path / "compare.csv").exists()

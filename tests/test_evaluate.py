@@ -168,7 +168,12 @@ def test_compare(checkpoint, section, command, tmp_path):
     ]
     page = tmp_path / "page.html"
     made = compress.compare([tmp_path / "0", tmp_path / "1" / "report.json"], page)
-    assert made.markdown() == compress.compare(reports).markdown()
+    assert [entry.name for entry in made.entries] == ["llama, 0", "llama, 1"]
+    same = compress.compare(reports).data()["entries"]
+    assert [row | {"name": ""} for row in made.data()["entries"]] == [
+        row | {"name": "", "unbeaten_in": told["unbeaten_in"]}
+        for row, told in zip(same, made.data()["entries"], strict=True)
+    ]
     status, out, _ = command("compare", tmp_path / "0", tmp_path / "1", "--out", tmp_path / "b")
     assert status == 0 and out.startswith(made.markdown())
     assert (tmp_path / "b").read_text() == page.read_text() == made.html()
@@ -191,3 +196,39 @@ def test_compare_refuses_alike(checkpoint, section, command, results, words, tmp
         compress.compare(str(tmp_path / "0"))
     with pytest.raises(CompressError, match="result.report"):
         compress.compare([object(), object()])
+
+
+def test_evaluation_is_added_to_a_complete_run(
+    checkpoint, text, command, helpers, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "rows.jsonl").write_text('{"q": "one and one", "a": "two"}\n' * 2)
+    task = tmp_path / "sums.yaml"
+    task.write_text(
+        "task: sums\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\n"
+        "test_split: test\noutput_type: loglikelihood\ndoc_to_text: '{{q}}'\n"
+        "doc_to_target: ' {{a}}'\nmetric_list: [{metric: perplexity}]\n"
+    )
+    steps, folder = [{"method": "magnitude", "pattern": "2:4"}], tmp_path / "run"
+    recipe = helpers.recipe(checkpoint("llama"), steps, evaluation=helpers.evaluation(text))
+    first = compress.run(recipe, folder).report
+    status, out, err = command("evaluate", folder, "--tasks", task, "--json")
+    assert status == 0, err
+    report = load_report(folder)
+    assert report == Report.model_validate_json(out) and "added afterwards" in report.run.notes[-1]
+    for now, then, model in (
+        (report.before, first.before, checkpoint("llama")),
+        (report.after, first.after, folder / "model"),
+    ):
+        assert now.perplexity == then.perplexity and now.cost == then.cost
+        alone = compress.evaluate(model, {"tasks": [str(task)], "memory": False})
+        assert now.tasks.tasks["sums"].metrics == alone.after.tasks.tasks["sums"].metrics
+    assert "sums" in (folder / "report.html").read_text()
+    with pytest.raises(CompressError, match="limit of the tasks"):
+        compress.evaluate(folder, {"tasks": [str(task)], "limit": 1})
+    with pytest.raises(CompressError, match="perplexity, which it has"):
+        compress.evaluate(folder, helpers.evaluation(text))
+    with pytest.raises(CompressError, match="no `out`"):
+        compress.evaluate(folder, {"tasks": [str(task)]}, out=tmp_path / "elsewhere")
+    with pytest.raises(CompressError, match="neither tasks nor a text"):
+        compress.evaluate(folder)

@@ -33,7 +33,7 @@ def test_what_a_run_leaves(finished):
     _, result, home = finished
     assert {p.name for p in result.folder.iterdir()} == {
         ".lock", "recipe.yaml", "lock.json", "journal.jsonl", "model",
-        "evaluation-before.json", "report.json", "report.md", "report.html",
+        "evaluation-before.json", "report.json", "report.md", "report.html", "run.log",
     }  # fmt: skip
     assert {p.name for p in home.iterdir()} <= {"run", "cache"}
     assert (result.model / "tokenizer.json").exists()

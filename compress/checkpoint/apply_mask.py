@@ -134,7 +134,7 @@ class MaskedTensors(ModelTensors):
     """
 
     def __init__(self, tensors: ModelTensors, masks: Path, transposed: set[str]) -> None:
-        self.index, self._stored = tensors.index, tensors._stored
+        self.index, self._stored, self._pieces = tensors.index, tensors._stored, tensors._pieces
         self.masks, self._transposed = masks, transposed
         self.masked = frozenset(mask_names(masks))
 

@@ -17,7 +17,7 @@ from transformers import AutoModel, PreTrainedConfig
 
 from compress.checkpoint.architectures import OWN, own_config_class, own_head_dim
 from compress.checkpoint.embeddings import read_embeddings
-from compress.checkpoint.records import BlockRecord, module_specs
+from compress.checkpoint.records import BlockRecord, module_specs, needs_own_experts
 from compress.checkpoint.targets import group_by_value, parse_pattern, target_patterns
 from compress.checkpoint.tensors_config import (
     quantization_section,
@@ -74,6 +74,8 @@ def apply_records(
         for index, record in enumerate(records)
         for path, spec in record.modules.items()
     }
+    if not needs_own_experts(records):
+        modules = {}  # the checkpoint has its experts as the stock class does
     unpack = unpacks_on_load(records, new.model_type)
     if modules or own_heads or rounded or unpack is None:
         new = _own_config(new)

@@ -12,7 +12,12 @@ from transformers import PreTrainedConfig
 from compress.checkpoint.fresh import prove_fresh
 from compress.checkpoint.guards import guards
 from compress.checkpoint.mask_file import PackedPattern, nonzero_mask, save_masks
-from compress.checkpoint.records import apply_record
+from compress.checkpoint.records import (
+    apply_record,
+    joined_experts,
+    needs_own_experts,
+    without_experts,
+)
 from compress.checkpoint.save import verify, verify_shapes, write_config
 from compress.checkpoint.state import ModelState, SourceBlock, streamed_logits
 from compress.checkpoint.stored import opened_block
@@ -38,7 +43,7 @@ def export(
 ) -> None:
     """Write the checkpoint under a temporary name and rename it when it is whole.
 
-    Memory holds one tensor at a time.
+    Memory holds one tensor at a time, of experts that are stored in one tensor a block's.
 
     Raises:
         CompressError: the disk is full; nothing is left behind.
@@ -107,18 +112,26 @@ def _tensors(
     for name in state.source.names():
         if not name.startswith(prefix):
             yield item(name, state.source.get(name))
+    own = needs_own_experts(state.records)
     for index, place in enumerate(state.blocks):
-        target = f"{prefix}{index}."
-        for name, guard in guards(state.records[index]).items():
+        target, record = f"{prefix}{index}.", state.records[index]
+        for name, guard in guards(record if own else without_experts(record)).items():
             yield item(target + name, guard)
-        if isinstance(place, SourceBlock):
-            for name in state.source.names():
-                if name.startswith(place.prefix):
-                    yield item(target + name.removeprefix(place.prefix), state.source.get(name))
-            continue
-        with opened_block(place) as file:
-            for name in file.keys():  # noqa: SIM118
-                yield item(target + name, file.get_tensor(name))
+        found = _of_block(state, place)
+        for name, tensor in found if own else joined_experts(found, record):
+            yield item(target + name, tensor)
+
+
+def _of_block(state: ModelState, place: SourceBlock | Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """A block's tensors, names relative to it."""
+    if isinstance(place, SourceBlock):
+        for name in state.source.names():
+            if name.startswith(place.prefix):
+                yield name.removeprefix(place.prefix), state.source.get(name)
+        return
+    with opened_block(place) as file:
+        for name in file.keys():  # noqa: SIM118
+            yield name, file.get_tensor(name)
 
 
 def export_masks(state: ModelState, folder: Path, base_digest: str) -> Path | None:

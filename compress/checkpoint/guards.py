@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 
 from compress.checkpoint.packing import PACKED, storage_format
 from compress.checkpoint.records import BlockRecord
-from compress.linear.layer import CONVERTED
+from compress.linear.layer import CONVERTED, Experts
 
 SHAPE = (0,)
 
@@ -31,6 +31,9 @@ def guards(record: BlockRecord) -> dict[str, torch.Tensor]:
     found = {}
     # Sorted: a record that was read back from the journal lists its paths in another order.
     for path, spec in sorted(record.modules.items()):
+        if isinstance(spec, Experts):
+            found |= {f"{path}.{name}": torch.empty(SHAPE) for name in spec.tensors}
+            continue
         scheme = record.quantization.get(path)
         packed = scheme is not None and storage_format(scheme) == PACKED
         if spec.kind != CONVERTED or packed:
@@ -40,7 +43,7 @@ def guards(record: BlockRecord) -> dict[str, torch.Tensor]:
 
 def is_guard(name: str, shape: Sequence[int]) -> bool:
     """Whether a stored tensor is a guard, which holds nothing and belongs to no module."""
-    return tuple(shape) == SHAPE and name.endswith(".weight")
+    return tuple(shape) == SHAPE and name.endswith((".weight", "_proj"))
 
 
 def guarded(config: PreTrainedConfig) -> set[str]:
@@ -51,4 +54,4 @@ def guarded(config: PreTrainedConfig) -> set[str]:
     """
     names = [*(getattr(config, "compressed_modules", None) or {})]
     names += (getattr(config, "compress", None) or {}).get("embeddings", {})
-    return {rf"(^|\.){re.escape(name)}\.weight$" for name in names}
+    return {rf"(^|\.){re.escape(name)}\.(weight|\w+_proj)$" for name in names}

@@ -17,7 +17,7 @@ from compress.checkpoint.records import BlockRecord, dump_block
 from compress.checkpoint.save import require_empty, verify_shapes
 from compress.checkpoint.state import ModelState, SourceBlock
 from compress.errors import CompressError
-from compress.linear.layer import CONVERTED, Layer
+from compress.linear.layer import CONVERTED, EXPERTS, Layer
 from compress.linear.matrix import is_conv1d
 from compress.models.anatomy import find_blocks
 from compress.models.sources.source import load_config, resolve
@@ -77,7 +77,7 @@ def materialize(
 
 def _layers(record: BlockRecord) -> list[str]:
     """Paths of the layers of a block."""
-    return [path for path, spec in record.modules.items() if spec.kind != CONVERTED]
+    return [path for path, spec in record.modules.items() if spec.kind not in (CONVERTED, EXPERTS)]
 
 
 def _materialized(state: ModelState, layers: list[list[str]], scratch: Path) -> ModelState:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
@@ -12,8 +14,10 @@ from compress.errors import CompressError
 from compress.linear.grid import QuantScheme
 from compress.linear.layer import (
     CONVERTED,
+    EXPERTS,
     AnySpec,
     Converted,
+    Experts,
     LayerSpec,
     LinearShape,
     is_layer,
@@ -23,6 +27,7 @@ from compress.linear.layer import (
 from compress.linear.matrix import features, is_conv1d, is_linear
 from compress.linear.quantized import QuantizedLinear, scheme_of
 from compress.models.anatomy import BlockAnatomy
+from compress.models.experts import UnfusedExperts, fused, tensors_of, unfuse, unfused_in
 from compress.models.widths import resize_block
 
 
@@ -74,6 +79,8 @@ def record_block(block: nn.Module, anatomy: BlockAnatomy) -> BlockRecord:
                     "Give the tensor another name",
                 )  # fmt: skip
             modules[name] = module.spec()
+        elif isinstance(module, UnfusedExperts):
+            modules[name] = experts_spec(module)
         elif getattr(module, "was_conv1d", False):
             modules[name] = Converted()
         if (scheme := scheme_of(module)) is not None:
@@ -83,6 +90,54 @@ def record_block(block: nn.Module, anatomy: BlockAnatomy) -> BlockRecord:
     return BlockRecord(
         widths=anatomy.widths, modules=modules, quantization=quantization, zeros=zeros
     )
+
+
+def experts_spec(module: UnfusedExperts) -> Experts:
+    """What a config says of experts that have been taken apart."""
+    return Experts(tensors=tensors_of(module), transposed=module.is_transposed)
+
+
+def with_experts(record: BlockRecord, block: nn.Module) -> BlockRecord:
+    """The record of a block that says which of its modules are experts taken apart."""
+    found = {path: experts_spec(module) for path, module in unfused_in(block)}
+    if not found.keys() - record.modules.keys():
+        return record
+    return record.model_copy(update={"modules": {**found, **record.modules}})
+
+
+def without_experts(record: BlockRecord) -> BlockRecord:
+    """The record of a block as a checkpoint has it whose experts are in one tensor again."""
+    kept = {path: spec for path, spec in record.modules.items() if spec.kind != EXPERTS}
+    return record.model_copy(update={"modules": kept})
+
+
+def needs_own_experts(records: Sequence[BlockRecord]) -> bool:
+    """Whether experts of any block are no plain linears, so that the stock class has no place for
+    them; other new modules take a class of ours in any case."""
+    for record in records:
+        inside = tuple(f"{p}." for p, spec in record.modules.items() if spec.kind == EXPERTS)
+        if any(path.startswith(inside) for path in (*record.modules, *record.quantization)):
+            return True
+    return any(spec.kind != EXPERTS for record in records for spec in record.modules.values())
+
+
+def joined_experts(
+    tensors: Iterable[tuple[str, torch.Tensor]], record: BlockRecord
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """A block's tensors with its experts' in the parameters of the stock class."""
+    specs = {f"{p}.": spec for p, spec in record.modules.items() if isinstance(spec, Experts)}
+    held: dict[str, dict[str, torch.Tensor]] = {prefix: {} for prefix in specs}
+    for name, tensor in tensors:
+        prefix = next((p for p in specs if name.startswith(p)), None)
+        rest = name.removeprefix(prefix or "")
+        if prefix is not None and rest.partition(".")[0].isdigit():
+            held[prefix][rest] = tensor
+        else:
+            yield name, tensor
+    for prefix, found in held.items():
+        spec = specs[prefix]
+        for name, tensor in fused(found, spec.tensors, spec.transposed).items():
+            yield prefix + name, tensor
 
 
 def dump_block(
@@ -196,6 +251,9 @@ def apply_record(
 def _replace(block: nn.Module, path: str, spec: LayerSpec) -> None:
     old = block.get_submodule(path)
     if is_layer(old) and old.spec() == spec:
+        return
+    if spec.kind == EXPERTS:
+        unfuse(old)
         return
     if spec.kind != CONVERTED:
         new: nn.Module = layer_class(spec.kind).build(spec, LinearShape.of(old))

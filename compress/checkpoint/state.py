@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 
 from compress.checkpoint.config import apply_records, keep_layers, read_records
 from compress.checkpoint.embeddings import UnpackedTensors, read_embeddings
-from compress.checkpoint.records import BlockRecord, load_block
+from compress.checkpoint.records import BlockRecord, load_block, with_experts
 from compress.checkpoint.stored import (
     ModelTensors,
     OuterTensors,
@@ -78,7 +78,13 @@ class ModelState:
         model = build_meta(config, trust_remote_code)
         anatomy = StreamedModel(model).anatomy
         widths = [block.widths for block in anatomy.blocks]
-        records = read_records(config, anatomy.family, len(anatomy.blocks), widths)
+        records = [
+            with_experts(record, model.get_submodule(block.path))
+            for record, block in zip(
+                read_records(config, anatomy.family, len(anatomy.blocks), widths), anatomy.blocks,
+                strict=True,
+            )
+        ]  # fmt: skip
         tensors = ModelTensors(index, model, stored_names(model, anatomy, records))
         places = tuple(SourceBlock(b.path + ".") for b in anatomy.blocks)
         origins = tuple((i, i + 1) for i in range(len(places)))

@@ -13,6 +13,7 @@ from torch import nn
 
 from compress.checkpoint.embeddings import read_embeddings, stored_outer_shapes
 from compress.checkpoint.guards import is_guard
+from compress.checkpoint.pieces import check_pieces, expert_pieces
 from compress.checkpoint.records import BlockRecord, apply_record, stored_shapes_of
 from compress.errors import CompressError
 from compress.models.agreement import check_shapes, check_ties
@@ -47,10 +48,17 @@ class ModelTensors:
         self._stored = {}
         left = []
         renamings, conversions = _transforms(model)
-        for stored in index.names():
-            name = stored
+
+        def renamed(name: str) -> str:
             for renaming in renamings if name not in wanted else ():
                 name = renaming.rename_source_key(name)[0]
+            return name
+
+        self._pieces, used = expert_pieces(index, model, renamed, conversions)
+        for stored in index.names():
+            if stored in used:
+                continue
+            name = renamed(stored)
             if name not in wanted and prefix + name in wanted:
                 self._stored[prefix + name] = stored
             elif name in wanted:
@@ -59,7 +67,7 @@ class ModelTensors:
                 left.append(name)
         _check_unconverted(left, conversions, model)
         self.unused = unused_weights(model, left)
-        missing = sorted(wanted - self._stored.keys() - tied)
+        missing = sorted(wanted - self._stored.keys() - self._pieces.keys() - tied)
         if missing:
             raise CompressError(
                 f"a tensor for every parameter of {type(model).__name__}",
@@ -68,28 +76,35 @@ class ModelTensors:
                 "with transformers, save_pretrained it to a new folder, and use that",
             )
         check_shapes(self.index, self._stored, model)
+        check_pieces(self.index, self._pieces, model)
 
     def check_ties(self) -> None:
         """See :func:`compress.models.agreement.check_ties`."""
         check_ties(self.index, self._stored, self._tied)
 
     def names(self) -> list[str]:
-        return list(self._stored)
+        return [*self._stored, *self._pieces]
 
     def get(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        if name in self._pieces:
+            return self._pieces[name].get(self.index, dtype)
         return self.index.get(self._stored[name], dtype)
 
     def dtype(self, name: str) -> torch.dtype:
+        if name in self._pieces:
+            return self._pieces[name].dtype(self.index)
         return self.index.dtype(self._stored[name])
 
     def nbytes(self, name: str) -> int:
+        if name in self._pieces:
+            return self._pieces[name].nbytes(self.index)
         return self.index.nbytes(self._stored[name])
 
     @property
     def storage_dtype(self) -> torch.dtype:
         """The dtype that most floating bytes are stored in."""
         sizes: dict[torch.dtype, int] = {}
-        for name in self._stored:
+        for name in self.names():
             dtype = self.dtype(name)
             if dtype.is_floating_point:
                 sizes[dtype] = sizes.get(dtype, 0) + self.nbytes(name)

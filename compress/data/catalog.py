@@ -143,7 +143,7 @@ def find(root: Path, dataset: str, subset: str | None, split: str) -> tuple[Path
     """The file for a split under ``root`` and how to read it, or None."""
     dataset, subset = canonical(dataset, subset)
     folder = root / dataset / subset if subset else root / dataset
-    for suffix in SUFFIXES:
+    for suffix in (*SUFFIXES, *(f"{suffix}.gz" for suffix in SUFFIXES)):
         path = folder / f"{split}{suffix}"
         if _inside(path, root):
             return path, Local(str(path.relative_to(root)))

@@ -1,4 +1,5 @@
-"""Labelled texts and pairs of texts: from a hub, a data root, or files of one's own."""
+"""Labelled texts, pairs of texts, and texts with a label for each word: from a hub, a data root, or
+files of one's own."""
 
 from __future__ import annotations
 
@@ -18,8 +19,13 @@ from compress.data.text import PART, take_part
 from compress.errors import CompressError, did_you_mean
 from compress.system.intake import at_home
 
-_COLUMNS = (("text", "text_pair"), ("text",), ("sentence1", "sentence2"), ("sentence",))
-_LABELS = ("label",)
+_COLUMNS = (
+    ("text", "text_pair"), ("text",), ("sentence1", "sentence2"), ("sentence",), ("tokens",),
+    ("words",),
+)  # fmt: skip
+_LABELS = ("label", "labels", "ner_tags", "pos_tags", "tags")
+
+Words = tuple[str, ...]  # a text that comes as words, each with a label
 
 
 class ExamplesSpec(BaseModel):
@@ -29,17 +35,24 @@ class ExamplesSpec(BaseModel):
 
     source: str = Field(
         description="a task of GLUE by its name (sst2), a hub data set (owner/name), or a file or "
-        "pattern with rows (.jsonl .json .parquet .csv .tsv)"
+        "pattern with rows (.jsonl .json .parquet .csv .tsv, also .gz), or a folder that "
+        "datasets' save_to_disk wrote"
     )
     subset: str | None = Field(None, description="configuration of a hub data set")
     split: str = Field("train", description="split of a hub data set")
     text: str | None = Field(
-        None, description="column with the texts; by default what the task has, text or sentence"
+        None,
+        description="column with the texts, or with lists of words that have a label each; by "
+        "default what the task has, text, sentence, tokens or words",
     )
     text_pair: str | None = Field(
         None, description="column with the second text of each pair, where there are pairs"
     )
-    label: str | None = Field(None, description="column with the labels; by default label")
+    label: str | None = Field(
+        None,
+        description="column with the labels; by default label, and of words labels, ner_tags, "
+        "pos_tags or tags",
+    )
     labels: tuple[str, ...] | Literal["number"] | None = Field(
         None,
         description="names of the labels in the order of their numbers, or number, where a number "
@@ -107,21 +120,32 @@ class Examples:
     """Labelled texts.
 
     Attributes:
-        texts: in the order of the source.
+        texts: in the order of the source; where words have labels, the words of each.
         pairs: the second text of each; None where there are no pairs.
-        labels: as the source has them, strings or numbers.
+        labels: as the source has them, strings or numbers; where words have labels, those of each
+            text.
         names: of the labels by number, where the source or the recipe tells.
         description: one line for a report.
     """
 
-    texts: tuple[str, ...]
+    texts: tuple[str, ...] | tuple[Words, ...]
     pairs: tuple[str, ...] | None
-    labels: tuple[str | float, ...]
+    labels: tuple[str | float, ...] | tuple[tuple[str | float, ...], ...]
     names: tuple[str, ...]
     description: str
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def by_word(self) -> bool:
+        """Whether each word has a label."""
+        return not isinstance(self.texts[0], str)
+
+    @property
+    def flat_labels(self) -> tuple[str | float, ...]:
+        """Every label, of texts or of words."""
+        return sum(self.labels, ()) if self.by_word else self.labels
 
     @cached_property
     def digest(self) -> str:
@@ -132,7 +156,8 @@ class Examples:
     @cached_property
     def bytes(self) -> int:
         """Of the texts in UTF-8."""
-        return sum(len(text.encode()) for text in (*self.texts, *(self.pairs or ())))
+        texts = map(" ".join, self.texts) if self.by_word else self.texts
+        return sum(len(text.encode()) for text in (*texts, *(self.pairs or ())))
 
 
 def load_examples(spec: ExamplesSpec, data_root: str | Path | None = None) -> Examples:
@@ -146,6 +171,18 @@ def load_examples(spec: ExamplesSpec, data_root: str | Path | None = None) -> Ex
             are no text, examples without a label, or none at all.
     """
     rows, about = _read(spec, data_root)
+    return examples_of(rows, spec, about)
+
+
+def examples_of(rows: list[dict[str, Any]], spec: ExamplesSpec, about: str) -> Examples:
+    """Labelled texts from rows, as the spec describes them.
+
+    Args:
+        about: a line on where the rows are from.
+
+    Raises:
+        CompressError: as :func:`load_examples`.
+    """
     rows = take_part(rows[: spec.limit], spec.part) if len(rows) > 1 else rows
     if not rows:
         raise CompressError(
@@ -157,6 +194,12 @@ def load_examples(spec: ExamplesSpec, data_root: str | Path | None = None) -> Ex
     label = _label_column(spec, rows[0])
     pairs = None if second is None else tuple(_text(row, second, n) for n, row in enumerate(rows))
     part = "" if spec.part == "all" else f", part {spec.part}"
+    if isinstance(rows[0].get(first), (list, tuple)):
+        both = [_words(row, first, label, n) for n, row in enumerate(rows)]
+        return Examples(
+            tuple(words for words, _ in both), None, tuple(labels for _, labels in both),
+            spec.names, f"{len(rows):,} texts of {about}, a label a word{part}",
+        )  # fmt: skip
     return Examples(
         tuple(_text(row, first, n) for n, row in enumerate(rows)),
         pairs,
@@ -169,7 +212,7 @@ def load_examples(spec: ExamplesSpec, data_root: str | Path | None = None) -> Ex
 def _read(spec: ExamplesSpec, data_root: str | Path | None) -> tuple[list[dict[str, Any]], str]:
     """The rows and a line about them."""
     if is_file_source(spec.source):
-        paths = expand(spec.source)
+        paths = expand(spec.source, spec.split)
         rows = [row for path in paths for row in read_rows(path, Local(str(path)))]
         return rows, spec.source + (f" ({len(paths)} files)" if len(paths) > 1 else "")
     dataset, subset = canonical(spec.source, spec.subset)
@@ -220,6 +263,26 @@ def _require(row: dict[str, Any], name: str, option: str) -> None:
             f"the column {name!r} in each example", f"columns {', '.join(known) or 'none'}",
             f"Set {option} to the column's name. {did_you_mean(name, known)}",
         )  # fmt: skip
+
+
+def _words(
+    row: dict[str, Any], first: str, label: str, number: int
+) -> tuple[Words, tuple[str | float, ...]]:
+    """The words of a text and their labels."""
+    words, labels = row.get(first), row.get(label)
+    listed = all(isinstance(value, (list, tuple)) for value in (words, labels))
+    if not listed or len(words) != len(labels) or not words:
+        raise CompressError(
+            f"words in the column {first!r} and as many labels in {label!r}",
+            f"{words!r:.40} and {labels!r:.40} in row {number + 1}",
+            "Mend the row, or name other columns (text, label)",
+        )  # fmt: skip
+    told = {"word": words, "label": labels}
+    pairs = [{name: value[i] for name, value in told.items()} for i in range(len(words))]
+    return (
+        tuple(_text(pair, "word", number) for pair in pairs),
+        tuple(_label(pair, "label", number) for pair in pairs),
+    )
 
 
 def _text(row: dict[str, Any], name: str, number: int) -> str:

@@ -12,7 +12,7 @@ from compress.data.labels import label_names, label_values
 from compress.data.tokens import check_ids, check_tokenizer, token_digest
 from compress.errors import CompressError
 from compress.models.heads import Head
-from compress.models.inputs import Rows
+from compress.models.inputs import IDS, IGNORED, LABELS, Rows
 from compress.models.positions import positions_of
 
 if TYPE_CHECKING:
@@ -42,8 +42,18 @@ def labelled_rows(
             "a pad_token_id in config.json, since examples differ in length", "none",
             "Set it to the id of the tokenizer's padding token, with which the head was trained",
         )  # fmt: skip
+    if examples.by_word != (head.task == "token"):
+        raise CompressError(
+            "examples with a label for each word" if head.task == "token" else
+            "examples with a label for each text",
+            "labels of words" if examples.by_word else "labels of texts",
+            "Name the columns (text, label): lists of words and of their labels for a model that "
+            "labels tokens, else a text and its label",
+        )  # fmt: skip
     # RoBERTa-like models have one type, which all tokens are of.
     typed = (getattr(config, "type_vocab_size", None) or 0) > 1
+    if examples.by_word:
+        return _word_rows(examples, head, tokenizer, config, length, padding)
     read = tokenizer(
         list(examples.texts), None if examples.pairs is None else list(examples.pairs),
         truncation=True, max_length=example_length(length, config), return_attention_mask=False,
@@ -55,6 +65,39 @@ def labelled_rows(
     kind = torch.float32 if head.regression else torch.int64
     labels = torch.tensor(label_values(examples, head.names), dtype=kind)
     rows = Rows(sequences, labels, padding)
+    check_ids(rows.ids, config)
+    return rows
+
+
+def _word_rows(
+    examples: Examples,
+    head: Head,
+    tokenizer: Any,
+    config: PreTrainedConfig,
+    length: int | None,
+    padding: int,
+) -> Rows:
+    """Tokens of texts that come as words. The first token of each word has the word's label, as
+    BERT's authors did it (Devlin et al. 2019, section 5.3); words that are cut off have none."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise CompressError(
+            "a fast tokenizer, which tells the tokens of each word", type(tokenizer).__name__,
+            "Put a tokenizer.json beside the model",
+        )  # fmt: skip
+    read = tokenizer(
+        [list(words) for words in examples.texts], is_split_into_words=True, truncation=True,
+        max_length=example_length(length, config), return_attention_mask=False, verbose=False,
+    )  # fmt: skip
+    values, ids, labels = iter(label_values(examples, head.names)), [], []
+    for row, words in enumerate(examples.texts):
+        right = [int(next(values)) for _ in words]
+        told, before = [], None
+        for word in read.word_ids(row):
+            told.append(IGNORED if word is None or word == before else right[word])
+            before = word
+        ids.append(read["input_ids"][row])
+        labels.append(told)
+    rows = Rows({IDS: ids, LABELS: labels}, None, padding)
     check_ids(rows.ids, config)
     return rows
 
@@ -77,6 +120,7 @@ def example_length(length: int | None, config: PreTrainedConfig) -> int:
 
 def rows_digest(rows: Rows) -> str:
     """sha256 of all that a model is given and should answer, as hex."""
+    # Labels of words are among the sequences.
     labels = torch.empty(0) if rows.labels is None else rows.labels.double()
     parts = [rows.lengths, *rows.flat.values(), labels.view(torch.int64)]
     return token_digest(torch.cat([part.long() for part in parts]))
@@ -93,11 +137,11 @@ def head_for(spec: ExamplesSpec, examples: Examples | None) -> Head:
         return Head("sequence")
     if examples is None:
         return Head("sequence", spec.names or ("0", "1"))
-    return Head("sequence", label_names(examples))
+    return Head("token" if examples.by_word else "sequence", label_names(examples))
 
 
 def load_rows(
-    spec: ExamplesSpec,
+    spec: ExamplesSpec | Examples,
     head: Head | None,
     tokenizer: Any,
     config: PreTrainedConfig,
@@ -105,6 +149,9 @@ def load_rows(
     data_root: str | Path | None,
 ) -> tuple[Examples, Rows]:
     """Read labelled texts for a model.
+
+    Args:
+        spec: where they are, or the examples themselves.
 
     Raises:
         CompressError: a model without a head of labels, no tokenizer, or what
@@ -118,5 +165,5 @@ def load_rows(
         )  # fmt: skip
     if not callable(getattr(tokenizer, "get_vocab", None)):
         raise CompressError("a tokenizer, to read examples with", type(tokenizer).__name__)
-    examples = load_examples(spec, data_root)
+    examples = spec if isinstance(spec, Examples) else load_examples(spec, data_root)
     return examples, labelled_rows(examples, head, tokenizer, config, length)

@@ -17,22 +17,23 @@ def label_names(examples: Examples) -> tuple[str, ...]:
     """
     if examples.names:
         return examples.names
-    numbers = _whole(examples.labels)
-    if numbers is None and any(isinstance(label, float) for label in examples.labels):
+    labels = examples.flat_labels
+    numbers = _whole(labels)
+    if numbers is None and any(isinstance(label, float) for label in labels):
         raise CompressError(
-            "labels that are names or whole numbers", f"{examples.labels[0]!r}",
+            "labels that are names or whole numbers", f"{labels[0]!r}",
             "Where a number is to be predicted, set examples.labels: number",
         )  # fmt: skip
     if numbers is not None:
         names = tuple(str(number) for number in range(max(numbers) + 1))
-        if min(numbers) < 0 or len(names) > len(examples):
+        if min(numbers) < 0 or len(names) > len(labels):
             raise CompressError(
                 "labels from 0 upwards", f"labels from {min(numbers)} to {max(numbers)}",
                 "The test splits of GLUE have no labels: choose another split; where a number is "
                 "to be predicted, set examples.labels: number",
             )  # fmt: skip
     else:
-        names = tuple(sorted({str(label) for label in examples.labels}))
+        names = tuple(sorted({str(label) for label in labels}))
     if len(names) < 2:
         raise CompressError("examples of at least two labels", f"{names[0]!r} alone")
     return names
@@ -48,8 +49,8 @@ def _whole(labels: Sequence[str | float]) -> list[int] | None:
 
 
 def label_values(examples: Examples, names: tuple[str, ...]) -> list[float]:
-    """What a head with these labels should answer: numbers of its labels, or the numbers to be
-    predicted where it has no labels.
+    """What a head with these labels should answer, text by text or word by word: numbers of its
+    labels, or the numbers to be predicted where it has no labels.
 
     Where head and data name the same labels, the names decide, for the numbers may differ (they do
     between MNLI models and MNLI). Else numbers are numbers of the head's labels.
@@ -60,19 +61,20 @@ def label_values(examples: Examples, names: tuple[str, ...]) -> list[float]:
     Raises:
         CompressError: a label that the head does not have, or that is no number.
     """
+    labels = examples.flat_labels
     if not names:
-        return [_number(label) for label in examples.labels]
+        return [_number(label) for label in labels]
     order = {name.casefold(): number for number, name in enumerate(names)}
     own = [name.casefold() for name in examples.names]
     shared = bool(own) and set(own) <= order.keys()
-    numbers = _whole(examples.labels)
+    numbers = _whole(labels)
     if own and len(own) > len(names):
         raise CompressError(
             f"a head of at least {len(own)} labels ({', '.join(examples.names)})",
             f"{len(names)} ({', '.join(names)})", "Use a model that was trained for this task",
         )  # fmt: skip
     found = []
-    for index, label in enumerate(examples.labels):
+    for index, label in enumerate(labels):
         name = str(label).casefold()
         number = None if numbers is None else numbers[index]
         if number is not None and shared and 0 <= number < len(own):

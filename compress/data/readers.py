@@ -16,6 +16,15 @@ from typing import Any
 import psutil
 
 from compress.data.catalog import SUFFIXES, Local
+from compress.data.storage import (
+    PACKED,
+    is_packed,
+    is_saved,
+    opened,
+    plain,
+    saved_rows,
+    saved_splits,
+)
 from compress.errors import CompressError, did_you_mean
 from compress.system.intake import parse_json, regular_file, user_path
 
@@ -29,15 +38,31 @@ Chat = list[dict[str, Any]]
 
 def is_file_source(source: str) -> bool:
     """Whether a source names a file or a pattern of files, and not a hub data set."""
-    known = source.lower().endswith((*SUFFIXES, ".raw", ".md", ".rst"))
-    return known or any(c in source for c in "*?[") or user_path(source, _EXPECTED).is_file()
-
-
-def expand(source: str) -> list[Path]:
-    """The files that a path or pattern names, sorted; a CompressError if there are none."""
+    known = source.lower().endswith((*SUFFIXES, ".raw", ".md", ".rst", PACKED))
+    if known or any(c in source for c in "*?["):
+        return True
     path = user_path(source, _EXPECTED)
-    if path.is_file():
+    return path.is_file() or is_saved(path) or bool(saved_splits(path))
+
+
+def expand(source: str, split: str = "train") -> list[Path]:
+    """The files that a path or pattern names, sorted, or the folder of a saved data set.
+
+    Args:
+        split: of a folder with several.
+
+    Raises:
+        CompressError: there are none.
+    """
+    path = user_path(source, _EXPECTED)
+    if path.is_file() or is_saved(path):
         return [path]
+    if splits := saved_splits(path):
+        if split not in splits:
+            raise CompressError(
+                f"a split of the data set in {path}", repr(split), did_you_mean(split, splits)
+            )
+        return [path / split]
     if not any(c in source for c in "*?["):
         regular_file(path, "a text file")  # says what stands in its way: nothing, a FIFO, a folder
     found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
@@ -62,13 +87,15 @@ def read_documents(
         CompressError: a file that does not parse or is larger than memory, or rows without a text
             in the field.
     """
+    if is_saved(path):
+        return list(texts_of(saved_rows(path), field, path.name, keep_blank))
     with _readable(path) as suffix:
         if suffix == ".parquet":
             return _parquet(path, field, keep_blank)
         if suffix in _ROWS:
-            return list(texts_of(_rows_in(path, layout), field, path.name, keep_blank))
+            return list(texts_of(_rows_in(path, suffix, layout), field, path.name, keep_blank))
         # newline="" keeps the bytes as they are: a digest must not depend on the platform.
-        with path.open(encoding="utf-8", newline="") as file:
+        with opened(path, newline="") as file:
             text = file.read()
     if layout.separator is None:
         return [text]
@@ -86,12 +113,14 @@ def read_rows(path: Path, layout: Local) -> list[dict[str, Any]]:
         CompressError: another kind of file, one that does not parse or is larger than memory, or
             rows that are no objects.
     """
+    if is_saved(path):
+        return list(saved_rows(path))
     with _readable(path) as suffix:
         if suffix not in _ROWS:
             raise CompressError(
                 f"a file with rows ({', '.join(_ROWS)})", str(path), "Give each example a row"
             )
-        rows = list(_rows_in(path, layout))
+        rows = list(_rows_in(path, suffix, layout))
     if not all(isinstance(row, dict) for row in rows):
         raise CompressError(f"rows with named columns in {path.name}", "other rows")
     return rows
@@ -102,7 +131,7 @@ def _readable(path: Path) -> Iterator[str]:
     """Tell what makes a file unreadable; gives its suffix."""
     regular_file(path, "a text file")
     _check_size(path)
-    suffix = path.suffix.lower()
+    suffix = Path(path.stem if is_packed(path) else path.name).suffix.lower()
     try:
         yield suffix
     except (ValueError, OSError, csv.Error) as error:  # UnicodeDecodeError is a ValueError
@@ -112,23 +141,23 @@ def _readable(path: Path) -> Iterator[str]:
         ) from error  # fmt: skip
 
 
-def _rows_in(path: Path, layout: Local) -> Iterator[Any]:
-    """The rows of a file with one of the suffixes of :data:`_ROWS`."""
-    suffix = path.suffix.lower()
+def _rows_in(path: Path, suffix: str, layout: Local) -> Iterator[Any]:
+    """The rows of a file whose kind is one of :data:`_ROWS`."""
     if suffix == ".jsonl":
-        with path.open(encoding="utf-8") as file:
+        with opened(path) as file:
             yield from _json_lines(file)
     elif suffix == ".json":
-        yield from _rows(parse_json(path.read_text(encoding="utf-8")))
+        with opened(path) as file:
+            yield from _rows(parse_json(file.read()))
     elif suffix == ".parquet":
         import pyarrow.parquet
 
         try:
-            yield from pyarrow.parquet.read_table(path).to_pylist()
+            yield from pyarrow.parquet.read_table(plain(path)).to_pylist()
         except pyarrow.ArrowException as error:  # some are of Python's types, some are not
             raise ValueError(str(error)) from error
     else:
-        yield from _table(path, layout.columns)
+        yield from _table(path, suffix, layout.columns)
 
 
 def read_python_module(name: str) -> list[str]:
@@ -195,9 +224,9 @@ def _rows(data: Any) -> list[Any]:
     return data
 
 
-def _table(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    tab = path.suffix.lower() == ".tsv"
-    with path.open(encoding="utf-8", newline="") as file:
+def _table(path: Path, suffix: str, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    tab = suffix == ".tsv"
+    with opened(path, newline="") as file:
         # Tab-separated corpora do not quote: a lone quotation mark would swallow lines.
         quoting = csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL
         names = columns or None
@@ -208,7 +237,7 @@ def _parquet(path: Path, field: str, keep_blank: bool) -> list[str | Chat]:
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        file = pyarrow.parquet.ParquetFile(plain(path))
         names = file.schema_arrow.names
         field = CHAT if field == TEXT and field not in names and CHAT in names else field
         if field not in names:

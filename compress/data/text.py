@@ -38,8 +38,8 @@ class TextSpec(BaseModel):
 
     source: str = Field(
         description="a hub data set (owner/name), a file or pattern (.txt .jsonl .json .parquet "
-        ".csv .tsv), or python:<module> for texts in Python's standard library "
-        "(python:pydoc_data.topics)"
+        ".csv .tsv, also .gz), a folder that datasets' save_to_disk wrote, or python:<module> for "
+        "texts in Python's standard library (python:pydoc_data.topics)"
     )
     subset: str | None = Field(None, description="configuration of a hub data set")
     split: str = Field("train", description="split of a hub data set")
@@ -51,6 +51,11 @@ class TextSpec(BaseModel):
         "all",
         description="all, head:F or tail:F, a fraction F of the documents (of the lines, where "
         "there is one document); heads and tails that sum to at most 1 share nothing",
+    )
+    lines: bool = Field(
+        False,
+        description="plain text files: a document a line, for sequences of proteins or molecules; "
+        "else a file is one document",
     )
     join: str = Field("\n\n", description="put between documents (GPTQ's convention)")
     limit: int | None = Field(None, gt=0, description="read at most so many documents")
@@ -160,8 +165,13 @@ def _read(
         version = ".".join(map(str, sys.version_info[:3]))
         return read_python_module(module), f"documentation in Python {version} ({module})"
     if is_file_source(spec.source):
-        paths = expand(spec.source)
-        documents = [d for path in paths for d in read_documents(path, Local(str(path)), field)]
+        paths = expand(spec.source, spec.split)
+        separator = "\n" if spec.lines else None
+        documents = [
+            d
+            for path in paths
+            for d in read_documents(path, Local(str(path), separator=separator), field)
+        ]
         return documents, spec.source + (f" ({len(paths)} files)" if len(paths) > 1 else "")
     return _read_dataset(spec, data_root, endpoint)
 

@@ -15,11 +15,13 @@ from compress.engine.context import StepContext
 from compress.engine.reference import Reference
 from compress.errors import CompressError
 from compress.linear.casting import computing
+from compress.linear.layer import features_of
 from compress.linear.matrix import is_linear
 from compress.linear.statistics import NOTHING, InputStatistics
 from compress.methods.passes import Learn, Sites, Stream, Survey
 from compress.methods.work import BlockSurvey, SiteWork
 from compress.models.anatomy import OTHER, BlockAnatomy, Site
+from compress.models.experts import unfused_in
 from compress.models.replay import BlockCall, BlockReplay
 from compress.system.activations import Activations
 from compress.train.reconstruction import BlockWork
@@ -133,6 +135,8 @@ def _visit(
             continue
         kind, device = action.statistic(site), context.source.device
         statistics = collected(kind, here.block, site, names, replay, device)
+        if kind != NOTHING and replay is not None:
+            metrics |= _fill_experts(kind, here.block, names, statistics, device)
         if kind != NOTHING and len(statistics) < len(names):
             raise _unseen(next(n for n in names if n not in statistics))
         work = SiteWork(
@@ -144,6 +148,36 @@ def _visit(
             replay.keep_columns(site, work.kept_columns)
         metrics.update({f"{site.kind}.{k}": v for k, v in work.metrics.items()})
     return metrics
+
+
+def _fill_experts(
+    kind: str,
+    block: nn.Module,
+    names: tuple[str, ...],
+    statistics: dict[str, InputStatistics],
+    device: torch.device,
+) -> dict[str, float]:
+    """Give experts to which no token was sent statistics of inputs that are all alike and have
+    nothing to do with each other, which is all that is known of them.
+
+    Returns:
+        Figures for the journal: linears of experts, and of these how many have seen fewer tokens
+        than they have inputs, and none.
+    """
+    inside = tuple(f"{path}." for path, _ in unfused_in(block))
+    routed = [name for name in names if name.startswith(inside)] if inside else []
+    few = unseen = 0
+    for name in routed:
+        width = features_of(block.get_submodule(name))[1]
+        if name not in statistics:
+            derivable = not is_linear(block.get_submodule(name))
+            statistics[name] = InputStatistics(width, kind, device, derivable)
+            statistics[name].update(torch.eye(width, device=device))
+            unseen += 1
+        elif statistics[name].count < width:
+            few += 1
+    counts = {"experts.linears": len(routed), "experts.few": few, "experts.unseen": unseen}
+    return {name: float(count) for name, count in counts.items()} if routed else {}
 
 
 def _unseen(name: str) -> CompressError:

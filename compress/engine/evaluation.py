@@ -3,142 +3,54 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from transformers import PreTrainedModel
 
+from compress.data.examples import Examples
+from compress.data.given import GivenText, given_examples, given_text
 from compress.data.text import TextSpec
+from compress.engine.added_evaluation import add_to_run, is_run
+from compress.engine.exporting import check_runtime, exported_digest, load_exported
+from compress.engine.lab import Lab, finished_report, source_info
 from compress.engine.live import check_model_class
 from compress.errors import CompressError
 from compress.eval import EvaluationResult, EvaluationSpec
-from compress.eval import evaluate as measure_model
-from compress.eval.cache import Figures
-from compress.eval.report import Report, RunInfo, environment, with_findings, write_report
+from compress.eval.report import Report, RunInfo
+from compress.models.config_limits import check_one_stack
 from compress.models.heads import head_of
-from compress.models.identity import model_digest
-from compress.models.sources.source import Source, load_config, load_model, resolve
+from compress.models.sources.source import load_config
 from compress.models.stream import build_meta
 from compress.planning.checks import check_data_root, check_evaluation, find_reader, reader_of
-from compress.planning.evaluation_inputs import EvaluationInputs, evaluation_inputs
+from compress.planning.evaluation_inputs import evaluation_inputs
 from compress.planning.recipe import split_evaluation
 from compress.system.files import refuse_existing
 from compress.system.intake import user_path
 from compress.system.precision import device_of
-from compress.system.progress import Progress
+from compress.system.progress import Progress, showing
 from compress.system.tensors import TensorIndex
 
 REPORTS = ("report.json", "report.md", "report.html")
-
-
-@dataclass(frozen=True)
-class Lab:
-    """Where models are loaded and measured, and how that is told.
-
-    Attributes:
-        device: for models that are loaded.
-        data_root: folder with local copies of data sets.
-        cache_dir: of the toolkit; None for the usual one.
-        trust_remote_code: run code that comes with checkpoints.
-    """
-
-    device: torch.device
-    data_root: str | Path | None
-    cache_dir: str | Path | None
-    trust_remote_code: bool
-    progress: Progress
-
-    def load(self, folder: Path) -> PreTrainedModel:
-        """A checkpoint's model in float32, the type that everything is evaluated in."""
-        return load_model(
-            folder, dtype=torch.float32, device=self.device,
-            trust_remote_code=self.trust_remote_code,
-        )  # fmt: skip
-
-    def figures(self, folder: Path, spec: EvaluationSpec) -> Figures | None:
-        """What is known of a checkpoint; None where its figures are to be measured in any case.
-
-        Code that comes with a checkpoint may read whatever it likes, so no digest tells what it
-        computes: figures of such models are never kept.
-        """
-        if not spec.cache or self.trust_remote_code:
-            return None
-        return Figures(model_digest(folder), self.cache_dir)
-
-    def measure(
-        self,
-        model: PreTrainedModel,
-        inputs: EvaluationInputs,
-        *,
-        folder: Path | None = None,
-        baseline: PreTrainedModel | None = None,
-        figures: Figures | None = None,
-    ) -> EvaluationResult:
-        """Evaluate a model on what was read.
-
-        Args:
-            folder: that it was loaded from; without one neither bytes nor memory are told.
-            baseline: the original, for what is measured against it.
-            figures: of that folder; None measures everything.
-        """
-        text = inputs.text
-        result = measure_model(
-            model,
-            inputs.reader,
-            inputs.spec,
-            tokens=text and text.tokens,
-            documents=text and text.documents,
-            bytes_count=text and text.bytes,
-            folder=folder,
-            baseline=baseline,
-            sequences=inputs.generator.sequences,
-            judges=inputs.generator.judges,
-            examples=inputs.rows,
-            data_root=self.data_root,
-            trust_remote_code=self.trust_remote_code,
-            figures=figures,
-            progress=self.progress.update,
-        )
-        for part, measured in result.cached.items():
-            self.progress.say(f"{part}: from the cache, measured at {measured}")
-        return result
-
-
-def finished_report(folder: Path | None, **parts: Any) -> Report:
-    """A report with its findings and this machine, written to ``folder`` if one is given."""
-    report = with_findings(Report(**parts, environment=environment()))
-    if folder is not None:
-        write_report(report, folder)
-    return report
-
-
-def source_info(source: Source, digest: str) -> dict[str, Any]:
-    """Fields of a RunInfo that tell where a model came from."""
-    shipped = source.shipped
-    return {
-        "model": source.origin, "model_sha256": digest,
-        "source_bytes": shipped and shipped.bytes, "source_format": shipped and shipped.format,
-        "source_notes": source.notes,
-    }  # fmt: skip
 
 
 def evaluate(
     model: str | Path | PreTrainedModel,
     evaluation: dict[str, Any] | EvaluationSpec | None = None,
     *,
-    text: TextSpec | dict[str, Any] | None = None,
+    text: Any = None,
+    examples: Any = None,
     tokenizer: Any = None,
     against: str | Path | PreTrainedModel | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     device: str = "auto",
+    runtime: Literal["torch", "onnx"] = "torch",
     data_root: str | Path | None = None,
     cache_dir: str | Path | None = None,
     trust_remote_code: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     command: str | None = None,
 ) -> Report:
     """Measure quality and cost of one model, as a run and ``compress evaluate`` do.
@@ -150,21 +62,27 @@ def evaluate(
     done to it in memory cannot be told by a digest.
 
     Args:
-        model: folder, hub id, .gguf file, ``pypi:<name>==<version>``, or a live model.
+        model: folder, hub id, .gguf file, ``pypi:<name>==<version>``, or a live model; or the
+            folder of a complete run: then its original and its result are measured, and what was
+            found is added to its report (:func:`compress.engine.added_evaluation.add_to_run`).
         evaluation: as in a recipe: ``text`` (source, split, part ...), ``examples`` or ``images``,
             and the fields of :class:`compress.eval.EvaluationSpec`. Without one the model's cost
             alone is told.
-        text: the evaluation text, where ``evaluation`` is an EvaluationSpec; by default the one
-            that its ``perplexity`` describes.
+        text: the evaluation text: where it is (a TextSpec, or a dict as in a recipe), or the text
+            itself: :data:`compress.data.given.TEXTS`. By default what ``evaluation`` describes.
+        examples: labelled examples in memory, for a model with a head of labels: a list of objects
+            with text and label, or a ``datasets.Dataset``.
         tokenizer: of a live model; a checkpoint brings its own.
         against: the original, for latency in pairs and a masked generator's divergence.
         out: folder for report.json, report.md and report.html; made where there is none.
         overwrite: replace reports that lie there.
         device: for models that are loaded: auto, cpu, cuda, cuda:0 ...
+        runtime: what runs ``model``; "onnx" for a folder that was exported, on the CPU. Quality,
+            latency and bytes are then those of the graph; its figures are never from the cache.
         data_root: folder with local copies of data sets.
         cache_dir: where fetched models and evaluation figures are kept.
         trust_remote_code: run code that comes with a checkpoint.
-        progress: where to tell how far it is.
+        progress: where to tell how far it is; True, False, or None: on a terminal or in a notebook.
         command: the command line, for the report.
 
     Returns:
@@ -181,46 +99,110 @@ def evaluate(
     begin, started = time.perf_counter(), datetime.now(UTC).isoformat()
     folder = None if out is None else _report_folder(out, overwrite)
     check_data_root(data_root)
-    chosen, spec = split_evaluation(_section(evaluation, text))
-    live = not isinstance(model, (str, Path))
-    lab = Lab(
-        model.device if live and isinstance(model, PreTrainedModel) else device_of(device),
-        data_root, cache_dir, trust_remote_code, progress or Progress(quiet=True),
-    )  # fmt: skip
-    if live:
-        found, home, reader, shape = None, None, tokenizer, _live(model)
-        info = {"model": f"{type(model).__name__} in memory"}
-    else:
-        found = _resolved(model, lab)
-        home = found.folder
-        reader = _reader(home, lab, chosen, spec, tokenizer)
-        shape = build_meta(load_config(home, trust_remote_code=trust_remote_code),
-                           trust_remote_code)  # fmt: skip
-        info = source_info(found, found.digest or TensorIndex.open(home).digest())
-    for warning in check_evaluation(
-        chosen, spec, reader, shape, data_root, timed=against is not None
-    ):
-        lab.progress.say(f"note: {warning}")
-    inputs = evaluation_inputs(chosen, spec, shape.config, reader, data_root, head_of(shape))
-    lab.progress.say(f"evaluating {info['model']}")
-    subject = model if live else lab.load(home)
-    baseline = _baseline(against, lab) if against is not None and inputs.paired else None
-    result = lab.measure(
-        subject, inputs, folder=home, baseline=baseline,
-        figures=None if live else lab.figures(home, spec),
-    )  # fmt: skip
+    chosen, spec, given = _asked(evaluation, text, examples)
+    live = isinstance(model, PreTrainedModel)
+    exported = check_runtime(runtime) and not live
+    with showing(progress) as told:
+        lab = Lab(
+            model.device if live else device_of("cpu" if exported else device),
+            data_root, cache_dir, trust_remote_code, told,
+        )  # fmt: skip
+        if is_run(model) and not exported:
+            _require_own_report(out, against, tokenizer)
+            return add_to_run(Path(model), chosen, spec, lab, command, given)
+        info, data, result = _measured(
+            model, chosen, spec, given, tokenizer, against, lab, exported
+        )
     if folder is not None:
         _make(folder)
     return finished_report(
         folder,
-        title=type(model).__name__ if live else Path(model).name,
+        title=Path(model).name if isinstance(model, (str, Path)) else type(model).__name__,
         run=RunInfo(
             **info, command=command, started=started, seconds=time.perf_counter() - begin,
             trust_remote_code=trust_remote_code,
         ),
-        data=inputs.entries(),
+        data=data,
         after=result,
     )  # fmt: skip
+
+
+def _measured(
+    model: str | Path | PreTrainedModel,
+    chosen: TextSpec | GivenText | None,
+    spec: EvaluationSpec,
+    given: Examples | None,
+    tokenizer: Any,
+    against: str | Path | PreTrainedModel | None,
+    lab: Lab,
+    exported: bool,
+) -> tuple[dict[str, Any], tuple[Any, ...], EvaluationResult]:
+    """What a report says of where the model came from and of the data, and what was measured."""
+    code, data_root = lab.trust_remote_code, lab.data_root
+    live = not isinstance(model, (str, Path))
+    if live:
+        found, home, reader, shape = None, None, tokenizer, _live(model)
+        info = {"model": f"{type(model).__name__} in memory"}
+    else:
+        found = lab.resolve(model)
+        home = found.folder
+        reader = _reader(home, lab, chosen, spec, tokenizer)
+        shape = build_meta(load_config(home, trust_remote_code=code), code)
+        digest = exported_digest(home) if exported else found.digest
+        info = source_info(found, digest or TensorIndex.open(home).digest())
+    for warning in check_evaluation(
+        chosen, spec, reader, shape, data_root, timed=against is not None, given=given
+    ):
+        lab.progress.say(f"note: {warning}")
+    inputs = evaluation_inputs(
+        chosen, spec, shape.config, reader, data_root, head_of(shape), given
+    )  # fmt: skip
+    lab.progress.say(f"evaluating {info['model']}")
+    subject = load_exported(home)[0] if exported else model if live else lab.load(home)
+    baseline = _baseline(against, lab) if against is not None and inputs.paired else None
+    result = lab.measure(
+        subject, inputs, folder=home, baseline=baseline,
+        figures=None if live or exported else lab.figures(home, spec),
+    )  # fmt: skip
+    return info, inputs.entries(), result
+
+
+def _require_own_report(out: Any, against: Any, tokenizer: Any) -> None:
+    for name, given in (("out", out), ("against", against), ("tokenizer", tokenizer)):
+        if given is not None:
+            raise CompressError(
+                f"no `{name}` with a run's folder: its own report is added to", repr(given)[:80],
+                "Leave it out, or give the folder `model` in that of the run",
+            )  # fmt: skip
+
+
+def _asked(
+    evaluation: dict[str, Any] | EvaluationSpec | None, text: Any, examples: Any
+) -> tuple[TextSpec | GivenText | None, EvaluationSpec, Examples | None]:
+    """The text, what to measure, and the examples that are in memory."""
+    described = isinstance(text, TextSpec) or (isinstance(text, dict) and "source" in text)
+    if text is None or described:
+        chosen, spec = split_evaluation(_section(evaluation, text))
+    else:
+        _, spec = split_evaluation(_section(evaluation, None))
+        chosen = given_text(text)
+        _refuse_two(spec, "text")
+        spec = spec.model_copy(update={"perplexity": {"source": chosen.source}})
+    if examples is None:
+        return chosen, spec, None
+    _refuse_two(spec, "examples")
+    given = given_examples(examples)
+    told = {"source": given.description}
+    return chosen, spec.model_copy(update={"examples": told}), given
+
+
+def _refuse_two(spec: EvaluationSpec, name: str) -> None:
+    """Refuse data in memory beside data that the evaluation describes."""
+    if any(part is not None for part in (spec.perplexity, spec.examples, spec.images)):
+        raise CompressError(
+            "one text, or examples, to evaluate on", f"`{name}` and what the evaluation names",
+            "Leave one out", where="evaluation",
+        )  # fmt: skip
 
 
 def _section(
@@ -248,16 +230,13 @@ def _section(
 
 def _live(model: Any) -> PreTrainedModel:
     check_model_class(model, "to evaluate")
+    check_one_stack(model.config, type(model).__name__)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise CompressError(
             "a model with its weights in memory to evaluate", "parameters on the meta device",
             "Load the weights, or give the checkpoint's folder",
         )  # fmt: skip
     return model
-
-
-def _resolved(source: str | Path, lab: Lab) -> Source:
-    return resolve(source, cache_dir=lab.cache_dir, trust_remote_code=lab.trust_remote_code)
 
 
 def _reader(
@@ -276,7 +255,7 @@ def _reader(
 
 def _baseline(against: str | Path | PreTrainedModel, lab: Lab) -> PreTrainedModel:
     if isinstance(against, (str, Path)):
-        return lab.load(_resolved(against, lab).folder)
+        return lab.load(lab.resolve(against).folder)
     return _live(against)
 
 

@@ -20,9 +20,11 @@ from compress.checkpoint import fresh
 from compress.checkpoint.export import check_export, companions, export, export_masks
 from compress.checkpoint.state import ModelState
 from compress.data.calibration import Calibration, calibration_batches
+from compress.engine.card import NAME as CARD
+from compress.engine.card import model_card
 from compress.engine.context import StepContext
-from compress.engine.evaluation import Lab
 from compress.engine.intact import digests, model_digests, rewind_damaged
+from compress.engine.lab import Lab
 from compress.engine.original import Original
 from compress.engine.run_evaluation import RunEvaluation
 from compress.engine.sink import JournalSink
@@ -39,9 +41,11 @@ from compress.planning.imports import import_digests
 from compress.planning.planner import Plan
 from compress.planning.recipe import Recipe, parse_size
 from compress.system import memory, processes
+from compress.system.files import write_atomically
 from compress.system.precision import calibration_dtype, device_of
 from compress.system.progress import Progress
 from compress.system.tensors import file_sha256
+from compress.system.version import VERSION
 from compress.train.options import Precision, auto_precision, flagged_precision
 
 _ALWAYS_FITS = 64 * 2**20
@@ -104,12 +108,14 @@ class Job:
             )  # fmt: skip
             self.evaluator = RunEvaluation(self.plan, self._tokenizer(), self.workspace, lab)
             must["evaluation tokens"] = self.evaluator.digest
-        may = {"python": platform.python_version(), "compress": _version("compress")}
+        may = {"python": platform.python_version(), "compress": VERSION}
         may |= {name: _version(name) for name in _VERSIONED}
         may |= dict(filter(None, (METHODS.package(m.name) for m in self.recipe.steps)))
         may["threads"] = torch.get_num_threads()
         # Not before here: a recipe that was refused may be mended and run in the same folder.
         self.workspace.claim(self.recipe.to_yaml())
+        if self.progress.log is not None:
+            self.progress.log.begin()
         changed = self.workspace.pin({"must": must, "may": may, "seed": self.recipe.seed})
         for name, (then, now) in changed.items():
             self.progress.say(f"note: {name} was {then} when this run was started and is {now} now")
@@ -170,6 +176,7 @@ class Job:
         memory.give_back()
         memory.reset_peak()
         started, resumed = time.perf_counter(), bool(self.workspace.find(step=number))
+        processor = time.process_time()
         torch.manual_seed(self.recipe.seed)
         context.progress = self.progress
         context.joined = lambda: processes.joined(number)
@@ -182,6 +189,7 @@ class Job:
             "step": number,
             "method": method.name,
             "seconds": time.perf_counter() - started,
+            "cpu_seconds": time.process_time() - processor,
             "peak_bytes": memory.peak(),
             "planned_bytes": self.plan.steps[number].peak_bytes,
             "planned_seconds": self.plan.steps[number].seconds,
@@ -271,10 +279,16 @@ class Job:
         return whole, fits and fresh.needs_fresh_process(self.state.config)
 
     def report(self) -> Any:
-        """Evaluate what was written and put everything into the report."""
-        if self.evaluator is None:
-            return None
-        return self.evaluator.report(self.calibration, self.command)
+        """Evaluate what was written, put all of it into the report and the card."""
+        report = None
+        if self.evaluator is not None:
+            report = self.evaluator.report(self.calibration, self.command)
+        if self.recipe.steps:
+            card = model_card(
+                self.recipe.name, self.plan.source, self.recipe.steps, self.state.config, report
+            )
+            write_atomically(self.workspace.model / CARD, card)
+        return report
 
 
 def settled_precision(workspace: Workspace, recipe: Recipe, device: torch.device) -> Precision:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from compress.methods.base import Method
 from compress.methods.passes import uses_original
 from compress.models.anatomy import find_blocks
 from compress.models.stream import StreamedModel
+from compress.system.progress import Progress
 
 
 def run_live(
@@ -37,6 +38,7 @@ def run_live(
     follow_config: bool,
     compute: torch.dtype = torch.float32,
     teacher: PreTrainedModel | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Carry out steps on a live model that has been checked with them.
 
@@ -48,6 +50,7 @@ def run_live(
         compute: dtype of matrix products in calibration passes.
         teacher: what steps take for the model that there was before all of them; None: a copy of
             the model as it is now, if a step asks for it.
+        progress: where to tell how far it is.
 
     Raises:
         CompressError: a step failed. The model is as it was, or the error says that it is not.
@@ -74,8 +77,10 @@ def run_live(
                 context = StepContext(
                     source, _plain(inputs), Path(scratch), labels=labels, seed=seed,
                     storage_dtype=transaction.dtype, sink=sink, compute=compute,
-                    original=original,
+                    original=original, progress=progress,
                 )  # fmt: skip
+                if progress is not None:
+                    context.report = _reporting(progress, f"step {number + 1}/{len(steps)}", method)
                 run_step(method, context)
             transaction.finished()
             origins = sink.origins()
@@ -87,6 +92,15 @@ def run_live(
         raise told from error
     finally:
         transaction.close(failed)
+
+
+def _reporting(progress: Progress, step: str, method: Method) -> Callable[..., None]:
+    """What a step calls behind each block: ``(stage, index, count, note)``."""
+
+    def report(stage: str, index: int, count: int, _note: object) -> None:
+        progress.update(f"{step} {method.name} ({stage})", index + 1, count)
+
+    return report
 
 
 def _plain(batches: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:

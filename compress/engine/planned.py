@@ -29,6 +29,8 @@ def planned(
     from compress.train.create.create import create
 
     workspace.claim(recipe.to_yaml())
+    if progress.log is not None:
+        progress.log.begin()
     device = device_of(recipe.device)
     trained = create(
         recipe.model.train, workspace.folder / "base", workspace.work / "base", seed=recipe.seed,

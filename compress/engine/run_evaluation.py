@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.data.calibration import Calibration
-from compress.engine.evaluation import Lab, finished_report, source_info
+from compress.engine.lab import Lab, finished_report, source_info
 from compress.engine.workspace import Workspace
 from compress.eval import EvaluationResult, EvaluationSpec
 from compress.eval.report import DataEntry, Report, RunInfo, StepEntry
@@ -170,6 +170,7 @@ class RunEvaluation:
             alone = left_alone(method, self.plan.steps[number].before)
             notes += (alone,) if alone else ()
             done = self.workspace.find(event="block", step=number)
+            notes += _experts(done)
             notes += method.told([e["note"] for e in done])
             entries.append(
                 StepEntry(
@@ -184,6 +185,22 @@ class RunEvaluation:
                 )
             )
         return tuple(entries)
+
+
+def _experts(blocks: list[dict[str, Any]]) -> tuple[str, ...]:
+    """How well experts of a mixture are known, where calibration did not reach all of them."""
+    notes = [event["note"] for event in blocks if isinstance(event["note"], dict)]
+    counts = [
+        sum(note.get(f"experts.{what}", 0) for note in notes)
+        for what in ("linears", "few", "unseen")
+    ]
+    every, few, unseen = map(int, counts)
+    if not few and not unseen:
+        return ()
+    told = f"{few + unseen} of {every} linears of experts saw fewer tokens than they have inputs"
+    if unseen:
+        told += f", {unseen} none at all: these were solved as if all inputs were alike"
+    return (f"{told}; more calibration samples reach more experts",)
 
 
 def _grouped(event: dict[str, Any]) -> tuple[str, ...]:

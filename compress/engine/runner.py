@@ -17,7 +17,9 @@ from compress.planning.imports import is_file
 from compress.planning.recipe import Recipe
 from compress.system import processes
 from compress.system.intake import at_home
-from compress.system.progress import Progress
+from compress.system.progress import Progress, showing
+
+LOG = "run.log"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def run(
     data_root: str | Path | None = None,
     max_memory: int | None = None,
     cache_dir: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     command: str | None = None,
 ) -> RunResult:
     """Compress, verify, evaluate and report. Run it again after any interruption: it goes on.
@@ -56,14 +58,26 @@ def run(
         max_memory: bytes of resident memory that may be used; refused beforehand where the plan
             predicts more, stopped where the run takes more.
         cache_dir: where fetched models and figures of originals are kept.
-        progress: where to tell how far it is.
+        progress: where to tell how far it is; True, False, or None: where somebody watches, which
+            is a terminal or a notebook. ``run.log`` in the folder has all of it in any case.
         command: the command line, for the report.
 
     Raises:
         CompressError: anything that makes the run impossible; finished blocks are kept.
     """
-    progress = progress or Progress(quiet=True)
-    workspace = Workspace(Path(out))
+    with showing(progress) as told:
+        return _run(recipe, Workspace(Path(out)), data_root, max_memory, cache_dir, told, command)
+
+
+def _run(
+    recipe: Recipe,
+    workspace: Workspace,
+    data_root: str | Path | None,
+    max_memory: int | None,
+    cache_dir: str | Path | None,
+    progress: Progress,
+    command: str | None,
+) -> RunResult:
     _refuse_inputs_inside(recipe, workspace.folder)
     processes.refuse_sharding()
     if processes.launched().rank > 0:
@@ -72,13 +86,13 @@ def run(
         follow(recipe, workspace, data_root, max_memory, cache_dir)
         workspace.read()
         return _finished(workspace)
-    with processes.alone(), workspace:
+    with processes.alone(), workspace, progress.logged(workspace.folder / LOG):
         if workspace.claimed:
             recipe = as_begun(recipe, workspace.recipe)
             workspace.claim(recipe.to_yaml())
         report = None
         if workspace.find(event="done") and _still_complete(recipe, workspace, progress):
-            progress.say(f"{out} is complete; nothing to do")
+            progress.say(f"{workspace.folder} is complete; nothing to do")
         else:
             made = planned(recipe, workspace, data_root, max_memory, cache_dir, progress)
             for warning in made.warnings:

@@ -25,6 +25,7 @@ from compress.errors import CompressError, did_you_mean
 from compress.linear.matrix import features, is_linear, matrix
 from compress.linear.statistics import InputStatistics
 
+EXPERTS = "experts"  # kind of the spec of a module of experts that has been taken apart
 CONVERTED = "linear"  # kind of the spec of an nn.Linear in the place of a GPT-2 Conv1D
 
 
@@ -33,6 +34,21 @@ class LayerSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: str
+
+
+class Experts(LayerSpec):
+    """Experts of a mixture are linears, not parameters of three dimensions.
+
+    No layer of its own: it says what the linears inside are part of.
+
+    Attributes:
+        tensors: names of those parameters in the stock class.
+        transposed: whether these hold matrices [in, out].
+    """
+
+    kind: str = EXPERTS
+    tensors: tuple[str, ...]
+    transposed: bool = False
 
 
 class Converted(LayerSpec):
@@ -280,6 +296,8 @@ def parse_spec(data: Any) -> LayerSpec:
     kind = data.get("kind") if isinstance(data, dict) else None
     if kind == CONVERTED:
         return Converted.model_validate(data)
+    if kind == EXPERTS:
+        return Experts.model_validate(data)
     if not isinstance(kind, str):
         raise CompressError("the kind of a layer", repr(kind))
     return layer_class(kind).Spec.model_validate(data)

@@ -26,6 +26,7 @@ BUILT_IN: dict[str, str] = {
         ("w8a8", "quantize.rtn:W8A8"),
         ("shortgpt", "depth.shortgpt:ShortGPT"),
         ("sleb", "depth.sleb:SLEB"),
+        ("drop_blocks", "depth.drop:DropBlocks"),
         ("flatten", "depth.flatten.method:Flatten"),
         ("fuse", "depth.fuse.method:Fuse"),
         ("ffn_width", "width.ffn:FFNWidth"),
@@ -37,6 +38,7 @@ BUILT_IN: dict[str, str] = {
         ("fwsvd", "factorize.fwsvd:FWSVD"),
         ("drone", "factorize.drone:DRONE"),
         ("dense_sparse", "factorize.dense_sparse:DenseSparseMethod"),
+        ("stf", "factorize.stf:STF"),
         ("distill", "distill.method:Distill"),
     )
 }

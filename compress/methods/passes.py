@@ -55,7 +55,7 @@ def all_blocks(_count: int) -> float:
 
 
 def no_bytes(_outline: Outline) -> int:
-    """Bytes of a survey that looks at its statistics only and keeps nothing."""
+    """Bytes of what keeps nothing beside what is counted anyway."""
     return 0
 
 
@@ -91,7 +91,7 @@ class Learn:
         options: of the training, for the forecast; a batch counts calibration batches. None where
             what is learned has a closed form.
         memory: bytes that it holds beyond the weights, from the shapes of a block's linears; blocks
-            that learn together hold so much each.
+            that are trained together hold so much each, a closed form once.
         forwards: passes over the calibration batches beside the training.
     """
 
@@ -204,6 +204,8 @@ class TrainModel:
         keep: as in :class:`Stream`, of each block.
         options: of its trainings, each with the forward and backward passes that a sequence takes.
         memory: bytes that it holds beyond the weights, from the shapes of all linears in blocks.
+        holds: bytes that it holds beside these, from the model that enters the pass, for what does
+            not follow from shapes: the forms of layers.
         keep_outer: what was learned outside the blocks; the ``outer`` of a later pass finds it.
         teacher: the model that the recipe began with is asked for, and so in memory as well.
         disk: bytes that it leaves in the run's folder while it lasts, beside its checkpoints, from
@@ -218,6 +220,7 @@ class TrainModel:
     keep_outer: Callable[[nn.Module], dict[str, torch.Tensor]] | None = None
     teacher: bool = False
     disk: Callable[[int, int], int] = no_disk
+    holds: Callable[[Outline], int] = no_bytes
 
 
 @dataclass(frozen=True)

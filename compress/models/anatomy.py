@@ -19,6 +19,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from compress.errors import CompressError
 from compress.linear.layer import features_of, is_layer, is_map
+from compress.models.described import described_family
+from compress.models.experts import unfused_in
 from compress.models.families import (
     CONCATENATED,
     FAMILIES,
@@ -149,8 +151,10 @@ def stock_type(config: PreTrainedConfig) -> str:
 
 
 def family_of(config: PreTrainedConfig) -> Family:
-    """Return the family entry of a config: from the table, or else inferred from its fields."""
-    return FAMILIES.get(stock_type(config)) or inferred_family(config)
+    """Return the family of a config: from the table, as somebody describes it, or else inferred
+    from its fields."""
+    kind = stock_type(config)
+    return FAMILIES.get(kind) or described_family(config, kind) or inferred_family(config)
 
 
 def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -178,8 +182,8 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         raise CompressError(
             "a transformer with a list of blocks that hold linear layers",
             f"{type(model).__name__} ({model.config.model_type})",
-            "Supported families are listed by `compress methods --families`; a new one needs an "
-            "entry in compress/models/families.py",
+            "Supported families are listed by `compress methods --families`; of a new one the "
+            "recipe can name the list (model.family.blocks)",
         )
     return best
 
@@ -218,9 +222,12 @@ def block_anatomy(
     # What a layer is made of acts as the one linear that it replaced.
     layers = tuple(f"{n}." for n, m in block.named_modules() if is_layer(m))
     names = [n for n, m in block.named_modules() if is_map(m) and not n.startswith(layers)]
+    routed = tuple(n for path, _ in unfused_in(block) for n in names if n.startswith(f"{path}."))
     roles: dict[str, list[str]] = {}
     for name in names:
-        roles.setdefault(_role(name), []).append(name)
+        if name in routed:
+            continue
+        roles.setdefault(_role(name, family), []).append(name)
     if OTHER in roles or len(roles.get(ATTENTION_OUT, [])) > 1 or len(roles.get(DOWN, [])) > 1:
         sites: tuple[Site, ...] = (Site(OTHER, tuple(names)),) if names else ()
         return BlockAnatomy(path, index, sites, 0, 0, 0, 0, family)
@@ -234,6 +241,8 @@ def block_anatomy(
     heads, kv_heads, head_dim = _heads(block, roles, config, family)
     ffn = _size(block, roles[DOWN][0])[1] if DOWN in roles else 0
     sites = tuple(_with_bound(site, block, heads, kv_heads, head_dim, ffn) for site in sites)
+    if routed:  # each reads what was sent to its expert
+        sites += (Site(OTHER, routed),)
     if norms is not None:
         sites = tuple(replace(s, find_norm=partial(norms.find, index, s.linears)) for s in sites)
     return BlockAnatomy(
@@ -271,8 +280,9 @@ def _hidden(block: nn.Module, roles: dict[str, list[str]]) -> int:
     return reads.pop() if len(reads) == 1 and reads == writes else 0
 
 
-def _role(name: str) -> str:
-    return next((role for role, pattern in _ROLES if re.search(pattern, name)), OTHER)
+def _role(name: str, family: Family) -> str:
+    own = ((role, f"(?:{pattern})$") for role, pattern in family.roles.items())
+    return next((role for role, end in (*own, *_ROLES) if re.search(end, name)), OTHER)
 
 
 def _core(kind: str, roles: dict[str, list[str]]) -> str | None:

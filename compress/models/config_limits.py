@@ -31,6 +31,23 @@ _ALWAYS_BUILT = 1000
 _FIX = "Correct the field, or fetch config.json again"
 
 
+def check_one_stack(config: PreTrainedConfig, name: str) -> None:
+    """Refuse encoders with decoders: blocks are walked as one list that hands one residual stream
+    on, and what a decoder's block reads of the encoder has no place in that.
+
+    Args:
+        name: of the class.
+
+    Raises:
+        CompressError: always the same sentence.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise CompressError(
+            "a model of one stack of blocks", f"{name}, an encoder with a decoder",
+            "Only encoders and decoders by themselves are supported",
+        )  # fmt: skip
+
+
 def check_numbers(fields: dict[str, Any], where: str) -> None:
     """Refuse numbers in the fields of a config.json that no model can have.
 

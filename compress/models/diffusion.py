@@ -22,6 +22,7 @@ from compress.errors import CompressError
 from compress.linear.layer import is_layer
 from compress.linear.quantized import scheme_of
 from compress.system.tensors import check_finite
+from compress.system.version import DISTRIBUTION
 
 CLASS = "UVit2DModel"
 MODEL_TYPE = "uvit2d"
@@ -161,7 +162,7 @@ def _diffusers_class(folder: Path) -> Any:
     except ImportError as error:
         raise CompressError(
             f"the package diffusers, which {folder} needs", str(error),
-            "Install it: pip install 'compress[diffusion]'",
+            f"Install it: pip install '{DISTRIBUTION}[diffusion]'",
         ) from error  # fmt: skip
     return UVit2DModel
 

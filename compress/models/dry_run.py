@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from compress.linear.layer import is_map
+from compress.models.experts import unfuse_all
 
 _REMEMBERED = 16  # answers of each function that stay known
 
@@ -69,6 +70,7 @@ def run_on_shapes(
         config._experts_implementation = "batched_mm"
     with suppress(Exception), torch.device("meta"), torch.no_grad(), apply_patches(), _Agreeing():
         model = cls(config).eval()
+        unfuse_all(model)
         if len(model.get_submodule(blocks[0].rpartition(".")[0])) != len(blocks):
             return False  # the model has lost blocks that its config still counts
         for index, path in enumerate(blocks):

@@ -44,6 +44,8 @@ class Family:
             frequencies, say), so that no layer can have another.
         fixed_layers: a weight outside the blocks has a row for each layer, so none can go.
         blocks: name of the list of blocks, for models with several lists that could be meant.
+        roles: regular expressions of the ends of linears' paths by role, in front of those that
+            :mod:`compress.models.anatomy` knows.
     """
 
     layers: str = "num_hidden_layers"
@@ -59,6 +61,7 @@ class Family:
     fixed_heads: bool = False
     fixed_layers: bool = False
     blocks: str | None = None
+    roles: Mapping[str, str] = field(default_factory=dict)
 
 
 _LLAMA = Family(

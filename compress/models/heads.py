@@ -14,11 +14,13 @@ from torch.nn import functional
 
 from compress.errors import CompressError
 from compress.linear.matrix import features, is_linear
+from compress.models.inputs import IGNORED
 
-Task = Literal["sequence"]  # what gets an answer: each text, or pair of texts
+Task = Literal["sequence", "token"]  # what gets an answer: each text or pair of texts, each token
 
-ENDINGS: dict[str, Task] = {"ForSequenceClassification": "sequence"}
-IGNORED = -100  # label of what has none, as in transformers
+ENDINGS: dict[str, Task] = {
+    "ForSequenceClassification": "sequence", "ForTokenClassification": "token",
+}  # fmt: skip
 _MULTI = "multi_label_classification"
 
 
@@ -47,11 +49,22 @@ class Head:
         """What config.json says of the head."""
         if self.regression:
             return {"num_labels": 1, "problem_type": "regression"}
-        return {
+        named = {
             "id2label": dict(enumerate(self.names)),
             "label2id": {name: number for number, name in enumerate(self.names)},
-            "problem_type": "single_label_classification",
         }
+        if self.task == "token":  # classes of such heads look at nothing else
+            return named
+        return {**named, "problem_type": "single_label_classification"}
+
+    def answers(self, values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Answers that count: of a head that answers each token those of tokens, not of padding.
+
+        Args:
+            values: [rows, ...], or [rows, length, ...] of a head that answers tokens.
+            mask: [rows, length], 0 where there is padding; None where there is none.
+        """
+        return values if self.task != "token" or mask is None else values[mask != 0]
 
     def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Loss of each answer that has a label, float32 [answers]: nats, or the squared error.
@@ -106,11 +119,13 @@ def head_of(model: Any) -> Head | None:
     task = next(found, None)
     if task is None or config is None:
         return None
-    if config.problem_type == _MULTI:
+    if task == "sequence" and config.problem_type == _MULTI:
         raise CompressError(
             "a head that gives each input one label, or a number", f"problem_type {_MULTI}",
             "Only these are evaluated and trained; compress such a model without labels",
         )  # fmt: skip
+    if task == "token":
+        return Head(task, tuple(str(config.id2label[i]) for i in range(config.num_labels)))
     # Without a problem_type transformers takes a single output for a regression.
     single = config.problem_type is None and config.num_labels == 1
     if single or config.problem_type == "regression":

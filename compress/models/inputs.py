@@ -8,15 +8,18 @@ import torch
 
 Batch = dict[str, torch.Tensor]
 IDS, MASK, LABELS = "input_ids", "attention_mask", "labels"
+IGNORED = -100  # label of a token that has none, as in transformers
 
 
 class Rows:
     """Sequences of tokens, each with a label or without; examples of a training, too.
 
     Args:
-        sequences: input name -> the values of each row, integers [n]; ``input_ids`` among them.
+        sequences: input name -> the values of each row, integers [n]; ``input_ids`` among them,
+            and ``labels`` where each token has one (:data:`IGNORED`: none).
         labels: of the rows, [rows] or None.
-        padding: token id behind the end of shorter rows; other inputs are padded with 0.
+        padding: token id behind the end of shorter rows; labels are padded with :data:`IGNORED`,
+            other inputs with 0.
 
     Attributes:
         lengths: tokens of each row, int64 [rows].
@@ -49,7 +52,7 @@ class Rows:
                 if name != MASK and values.shape == shape:
                     rows = (row[kept].cpu() for row, kept in zip(values, seen, strict=True))
                     sequences.setdefault(name, []).extend(rows)
-            if LABELS in batch:
+            if LABELS in batch and batch[LABELS].shape != shape:
                 labels.append(batch[LABELS].cpu())
         return cls(sequences, torch.cat(labels) if labels else None, padding)
 
@@ -74,8 +77,9 @@ class Rows:
         positions = torch.arange(int(lengths.max()))
         seen = positions < lengths[:, None]
         places = (self._starts[indices, None] + positions) * seen
+        fill = {IDS: self.padding, LABELS: IGNORED}
         batch = {
-            name: flat[places].long().masked_fill(~seen, self.padding if name == IDS else 0)
+            name: flat[places].long().masked_fill(~seen, fill.get(name, 0))
             for name, flat in self.flat.items()
         }
         if not bool(seen.all()):

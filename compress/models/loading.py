@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -23,7 +24,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from compress.errors import CompressError, did_you_mean
 from compress.linear.packed import packed_weights
-from compress.models.config_limits import check_layers, check_numbers
+from compress.models.config_limits import check_layers, check_numbers, check_one_stack
 from compress.models.leftovers import unused_weights
 from compress.models.sections import check_sections
 from compress.system.intake import read_json, reason
@@ -36,6 +37,7 @@ TASKS: tuple[tuple[str, type], ...] = (
     ("LMHeadModel", AutoModelForCausalLM),
     ("ForMaskedLM", AutoModelForMaskedLM),
     ("ForSequenceClassification", AutoModelForSequenceClassification),
+    ("ForTokenClassification", AutoModelForTokenClassification),
     ("ForImageClassification", AutoModelForImageClassification),
     ("ForImageClassificationWithTeacher", AutoModelForImageClassification),
 )
@@ -119,12 +121,15 @@ def auto_class(config: PreTrainedConfig) -> type:
     """The Auto class for the task that ``config.architectures`` names.
 
     Raises:
-        CompressError: no architecture, or one of a task that the toolkit does not handle.
+        CompressError: no architecture, one of a task that the toolkit does not handle, or an
+            encoder with a decoder.
     """
     named = getattr(config, "architectures", None) or []
     if not isinstance(named, list | tuple):
         raise CompressError("architectures in config.json to be a list of names", f"{named!r:.80}")
     for architecture in named:
+        if not str(architecture).endswith(("ForCausalLM", "LMHeadModel")):  # decoders by themselves
+            check_one_stack(config, str(architecture))
         for end, cls in TASKS:
             if isinstance(architecture, str) and architecture.endswith(end):
                 return cls

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from compress.linear.layer import features_of, is_layer
 from compress.linear.quantized import quantized_parts
 from compress.models.anatomy import Anatomy, BlockAnatomy
+from compress.models.experts import routed_share, unfused_in
 from compress.models.heads import head_of
 from compress.models.widths import linear_sizes
 
@@ -31,6 +32,7 @@ class LinearOutline:
         work: multiply-accumulates a token of a layer, where they are not its weights.
         tables: shapes [out, in] of the linears that hold the numbers of a layer without parts.
         extra_bytes: stored beside the weights, whatever these are rounded to.
+        share: of the tokens that pass it; below 1 for experts of a mixture.
     """
 
     out_features: int
@@ -45,6 +47,7 @@ class LinearOutline:
     work: int | None = None
     tables: tuple[tuple[int, int], ...] = ()
     extra_bytes: int = 0
+    share: float = 1.0
 
     @property
     def matrices(self) -> tuple[tuple[int, int], ...]:
@@ -66,8 +69,8 @@ class LinearOutline:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates for one token."""
-        return self.weights if self.work is None else self.work
+        """Multiply-accumulates for one token, on average."""
+        return round(self.share * (self.weights if self.work is None else self.work))
 
     def factorised(self, rank: int) -> LinearOutline:
         """A low-rank pair in the place of a plain matrix; the matrix itself for rank 0."""
@@ -162,6 +165,13 @@ class Outline:
         )
 
     @property
+    def active_parameters(self) -> int:
+        """Parameters that one token passes: of a mixture those of the experts that it is sent to,
+        of any other model all."""
+        idle = sum(x.weights * (1 - x.share) for b in self.blocks for x in b.linears.values())
+        return self.parameters - round(idle)
+
+    @property
     def nonzero(self) -> int:
         return self.outer_parameters + sum(
             b.other_parameters + round(sum(x.weights * x.density for x in b.linears.values()))
@@ -206,10 +216,12 @@ def outline_of(model: PreTrainedModel, anatomy: Anatomy, value_bits: int) -> Out
     for block_anatomy in anatomy.blocks:
         block = model.get_submodule(block_anatomy.path)
         linears: dict[str, LinearOutline] = {}
+        routed = {f"{p}.": routed_share(model.config, m) for p, m in unfused_in(block)}
         counted = 0
         for name in block_anatomy.linears:
             module = block.get_submodule(name)
-            linears[name] = linear_outline(module, float(value_bits))
+            share = next((s for path, s in routed.items() if name.startswith(path)), 1.0)
+            linears[name] = replace(linear_outline(module, float(value_bits)), share=share)
             counted += linears[name].weights
         total = sum(p.numel() for p in block.parameters())
         blocks.append(BlockOutline(linears, total - counted, block_anatomy))

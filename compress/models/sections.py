@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from compress.errors import CompressError
 from compress.linear.layer import parse_spec
+from compress.models.described import KEY, parse_family
 
 
 def check_sections(fields: dict[str, Any], layers: int | None, where: str) -> None:
@@ -29,6 +30,8 @@ def check_sections(fields: dict[str, Any], layers: int | None, where: str) -> No
         _mapping(modules, "compressed_modules", where)
         for name, spec in modules.items():
             _check_module(name, spec, layers, where)
+    if fields.get(KEY) is not None:
+        parse_family(_mapping(fields[KEY], KEY, where), f"{where}, {KEY}")
     section = fields.get("compress")
     if section is None:
         return

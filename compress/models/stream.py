@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from compress.errors import CompressError
 from compress.models.anatomy import Anatomy, anatomy_of
+from compress.models.experts import unfuse_all
 from compress.models.loading import auto_class
 from compress.models.replay import BlockCall
 from compress.system import memory
@@ -21,7 +22,7 @@ from compress.system.intake import reason
 
 
 def build_meta(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Build the model on the meta device: shapes without memory.
+    """Build the model on the meta device: shapes without memory; experts are linears.
 
     Raises:
         CompressError: values in the config that its class cannot be built from.
@@ -39,6 +40,7 @@ def build_meta(config: PreTrainedConfig, trust_remote_code: bool = False) -> Pre
             f"a config that a model of type {config.model_type} can be built from",
             reason(error), "Correct config.json, or fetch it again",
         ) from error  # fmt: skip
+    unfuse_all(model)
     return model.eval()
 
 
@@ -148,7 +150,9 @@ def build_buffers(model: PreTrainedModel) -> PreTrainedModel:
     from transformers.monkey_patching import apply_patches
 
     with apply_patches(), init_empty_weights(include_buffers=False):
-        return type(model)(model.config)
+        made = type(model)(model.config)
+    unfuse_all(made)
+    return made
 
 
 def release(module: nn.Module, recurse: bool = True) -> None:

@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import (
 
 from compress.errors import CompressError
 from compress.linear.quantized import quantized_parts
+from compress.models.config_limits import check_one_stack
 from compress.models.families import FAMILIES
 from compress.models.loading import TASKS
 
@@ -22,11 +23,7 @@ def check_kind(model: PreTrainedModel) -> None:
         CompressError: an encoder with a decoder, or a decoder without the head of a known task.
     """
     kind = model.config.model_type
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise CompressError(
-            "a model of one stack of blocks", f"{type(model).__name__}, an encoder with a decoder",
-            "Only encoders and decoders by themselves are supported",
-        )  # fmt: skip
+    check_one_stack(model.config, type(model).__name__)
     ends = tuple(end for end, _ in TASKS)
     adapted = kind in FAMILIES and FAMILIES[kind].blocks is not None
     # An encoder's hidden states are what it is used for (embeddings); a decoder's are half a model.

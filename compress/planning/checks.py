@@ -18,7 +18,8 @@ from compress.data.calibration import check_kind, check_length
 from compress.data.calibration_spec import CalibrationSpec
 from compress.data.catalog import canonical, find
 from compress.data.codebook import load_codebook
-from compress.data.examples import ExamplesSpec
+from compress.data.examples import Examples, ExamplesSpec
+from compress.data.given import GivenText
 from compress.data.images import ImageSpec, check_images
 from compress.data.labelled import example_length
 from compress.data.readers import expand, is_file_source, read_python_module
@@ -121,21 +122,24 @@ def _calibration(
 
 
 def check_evaluation(
-    text: TextSpec | None,
+    text: TextSpec | GivenText | None,
     spec: EvaluationSpec,
     reader: Any,
     model: nn.Module,
     data_root: str | Path | None,
     *,
     timed: bool,
+    given: Examples | None = None,
 ) -> list[str]:
     """Check what an evaluation names against a model, before anything is read.
 
     Args:
-        text, spec: as :func:`compress.planning.recipe.split_evaluation` found them.
+        text, spec: as :func:`compress.planning.recipe.split_evaluation` found them; a text may be
+            in memory.
         reader: the model's tokenizer or codebook; None where there is none yet.
         model: its weights are not looked at.
         timed: whether latency is measured against an original.
+        given: labelled examples that are in memory.
 
     Returns:
         Warnings, as sentences.
@@ -158,21 +162,27 @@ def check_evaluation(
             "a text" if text is not None else "lm-eval tasks", "Use evaluation.examples",
             where="evaluation",
         )  # fmt: skip
-    examples = spec.examples and ExamplesSpec.model_validate(spec.examples)
-    if examples is not None:
+    examples = None
+    if spec.examples is not None and given is None:
+        examples = ExamplesSpec.model_validate(spec.examples)
+    if spec.examples is not None:
         _require_head(head_of(model), model.config, "evaluation")
         _in_part("evaluation", example_length, spec.length, model.config)
     positions = positions_of(model.config)
     if reader is not None:
         check_objective(model.config, spec, reader)
     images = spec.images and ImageSpec.model_validate({"split": "test", **spec.images})
-    found = _source(text, images, data_root, "evaluation", examples)
+    described = text if isinstance(text, TextSpec) else None
+    found = _source(described, images, data_root, "evaluation", examples)
     if text is not None:
         _check_window(spec, kind, positions)
+    if described is not None:
         window = spec.window or 2
-        _check_size(text, window, str(window), data_root, "evaluation", "Lower evaluation.window")
+        _check_size(
+            described, window, str(window), data_root, "evaluation", "Lower evaluation.window"
+        )
     try:
-        check_task_names(spec.tasks)
+        check_task_names(spec.tasks, spec.include_path)
         latency = spec.latency_spec()
         if latency is not None and timed:
             fits = latency.within(positions, kind == "causal")
@@ -237,7 +247,7 @@ def _file_or_dataset(spec: TextSpec | ExamplesSpec, data_root: Any) -> list[str]
         read_python_module(spec.source.removeprefix("python:"))
         return []
     if is_file_source(spec.source):
-        for path in expand(spec.source):
+        for path in expand(spec.source, spec.split):
             if not os.access(path, os.R_OK):
                 raise CompressError(
                     "a text file that may be read", str(path), "Change its permissions"
@@ -279,7 +289,7 @@ def _check_size(
 ) -> None:
     """Refuse a text that cannot have so many tokens: few are less than a byte, none half of one."""
     if is_file_source(spec.source):
-        paths = expand(spec.source)
+        paths = expand(spec.source, spec.split)
     else:
         found = data_root and find(_root(data_root), spec.source, spec.subset, spec.split)
         paths = [found[0]] if found else []

@@ -8,6 +8,7 @@ from typing import Any
 
 from compress.data.codebook import Codebook
 from compress.data.examples import Examples, ExamplesSpec
+from compress.data.given import GivenText
 from compress.data.labelled import load_rows, rows_digest
 from compress.data.text import TextSpec
 from compress.data.tokens import token_digest
@@ -97,21 +98,24 @@ class EvaluationInputs:
 
 
 def evaluation_inputs(
-    text: TextSpec | None,
+    text: TextSpec | GivenText | None,
     spec: EvaluationSpec,
     config: Any,
     reader: Any,
     data_root: str | Path | None,
     head: Head | None = None,
+    given: Examples | None = None,
 ) -> EvaluationInputs:
     """Read the texts or images of an evaluation and make tokens of them.
 
     Args:
-        text: which text, as :func:`compress.planning.recipe.split_evaluation` found it.
+        text: which text, as :func:`compress.planning.recipe.split_evaluation` found it, or one in
+            memory.
         config: of the model.
         reader: its tokenizer or its codebook.
         data_root: folder with local copies of data sets.
         head: of labels, where the model has one; by default the one that its config names.
+        given: examples in memory, in the place of those that the spec describes.
 
     Raises:
         CompressError: what :func:`check_objective`, :func:`text_material`,
@@ -121,7 +125,7 @@ def evaluation_inputs(
     generates = check_objective(config, spec, reader)
     read, generator, examples = None, GeneratorMaterial(), None
     if spec.examples is not None:
-        described = ExamplesSpec.model_validate(spec.examples)
+        described = ExamplesSpec.model_validate(spec.examples) if given is None else given
         try:
             examples = load_rows(
                 described, head or head_of(config), reader, config, spec.length, data_root
@@ -129,7 +133,8 @@ def evaluation_inputs(
         except CompressError as error:
             raise error.within("evaluation") from None
     if text is not None:
-        if reader is None or isinstance(reader, Codebook):
+        ids = isinstance(text, GivenText) and bool(text.rows)
+        if (reader is None and not ids) or isinstance(reader, Codebook):
             raise CompressError(
                 "a tokenizer, to read the evaluation text with",
                 "none" if reader is None else "a model of images",

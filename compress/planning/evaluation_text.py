@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from compress.data.framing import Frame, frame_for, is_masked_lm, with_note
+from compress.data.given import GivenText
 from compress.data.text import Text, TextSpec, load_text
 from compress.data.tokens import (
     check_ids,
@@ -29,17 +30,18 @@ class TextMaterial:
     """An evaluation text and its tokens.
 
     Attributes:
+        text: None where somebody gave token ids.
         tokens: int64 [n], the stream that windows are cut from, without special tokens.
         documents: int64 [n] each, where these are scored instead of windows.
-        bytes: of the tokens, UTF-8.
+        bytes: of the tokens, UTF-8; None where there is no tokenizer to tell.
         frame: the special tokens around each window or document.
         pinned: what a run's results depend on, for its lock.
     """
 
-    text: Text
+    text: Text | None
     tokens: torch.Tensor
     documents: list[torch.Tensor] | None
-    bytes: int
+    bytes: int | None
     frame: Frame
     pinned: str
 
@@ -51,14 +53,14 @@ class TextMaterial:
             role="evaluation",
             name=name,
             sha256=token_digest(self.tokens),
-            bytes=self.text.bytes,
+            bytes=self.text.bytes if self.text else self.bytes,
             tokens=len(self.tokens),
-            detail=with_note(self.text.description, self.frame),
+            detail=with_note(self.text.description if self.text else name, self.frame),
         )
 
 
 def text_material(
-    text_spec: TextSpec,
+    source: TextSpec | GivenText,
     spec: EvaluationSpec,
     config: Any,
     tokenizer: Any,
@@ -69,23 +71,33 @@ def text_material(
     """Read the evaluation text and make tokens of it.
 
     Args:
+        source: where the text is, or the text itself.
+        tokenizer: may be None where token ids are given.
         generates: the model is evaluated as a masked generator.
 
     Raises:
         CompressError: what :func:`compress.data.text.load_text` raises, a tokenizer of another
             model, or no documents with tokens.
     """
-    check_tokenizer(tokenizer, config)
-    text = load_text(text_spec, data_root, tokenizer=tokenizer)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, config)
+    rows = source.rows if isinstance(source, GivenText) else ()
+    text = None if rows else _text(source, data_root, tokenizer)
     kind = "generator" if generates else "masked" if is_masked_lm(config) else "causal"
     packed = spec.packing == "documents"
-    frame = frame_for(
-        config, tokenizer, special_tokens=spec.special_tokens, documents=packed, kind=kind
-    )
+    frame = Frame()
+    if tokenizer is not None:
+        frame = frame_for(
+            config, tokenizer, special_tokens=spec.special_tokens, documents=packed, kind=kind
+        )
     documents = None
     if packed:
-        documents = _head(document_tokens(text, tokenizer, masked_window(config, spec)), spec)
+        window = masked_window(config, spec)
+        cut = [row[:window] for row in rows] or document_tokens(text, tokenizer, window)
+        documents = _head(cut, spec)
         tokens = torch.cat(documents)
+    elif rows:
+        tokens = torch.cat(rows)[: spec.max_tokens]
     else:
         tokens = token_stream(text, tokenizer, spec.max_tokens)
     check_ids(tokens, config)
@@ -97,8 +109,14 @@ def text_material(
     # One digest alone is what older runs have pinned, and for them nothing has changed.
     pinned = told[0] if len(told) == 1 else hashlib.sha256(" ".join(told).encode()).hexdigest()
     # Special tokens and byte fallbacks make decoding the honest way to count the bytes.
-    size = len(tokenizer.decode(tokens.tolist()).encode())
+    size = None if tokenizer is None else len(tokenizer.decode(tokens.tolist()).encode())
     return TextMaterial(text, tokens, documents, size, frame, pinned)
+
+
+def _text(source: TextSpec | GivenText, data_root: str | Path | None, tokenizer: Any) -> Text:
+    if isinstance(source, GivenText):
+        return source.text(tokenizer)
+    return load_text(source, data_root, tokenizer=tokenizer)
 
 
 def _head(documents: Iterable[torch.Tensor], spec: EvaluationSpec) -> list[torch.Tensor]:

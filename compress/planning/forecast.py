@@ -192,7 +192,8 @@ def _training_bytes(
             # Of what learns outside the blocks: the gradient and two averages of Adam.
             outer = 12 * outline.outer_parameters if step.keep_outer is not None else 0
             teacher = 4 * original.parameters if step.teacher else 0
-            held = max(held, step.memory(shapes) + outer + teacher)
+            own = step.memory(shapes) + step.holds(outline)
+            held = max(held, own + outer + teacher)
     # Stored for the backward pass: a dozen states a block, the widest layer twice.
     kept = 8 * len(outline.blocks) * batch
     return round(1.2 * (4 * outline.parameters + held + kept))
@@ -234,8 +235,9 @@ def _streaming_bytes(
         return max(moved, block + site_bytes, outer)
     cast = many * largest_block * compute.itemsize // 4 if compute.itemsize < 4 else 0
     for step in passes:
-        most = many if isinstance(step, Stream) and step.spans else 1
         for action in step.learning if isinstance(step, Stream) else ():
+            # A closed form holds no gradients, but what one block is fitted with.
+            most = many if step.spans and action.options else 1
             learning = most * max(action.memory(_matrices(block)) for block in outline.blocks)
             examples = action.options and (action.options.micro_batch or action.options.batch)
             # Stored for the backward pass.

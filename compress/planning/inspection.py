@@ -10,7 +10,9 @@ from transformers import PreTrainedModel
 from compress.checkpoint.state import ModelState
 from compress.errors import CompressError
 from compress.methods.catalog import METHODS
-from compress.models.anatomy import ATTENTION_OUT, DOWN
+from compress.models.anatomy import ATTENTION_OUT, DOWN, stock_type
+from compress.models.described import attach, described_family
+from compress.models.experts import fuse_all, unfuse_all
 from compress.models.families import FAMILIES
 from compress.models.outline import BlockOutline, Outline, outline_of
 from compress.models.sources.source import load_config, resolve
@@ -38,23 +40,31 @@ def inspect_model(
         CompressError: no transformer blocks, or a source that cannot be used.
     """
     if isinstance(source, PreTrainedModel):
-        streamed, origin = StreamedModel(source), type(source).__name__
-        bits = 8 * source.dtype.itemsize
-    else:
-        found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
-        config = load_config(found.folder, trust_remote_code=trust_remote_code)
-        state = ModelState.of_checkpoint(TensorIndex.open(found.folder), config, trust_remote_code)
-        streamed, origin = state.streamed(), found.origin
-        bits = 8 * state.source.storage_dtype.itemsize
+        unfuse_all(source)  # experts are linears to steps
+        try:
+            bits = 8 * source.dtype.itemsize
+            return _described(StreamedModel(source), type(source).__name__, bits)
+        finally:
+            fuse_all(source)
+    found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+    config = load_config(found.folder, trust_remote_code=trust_remote_code)
+    attach(config, stock_type(config))
+    state = ModelState.of_checkpoint(TensorIndex.open(found.folder), config, trust_remote_code)
+    bits = 8 * state.source.storage_dtype.itemsize
+    return _described(state.streamed(), found.origin, bits)
+
+
+def _described(streamed: StreamedModel, origin: str, bits: int) -> dict[str, Any]:
     outline = outline_of(streamed.model, streamed.anatomy, bits)
     anatomy = streamed.anatomy
     return {
         "origin": origin,
         "class": type(streamed.model).__name__,
         "model_type": anatomy.model_type,
-        "family": "table" if anatomy.model_type in FAMILIES else "inferred",
+        "family": _family(streamed.model.config, anatomy.model_type),
         "blocks_path": anatomy.blocks_path,
         "blocks": [_block(b) for b in outline.blocks],
+        "active_parameters": outline.active_parameters,
         "hidden_size": outline.hidden_size,
         "vocabulary": outline.vocab_size,
         "labels": outline.labels,
@@ -70,6 +80,13 @@ def _is_absent(block: BlockOutline, kind: str) -> bool:
     """Whether a sub-layer was removed as a whole."""
     site = block.anatomy.site(kind)
     return site is not None and all(block.linears[n].layer == "absent" for n in site.linears)
+
+
+def _family(config: Any, kind: str) -> str:
+    """Where what is known of the family is from."""
+    if kind in FAMILIES:
+        return "table"
+    return "inferred" if described_family(config, kind) is None else "described"
 
 
 def _block(block: BlockOutline) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from compress.checkpoint.state import ModelState
 from compress.errors import CompressError
 from compress.methods.base import Method
 from compress.methods.passes import merged
-from compress.models.anatomy import Anatomy
+from compress.models.anatomy import Anatomy, stock_type
+from compress.models.described import attach
 from compress.models.outline import Outline, outline_of
 from compress.models.sources.source import Source, load_config, resolve
 from compress.models.supported import check_kind
@@ -118,6 +119,7 @@ def plan(
     """
     source = trained or _source(recipe, cache_dir)
     config = load_config(source.folder, trust_remote_code=recipe.model.trust_remote_code)
+    attach(config, stock_type(config), recipe.model.family)
     state = ModelState.of_checkpoint(
         TensorIndex.open(source.folder), config, recipe.model.trust_remote_code
     )

@@ -23,6 +23,7 @@ from compress.data.text import TextSpec
 from compress.errors import CompressError, did_you_mean
 from compress.methods.base import Method
 from compress.methods.catalog import METHODS
+from compress.models.described import FamilySpec
 from compress.planning.imports import run_imports
 from compress.planning.recipe_files import read_data
 from compress.system.precision import Compute
@@ -44,6 +45,11 @@ class ModelSpec(BaseModel):
     )
     train: TrainSpec | None = Field(None, description="train or adapt a model, instead of source")
     revision: str | None = Field(None, description="hub branch, tag or commit")
+    family: FamilySpec | None = Field(
+        None,
+        description="how the model's type names its parts, where no table has it and what is "
+        "inferred does not do (compress inspect); goes into the result's config.json",
+    )
     trust_remote_code: bool = Field(
         False, description="run Python code that comes with the checkpoint; the report says so"
     )
@@ -79,7 +85,7 @@ class ExpectedFigure(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    value: float
+    value: float = Field(description="of the figure")
     within: float = Field(ge=0, description="largest difference that still counts as reproduced")
 
 
@@ -88,9 +94,9 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    version: Literal[1] = 1
+    version: Literal[1] = Field(1, description="of this schema")
     name: str = Field("unnamed", description="for the report and for `compress run NAME`")
-    description: str = ""
+    description: str = Field("", description="what the recipe is for; nothing reads it")
     expected: dict[str, ExpectedFigure] = Field(
         default_factory=dict,
         description="figures of the report (compress.eval.report.figures) that this recipe gave "
@@ -101,8 +107,8 @@ class Recipe(BaseModel):
         description="modules, or paths of .py files that start at the recipe's folder, that are "
         "run before the steps are read, so that methods in them can register themselves",
     )
-    model: ModelSpec
-    seed: int = Field(0, ge=-(2**63), lt=2**63)
+    model: ModelSpec = Field(description="a section, or short for its source: the source alone")
+    seed: int = Field(0, ge=-(2**63), lt=2**63, description="of everything random in the run")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
     compute: Compute = Field(
         "auto",
@@ -110,14 +116,19 @@ class Recipe(BaseModel):
         "bfloat16 where a measurement of the machine shows that it is faster; a run keeps what it "
         "began with. Statistics, solvers and evaluation are in float32 in any case",
     )
-    calibration: CalibrationSpec | None = None
-    steps: tuple[Method, ...] = ()
+    calibration: CalibrationSpec | None = Field(
+        None, description="what steps see that look at inputs (`needs: calibration`)"
+    )
+    steps: tuple[Method, ...] = Field(
+        (),
+        description="what is done, in order: `method: NAME` and options of that method, or the "
+        "name alone",
+    )
     evaluation: dict[str, Any] | None = Field(
         None,
-        description="text or examples (as in calibration) and the fields of "
-        "compress.eval.EvaluationSpec",
+        description="what is measured before and after; without it the report has no quality",
     )
-    output: OutputSpec = OutputSpec()
+    output: OutputSpec = Field(OutputSpec(), description="how the result is written")
 
     @field_validator("model", mode="before")
     @classmethod
@@ -134,6 +145,10 @@ class Recipe(BaseModel):
             for name in names if data[section] else ():
                 if data[section][name] is None:
                     del data[section][name]
+        family = self.model.family
+        data["model"] = {k: v for k, v in data["model"].items() if k != "family"}
+        if family is not None:
+            data["model"]["family"] = family.told()
         train = data["model"].get("train")
         if train is not None and train["examples"] is None:
             del train["examples"]
@@ -190,13 +205,21 @@ def _check_expected(recipe: Recipe, where: str) -> None:
             "an evaluation that measures what is expected", "none",
             "Add an evaluation, or drop `expected`", where=f"{where}, expected",
         )  # fmt: skip
+    tasks = _task_names(recipe.evaluation or {})
     for name in recipe.expected:
-        tasks = recipe.evaluation.get("tasks") or ()
         if unknown(name, tasks) is not None:
             raise CompressError(
                 "a figure of the report", repr(name), did_you_mean(name, known(tasks)),
                 where=f"{where}, expected",
             )  # fmt: skip
+
+
+def _task_names(evaluation: dict[str, Any]) -> tuple[str, ...]:
+    """Names of an evaluation's tasks, also of those that it names by their files."""
+    from compress.eval.quality.user_tasks import is_task_file, user_tasks
+
+    tasks = tuple(evaluation.get("tasks") or ())
+    return user_tasks(tasks, ()).resolved(tasks) if any(map(is_task_file, tasks)) else tasks
 
 
 def parse_steps(steps: Any, where: str = "") -> tuple[Method, ...]:

@@ -37,6 +37,7 @@ from compress.models.anatomy import (
     Anatomy,
     BlockAnatomy,
     anatomy_of,
+    family_of,
     stock_type,
 )
 from compress.models.families import FAMILIES
@@ -120,7 +121,7 @@ def _refused(what: str, kind: str, why: str) -> CompressError:
     return CompressError(
         change.get(what, f"{what} that can go one by one"),
         f"{kind}{'' if known else ', a family outside compress/models/families.py'}: {why}",
-        f"Use a {other} step" + ("" if known else ", or add an entry to that table"),
+        f"Use a {other} step" + ("" if known else ", or describe the family (model.family)"),
     )
 
 
@@ -130,10 +131,18 @@ def miniature(config: PreTrainedConfig) -> PreTrainedModel | None:
     Keeps whatever is no size: activation, kinds of layers, options of the attention.
     """
     small = stock_config(config)
-    names = getattr(small, "attribute_map", None) or {}
-    layers = getattr(small, "num_hidden_layers", 0) or 0
-    heads = getattr(small, "num_attention_heads", 0)
-    kv_heads = getattr(small, "num_key_value_heads", None)
+    family = family_of(small)
+    said = {
+        "num_hidden_layers": family.layers, "num_attention_heads": family.heads,
+        "num_key_value_heads": family.kv_heads, "intermediate_size": family.ffn,
+    }  # fmt: skip
+    names = {
+        **(getattr(small, "attribute_map", None) or {}),
+        **{k: v for k, v in said.items() if v},
+    }
+    layers = getattr(small, family.layers, 0) or 0
+    heads = getattr(small, family.heads, 0)
+    kv_heads = getattr(small, family.kv_heads or "num_key_value_heads", None)
     sizes = {
         "vocab_size": _VOCABULARY,
         "hidden_size": _HEADS * _HEAD_DIM,

@@ -15,6 +15,7 @@ import io
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -159,6 +160,16 @@ class TensorIndex:
                     tensors[name] = tensor if dtype is None else tensor.to(dtype)
         return {name: tensors[name] for name in names}
 
+    def get_slice(self, name: str, number: int) -> torch.Tensor:
+        """Read ``tensor[number]`` alone, into memory of its own."""
+        entry = self.entry(name)
+        part = replace(
+            entry, shape=entry.shape[1:], nbytes=entry.nbytes // entry.shape[0],
+            offset=entry.offset + number * (entry.nbytes // entry.shape[0]),
+        )  # fmt: skip
+        with self._opened(entry.file) as file:
+            return self._read(file, name, part)
+
     @contextlib.contextmanager
     def _opened(self, path: Path) -> Iterator[io.RawIOBase]:
         """One of the files, which must still be the one whose header was read.
@@ -181,9 +192,9 @@ class TensorIndex:
                 "Put it back and give the same command again",
             ) from error  # fmt: skip
 
-    def _read(self, file: io.RawIOBase, name: str) -> torch.Tensor:
-        """Read one tensor from its open file into memory of its own."""
-        entry, dtype = self.entry(name), self.dtype(name)
+    def _read(self, file: io.RawIOBase, name: str, part: Entry | None = None) -> torch.Tensor:
+        """Read one tensor, or a part of it, from its open file into memory of its own."""
+        entry, dtype = part or self.entry(name), self.dtype(name)
         buffer = torch.empty(entry.nbytes, dtype=torch.uint8)
         view = memoryview(buffer.numpy())
         file.seek(entry.offset)

@@ -82,7 +82,8 @@ class LabelLoss:
         if lesson is None:
             return loss, figures
         wanted, states = lesson
-        apart = self.head.divergences(logits, wanted, weights.temperature).mean()
+        kept = [self.head.answers(x, batch.get(MASK)) for x in (logits, wanted)]
+        apart = self.head.divergences(*kept, weights.temperature).mean()
         figures["kl"] = float(apart.detach())
         if weights.logits:
             loss = loss + weights.logits * apart

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from compress.train.recompute import recomputing
 from compress.train.source import BatchSource, Order, sample_digest
 
 Batch = dict[str, torch.Tensor]
+_HELD = "held."  # in front of the names of tensors that the loss changes
 _FIRST_SCALE = 2.0**12  # of float16 losses; torch's 2**16 overflows in the first steps
 LossFunction = Callable[[nn.Module, Batch, Moment], tuple[torch.Tensor, dict[str, float]]]
 
@@ -42,6 +43,12 @@ class TrainingResult:
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
 
+    @property
+    def last_loss(self) -> float:
+        """The mean loss of the last tenth of the steps."""
+        last = self.history[-max(1, self.steps // 10) :]
+        return sum(line["loss"] for line in last) / len(last)
+
 
 def fit(
     module: nn.Module,
@@ -57,6 +64,7 @@ def fit(
     guard: Callable[[], None] = lambda: None,
     device: torch.device | str | None = None,
     auto: Precision = "auto",
+    held: Mapping[str, torch.Tensor] | None = None,
 ) -> TrainingResult:
     """Train a module in place with AdamW.
 
@@ -87,6 +95,8 @@ def fit(
         device: where micro-batches go; by default where the parameters are.
         auto: what ``precision: auto`` means, where that was settled when a run began; by default
             the machine is asked.
+        held: tensors that the loss changes in place, by name, and that later steps
+            depend on: they are part of checkpoints. Several processes change them alike.
 
     Returns:
         the history. With ``options.ema`` the module's parameters are the average.
@@ -101,7 +111,7 @@ def fit(
         # A training that was begun on another machine goes on as it was begun.
         options = options.model_copy(update={"precision": begun_precision(folder) or auto})
     with recomputing(module, options.gradient_checkpointing):
-        run = _Run(module, loss, source, options, groups, seed, place)
+        run = _Run(module, loss, source, options, groups, seed, place, held or {})
         run.resume(Path(folder) if folder is not None else None)
         cuda = [place] if place.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
@@ -127,8 +137,10 @@ class _Run:
         groups: list[Group],
         seed: int,
         device: torch.device,
+        held: Mapping[str, torch.Tensor],
     ) -> None:
         self.module, self.loss, self.source, self.options = module, loss, source, options
+        self.held = held
         self.seed, self.device, self.world = seed, device, processes.world()
         if options.micro_batches % self.world.size:
             raise CompressError(
@@ -173,6 +185,8 @@ class _Run:
         if not self.start:
             return
         self.trained.restore(tensors)
+        for name, tensor in self.held.items():
+            tensor.copy_(tensors[_HELD + name])
         if self.scaler.is_enabled():
             held = self.scaler.state_dict()
             held["scale"] = float(tensors["scaler.scale"])
@@ -262,12 +276,12 @@ class _Run:
         return {"norm": value}
 
     def _state(self) -> dict[str, torch.Tensor]:
-        held = self.trained.state()
+        state = self.trained.state() | {_HELD + name: t for name, t in self.held.items()}
         if self.scaler.is_enabled():
             scaler = self.scaler.state_dict()
-            held["scaler.scale"] = torch.tensor(scaler["scale"])
-            held["scaler.growth"] = torch.tensor(scaler["_growth_tracker"])
-        return held
+            state["scaler.scale"] = torch.tensor(scaler["scale"])
+            state["scaler.growth"] = torch.tensor(scaler["_growth_tracker"])
+        return state
 
 
 def _diverged(what: str, value: float, step: int, options: TrainingOptions) -> CompressError:

@@ -118,7 +118,7 @@ class Trained:
 
     def restore(self, held: dict[str, torch.Tensor]) -> None:
         """Take over what :meth:`state` returned."""
-        kinds = {n.partition(".")[0] for n in held} - {"parameter", "average", "scaler"}
+        kinds = {n.partition(".")[0] for n in held} - {"parameter", "average", "scaler", "held"}
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(shard(held[f"parameter.{name}"], parameter))

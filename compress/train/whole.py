@@ -7,7 +7,7 @@ works on all of them without knowing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from compress.system.progress import Progress
 from compress.train.generator import GeneratorLoss
 from compress.train.labels import LabelLoss
 from compress.train.language import DistillationOptions, LanguageLoss
-from compress.train.loop import fit
+from compress.train.loop import TrainingResult, fit
 from compress.train.moment import Moment
 from compress.train.options import Precision, TrainingOptions
 from compress.train.source import BatchSource, TokenSource
@@ -113,7 +113,8 @@ def learn_language(
     teacher: Callable[[], AbstractContextManager[None]] = nullcontext,
     taught_by: Teacher | None = None,
     source: BatchSource | None = None,
-) -> float:
+    held: Mapping[str, torch.Tensor] | None = None,
+) -> TrainingResult:
     """Train parameters of a model, or of modules in it, on the model's own loss.
 
     Args:
@@ -125,9 +126,10 @@ def learn_language(
             step, and no memory.
         taught_by: another teacher, see :func:`model_loss`.
         source: of what is learned from; by default the calibration batches.
+        held: what ``prepare`` changes, as :func:`compress.train.loop.fit` takes it.
 
     Returns:
-        The mean loss of the last tenth of the steps.
+        What :func:`compress.train.loop.fit` does, with the loss of each step.
     """
     measured = model_loss(work.model, work.anatomy, distillation, taught_by)
 
@@ -140,13 +142,11 @@ def learn_language(
         value, figures = measured(batch, observed)
         return value - reward, figures
 
-    result = fit(
+    return fit(
         work.model, loss, source or training_source(work), options, parameters=parameters,
         folder=work.folder, seed=work.seed, name=name, progress=work.progress, guard=work.guard,
-        device=work.device, auto=work.precision,
+        device=work.device, auto=work.precision, held=held,
     )  # fmt: skip
-    last = result.history[-max(1, options.steps // 10) :]
-    return sum(line["loss"] for line in last) / len(last)
 
 
 def training_source(work: ModelWork) -> BatchSource:

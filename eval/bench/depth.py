@@ -30,7 +30,7 @@ from compress.eval.bench.options import entry, parser, publish, results, say, wo
 from compress.eval.bench.peer_material import MODEL, TEXT
 from compress.eval.bench.provenance import DEFAULT
 from compress.eval.bench.rows import Row, read_rows
-from compress.eval.bench.runs import run_once, step_peak, step_seconds, write_recipe
+from compress.eval.bench.runs import journal, run_once, step_peak, step_seconds, write_recipe
 from compress.eval.cost.latency import paired_latency
 from compress.eval.report import Report, load_report
 from compress.models.sources.source import load_model, resolve
@@ -111,8 +111,8 @@ def _sizes(method: str, work: Path, arguments: Namespace) -> list[Row]:
     return rows
 
 
-def _line(part: str, thing: str, out: Path, removed: int) -> list[Row]:
-    """A line of the table."""
+def _line(part: str, thing: str, out: Path, removed: int, searched: bool = True) -> list[Row]:
+    """A line of the table; without the step's cost where another run has done the search."""
     report, command, label = report_of(out), COMMAND.format(part), f"{LABEL}, {thing}"
     latency = report.after.latency
     rows = [
@@ -120,11 +120,14 @@ def _line(part: str, thing: str, out: Path, removed: int) -> list[Row]:
         row(command, f"{label}: parameters", report.after.cost.size.parameters / 1e6, unit="M"),
         row(command, f"{label}: decode, ms a token", 1e3 * latency.decode.after, unit="ms"),
         row(command, f"{label}: decode speed-up", latency.decode.speedup, unit="x", op=">="),
-        row(command, f"{label}: step time", step_seconds(out) / 60, unit="min",
-            bar=6.0 if (part, removed) == ("flatten", 6) else None),
-        row(command, f"{label}: step peak", step_peak(out) / 1e9, unit="GB",
-            bar=3.0 if (part, removed) == ("flatten", 6) else None),
     ]  # fmt: skip
+    if searched:
+        rows += [
+            row(command, f"{label}: step time", step_seconds(out) / 60, unit="min",
+                bar=6.0 if (part, removed) == ("flatten", 6) else None),
+            row(command, f"{label}: step peak", step_peak(out) / 1e9, unit="GB",
+                bar=3.0 if (part, removed) == ("flatten", 6) else None),
+        ]  # fmt: skip
     if part == "shortgpt" and removed == REMOVED[0]:
         before = report.before
         rows += [
@@ -142,7 +145,17 @@ def shortgpt(work: Path, arguments: Namespace) -> list[Row]:
 
 
 def sleb(work: Path, arguments: Namespace) -> list[Row]:
-    return _sizes("sleb", work, arguments)
+    """One search to the largest size, which passes through the smaller ones on its way."""
+    sizes = sorted((2,) if arguments.smoke else REMOVED, reverse=True)
+    out = run(work, f"sleb-{sizes[0]}", steps_of("sleb", sizes[0], arguments), arguments)
+    (found,) = [event for event in journal(out) if event["event"] == "step"]
+    rows = _line("sleb", f"sleb -{sizes[0]} blocks", out, sizes[0])
+    for removed in sizes[1:]:
+        blocks = sorted(found["decision"]["order"][:removed])
+        out = run(work, f"sleb-{removed}", [{"method": "drop_blocks", "blocks": blocks}], arguments)
+        rows += _line("sleb", f"sleb -{removed} blocks", out, removed, searched=False)
+        publish(arguments, work, rows, "depth", whole=False)
+    return rows
 
 
 def flatten(work: Path, arguments: Namespace) -> list[Row]:

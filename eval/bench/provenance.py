@@ -124,8 +124,8 @@ def code_of(command: str) -> tuple[str, ...]:
     name = match["name"] if match else "quickstart" if command == "make quickstart" else None
     if name is None:
         return DEFAULT
-    if name == "robust" and match["part"]:
-        name = f"robust.{match['part']}"
+    if match and match["part"] and (ROOT / "eval" / "bench" / name).is_dir():
+        name = f"{name}.{match['part']}"  # a module a part
     own = f"eval/bench/{name.replace('.', '/')}.py"
     try:
         module = importlib.import_module(f"compress.eval.bench.{name}")

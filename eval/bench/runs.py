@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +101,31 @@ def run_once(work: Path, name: str, recipe_text: str, data_root: Path | None = N
         recipe = out.with_name(out.name + ".yaml")
         recipe.write_text(recipe_text, encoding="utf-8")
         say(f"running {out.name}")
-        measure(run_command(recipe, out, data_root), out.with_name(out.name + ".log"))
+        whole = not out.exists()
+        usage = measure(run_command(recipe, out, data_root), out.with_name(out.name + ".log"))
+        if whole:
+            _usage_file(out).write_text(json.dumps(asdict(usage)), encoding="utf-8")
     return out
+
+
+def run_usage(folder: Path) -> Usage | None:
+    """What the process of :func:`run_once` took; None where the run was interrupted."""
+    path = _usage_file(folder)
+    return Usage(**json.loads(path.read_text("utf-8"))) if path.exists() else None
+
+
+def _usage_file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.usage.json")
 
 
 def step_seconds(folder: Path) -> float:
     """Time of all steps of a run, evaluations and checks left out."""
     return sum(event["seconds"] for event in journal(folder) if event["event"] == "step")
+
+
+def step_cpu_seconds(folder: Path) -> float:
+    """Processor time of all steps of a run, of all threads."""
+    return sum(event["cpu_seconds"] for event in journal(folder) if event["event"] == "step")
 
 
 def step_peak(folder: Path) -> float:

@@ -18,7 +18,7 @@ from compress.eval.quality.stats import matched_difference, share_interval
 Interval = tuple[float, float]
 ACCURACY, F1, MATTHEWS = "accuracy", "f1", "matthews"
 SPEARMAN, PEARSON = "spearman", "pearson"
-_DRAWS, _SEED = 1000, 0
+DRAWS, SEED = 1000, 0
 
 
 def accuracy(table: np.ndarray) -> np.ndarray:
@@ -87,13 +87,13 @@ def scores(
     if not classes:
         draws = [(right[i], said[i]) for i in _samples(len(right))]
         return {
-            name: (of(right, said), _middle([of(*draw) for draw in draws]))
+            name: (of(right, said), middle([of(*draw) for draw in draws]))
             for name, of in _OF_NUMBERS.items()
         }
     cells = (right * classes + said).astype(int)
     table = np.bincount(cells, minlength=classes**2).reshape(classes, classes)
     drawn = _drawn(table)
-    found = {n: (float(of(table)), _middle(of(drawn))) for n, of in _OF_TABLES.items()}
+    found = {n: (float(of(table)), middle(of(drawn))) for n, of in _OF_TABLES.items()}
     hits = int(np.trace(table))
     return {**found, ACCURACY: (found[ACCURACY][0], share_interval(hits, len(right)))}
 
@@ -118,7 +118,7 @@ def change(
     if not classes:
         of = _OF_NUMBERS[name]
         draws = [of(right[i], new[i]) - of(right[i], old[i]) for i in _samples(len(right))]
-        return of(right, new) - of(right, old), _middle(draws)
+        return of(right, new) - of(right, old), middle(draws)
     cells = ((right * classes + old) * classes + new).astype(int)
     table = np.bincount(cells, minlength=classes**3).reshape(classes, classes, classes)
     of = _OF_TABLES[name]
@@ -126,23 +126,23 @@ def change(
     def difference(counts: np.ndarray) -> np.ndarray:
         return of(counts.sum(-2)) - of(counts.sum(-1))
 
-    return float(difference(table)), _middle(difference(_drawn(table)))
+    return float(difference(table)), middle(difference(_drawn(table)))
 
 
 def _drawn(table: np.ndarray) -> np.ndarray:
     """Bootstrap samples of a table of counts: examples in one cell are alike, so the counts of a
     sample are multinomial. [draws, ...]"""
     total = int(table.sum())
-    flat = np.random.default_rng(_SEED).multinomial(total, table.ravel() / total, _DRAWS)
-    return flat.reshape(_DRAWS, *table.shape)
+    flat = np.random.default_rng(SEED).multinomial(total, table.ravel() / total, DRAWS)
+    return flat.reshape(DRAWS, *table.shape)
 
 
 def _samples(count: int) -> np.ndarray:
     """Numbers of the examples of each bootstrap sample, [draws, count]."""
-    return np.random.default_rng(_SEED).integers(count, size=(_DRAWS, count))
+    return np.random.default_rng(SEED).integers(count, size=(DRAWS, count))
 
 
-def _middle(values: Sequence[float] | np.ndarray) -> Interval:
+def middle(values: Sequence[float] | np.ndarray) -> Interval:
     """The middle 95 % of values."""
     low, high = np.percentile(values, (2.5, 97.5))
     return float(low), float(high)

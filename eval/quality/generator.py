@@ -48,7 +48,7 @@ class GeneratorSpec(BaseModel):
     scorer: str | None = Field(
         default=None, description="causal model (hub id, folder, pypi:...) that judges texts"
     )
-    seed: int = 0
+    seed: int = Field(default=0, description="of masks and samples")
 
 
 class GeneratorResult(BaseModel):

@@ -11,8 +11,9 @@ from torch import nn
 
 from compress.errors import CompressError
 from compress.eval.quality.agreement import scores
+from compress.eval.quality.word_labels import word_scores
 from compress.models.heads import head_of
-from compress.models.inputs import LABELS, Rows
+from compress.models.inputs import IGNORED, LABELS, Rows
 
 WHERE = "labels"
 
@@ -31,17 +32,23 @@ class LabelsResult(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    task: Literal["sequence"] = Field(description="what has a label: each text or pair of texts")
+    task: Literal["sequence", "token"] = Field(
+        description="what has a label: each text or pair of texts, or each word"
+    )
     names: tuple[str, ...] = Field(
         description="of the labels by number; empty where a number is predicted"
     )
-    examples: int
+    examples: int = Field(description="texts")
     loss: float = Field(description="mean cross entropy in nats, or squared error")
     scores: dict[str, Score] = Field(
         description="accuracy, f1 (of label 1 where there are two, else the mean over labels) and "
-        "matthews; of a regression spearman and pearson"
+        "matthews; of a regression spearman and pearson; of words entity_f1 and accuracy, or "
+        "accuracy and f1 where labels tag no entities"
     )
-    labels: list[float] = Field(description="of the examples, in their order")
+    lengths: list[int] | None = Field(
+        default=None, description="labelled words of each example, where words have labels"
+    )
+    labels: list[float] = Field(description="of the examples or their words, in their order")
     predictions: list[float] = Field(description="so that two models can be compared by example")
 
     @property
@@ -70,12 +77,14 @@ def label_scores(
             finite.
     """
     head = head_of(model)
-    if head is None or rows.labels is None or not len(rows):
+    by_word = LABELS in rows.flat
+    if head is None or not len(rows) or (rows.labels is None and not by_word):
         raise CompressError(
             "a model with a head of labels, and labelled examples",
             f"{type(model).__name__}" if head is None else "examples without labels", where=WHERE,
         )  # fmt: skip
-    predictions, losses = torch.zeros(len(rows)), torch.zeros(len(rows))
+    # Of each example: labels, answers, losses, one each or one a labelled word.
+    found: list[tuple[torch.Tensor, ...]] = [()] * len(rows)
     training, done = model.training, 0
     model.eval()
     try:
@@ -90,22 +99,33 @@ def label_scores(
                     "The model is broken: check its weights for NaN and its dtype for overflow",
                     where=WHERE,
                 )  # fmt: skip
-            answers = logits[:, 0] if head.regression else logits.argmax(-1)
-            predictions[part] = answers.float().cpu()
-            losses[part] = head.losses(logits, labels).cpu()
+            answers = logits[..., 0] if head.regression else logits.argmax(-1)
+            for row, number in enumerate(part.tolist()):
+                known = labels[row] != IGNORED if by_word else ...
+                found[number] = (
+                    labels[row][known].float().flatten().cpu(),
+                    answers[row][known].float().flatten().cpu(),
+                    head.losses(logits[row], labels[row]).cpu(),
+                )
             done += len(part)
             if progress:
                 progress(done, len(rows))
     finally:
         model.train(training)
-    right = rows.labels.tolist()
-    found = scores(right, predictions.tolist(), len(head.names))
+    right, said, losses = (torch.cat(parts) for parts in zip(*found, strict=True))
+    lengths = [len(labels) for labels, _, _ in found] if by_word else None
+    right, said = right.tolist(), said.tolist()
+    if by_word:
+        agreed = word_scores(lengths, right, said, head.names)
+    else:
+        agreed = scores(right, said, len(head.names))
     return LabelsResult(
         task=head.task,
         names=head.names,
         examples=len(rows),
         loss=float(losses.double().mean()),
-        scores={n: Score(value=value, interval=bounds) for n, (value, bounds) in found.items()},
+        scores={n: Score(value=value, interval=bounds) for n, (value, bounds) in agreed.items()},
+        lengths=lengths,
         labels=right,
-        predictions=predictions.tolist(),
+        predictions=said,
     )

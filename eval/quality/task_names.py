@@ -6,33 +6,46 @@ import functools
 import importlib.util
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from compress.errors import CompressError, did_you_mean
 from compress.eval.quality.local_tasks import local_tasks
+from compress.eval.quality.user_tasks import user_tasks
 
 # Tasks, groups and tags, alone or as items of a list.
 _NAMED = re.compile(r"^[ \t]*(?:-[ \t]+)?(?:task|group|tag)[ \t]*:[ \t]*([^#\n]+)", re.M)
 _ITEM = re.compile(r"^[ \t]*-[ \t]+([\w.:/+-]+)[ \t]*$", re.M)
 
 
-def check_task_names(names: Iterable[str]) -> None:
-    """Refuse names that are no task, group or tag of lm-eval, before any work is done.
+def check_task_names(names: Sequence[str], include_path: Sequence[str] = ()) -> None:
+    """Refuse names that are no task, group or tag of lm-eval or of the user's files, and files that
+    hold none, before any work is done.
 
     lm-eval itself, which knows better what its files mean, has the last word when tasks run.
 
+    Args:
+        include_path: folders with tasks of the user's.
+
     Raises:
-        CompressError: naming the closest tasks.
+        CompressError: naming the closest tasks; what :func:`user_tasks` raises.
     """
-    for name in names:
-        if name in local_tasks() or _has_file(name) or not _files():
+    own = user_tasks(names, include_path)
+    for task in own.named.values():
+        task.data_files()
+    for name in own.resolved(names):
+        if name in own.names or name in local_tasks() or _has_file(name) or not _files():
             continue
         if name not in _all_names():
-            close = did_you_mean(name, sorted({*_all_names(), *local_tasks()}))
-            # There are thousands: all of them are no help.
-            fix = close if close.startswith("Did") else "`lm-eval ls tasks` lists them"
-            raise CompressError("the name of an lm-eval task", repr(name)[:80], fix)
+            raise unknown_task(name, (*_all_names(), *own.names))
+
+
+def unknown_task(name: str, known: Iterable[str]) -> CompressError:
+    """The error for a name that no task has; there are thousands, so it names the nearest."""
+    return CompressError(
+        "the name of an lm-eval task", repr(name)[:80],
+        did_you_mean(name[:80], sorted({*known, *local_tasks()})),
+    )  # fmt: skip
 
 
 def _has_file(name: str) -> bool:

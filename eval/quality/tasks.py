@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import logging
 import math
 import sys
@@ -16,8 +18,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from compress.errors import CompressError, did_you_mean
+from compress.errors import CompressError
 from compress.eval.quality.local_tasks import local_tasks, resolve
+from compress.eval.quality.task_names import unknown_task
+from compress.eval.quality.user_tasks import UserTasks, user_tasks
 from compress.models.kind import kind_of, require_causal
 
 WHERE = "lm-eval tasks"
@@ -44,8 +48,12 @@ class TaskResult(BaseModel):
     samples: int = Field(description="documents scored")
     num_fewshot: int
     version: str = Field(description="lm-eval's version of the task")
-    source: str = Field(description='"data root" or "hub"')
-    files: dict[str, str] = Field(description="data file below the data root -> sha256")
+    source: str = Field(
+        description='"data root", "hub", or "your files" for a task of the user\'s own'
+    )
+    files: dict[str, str] = Field(
+        description="data file below the data root, or file of the user's -> sha256"
+    )
 
 
 class TasksResult(BaseModel):
@@ -72,7 +80,7 @@ class TaskSpec(BaseModel):
         description="the likelihood bound, or the pseudo-log-likelihood (each token masked alone)",
     )
     draws: int = Field(default=16, ge=1, description="masks an answer, for the bound")
-    seed: int = 0
+    seed: int = Field(default=0, description="of the masks")
 
 
 def run_tasks(
@@ -83,30 +91,33 @@ def run_tasks(
     limit: int | None = None,
     num_fewshot: int | None = None,
     batch_size: int = 1,
+    include_path: Sequence[str] = (),
     data_root: str | Path | None = None,
     masked: TaskSpec | None = None,
     special_tokens: bool = True,
 ) -> TasksResult:
     """Run lm-eval tasks on a model in memory.
 
-    With a data root, the tasks in ``eval/tasks`` read their data from it, with lm-eval's own
-    prompts; every other task comes from lm-eval's index, whose data are on the hub.
+    Tasks of the user's own come first. With a data root, the tasks in ``eval/tasks`` read their
+    data from it, with lm-eval's own prompts; every other task comes from lm-eval's index, whose
+    data are on the hub.
 
     Args:
         model: a causal ``PreTrainedModel``, or a masked one.
         tokenizer: its tokenizer.
-        tasks: names; groups and tags of lm-eval are allowed.
+        tasks: names, of groups and tags too, or YAML files with tasks of the user's own.
         limit: documents per task.
         num_fewshot: examples in the prompt; None takes the task's own.
         batch_size: requests per forward.
+        include_path: folders with tasks of the user's own.
         data_root: folder with one sub-folder per data set.
         masked: how a masked model scores answers.
         special_tokens: begin each prompt with what the tokenizer adds (BOS), or put a masked
             model's [CLS] and [SEP] around it.
 
     Raises:
-        CompressError: neither a causal nor a masked model, an unknown task, missing data, a hub out
-            of reach.
+        CompressError: neither a causal nor a masked model, an unknown task, one of the user's that
+            lm-eval cannot load, missing data, a hub out of reach.
     """
     if kind_of(model) != "masked":
         require_causal(model, WHERE)
@@ -115,23 +126,29 @@ def run_tasks(
     import lm_eval
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    specs, manager, digests = _specs(tasks, Path(data_root) if data_root else None)
+    own = user_tasks(tasks, include_path)
     training = model.training
     harness, score = _harness(model, tokenizer, batch_size, masked or TaskSpec(), special_tokens)
-    try:
-        results = lm_eval.simple_evaluate(
-            model=harness,
-            tasks=specs,
-            num_fewshot=num_fewshot,
-            limit=limit,
-            bootstrap_iters=BOOTSTRAP,
-            log_samples=False,
-            task_manager=manager,
+    with own.searched() as folders:
+        specs, manager, digests = _specs(
+            own.resolved(tasks), own, folders, Path(data_root) if data_root else None
         )
-    finally:
-        model.train(training)
+        try:
+            # It prints of its bootstrap; standard output is for what a command was asked for.
+            with contextlib.redirect_stdout(io.StringIO()):
+                results = lm_eval.simple_evaluate(
+                    model=harness,
+                    tasks=specs,
+                    num_fewshot=num_fewshot,
+                    limit=limit,
+                    bootstrap_iters=BOOTSTRAP,
+                    log_samples=False,
+                    task_manager=manager,
+                )
+        finally:
+            model.train(training)
     return TasksResult(
-        tasks={name: _task(name, results, digests) for name in results["results"]},
+        tasks={name: _task(name, results, digests, own) for name in results["results"]},
         limit=limit,
         batch_size=batch_size,
         lm_eval=version("lm_eval"),
@@ -178,7 +195,7 @@ def _harness(
 
 
 def _specs(
-    tasks: Sequence[str], data_root: Path | None
+    tasks: Sequence[str], own: UserTasks, folders: tuple[Path, ...], data_root: Path | None
 ) -> tuple[list[Any], Any, dict[str, dict[str, str]]]:
     """Return lm-eval's task specifications, a manager that knows them, and digests by task."""
     local = local_tasks() if data_root else {}
@@ -187,32 +204,59 @@ def _specs(
     specs: list[Any] = []
     digests: dict[str, dict[str, str]] = {}
     for name in tasks:
-        if name in local:
+        if name in local and name not in own.names:
             config, files = resolve(local[name], data_root, name)
             digests[config["task"]] = files
             specs.append(config)
         else:
             specs.append(name)
-    elsewhere = [name for name in specs if isinstance(name, str)]
-    if elsewhere:
-        _require_hub(elsewhere)  # before the index, which takes ten seconds to build
-    manager = _manager(bool(elsewhere))
+    users = [name for name in specs if isinstance(name, str) and name in own.names]
+    elsewhere = [name for name in specs if isinstance(name, str) and name not in own.names]
+    on_hub = [name for name in users if name in own.found and own.found[name].needs_hub]
+    if elsewhere or on_hub:
+        _require_hub([*elsewhere, *on_hub])  # before the index, which takes ten seconds to build
+    manager = _manager(bool(elsewhere), folders if own.found else ())
     known = manager.all_tasks
     for name in elsewhere:
         if name not in known:
-            everything = sorted({*known, *local_tasks()})
-            raise CompressError(
-                "the name of an lm-eval task", repr(name), did_you_mean(name, everything)
-            )
+            raise unknown_task(name, known)
+    if users:
+        _try_out(users, manager)
     return specs, manager, digests
 
 
+def _manager(include_defaults: bool, folders: tuple[Path, ...]) -> Any:
+    """An index of tasks; lm-eval's own takes ten seconds, so it is read where it is needed."""
+    if not folders:
+        return _known(include_defaults)
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=list(folders), include_defaults=include_defaults)
+
+
 @functools.lru_cache(maxsize=2)
-def _manager(include_defaults: bool) -> Any:
-    """Build the task index once; lm-eval's own takes ten seconds, so only where it is needed."""
+def _known(include_defaults: bool) -> Any:
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_defaults=include_defaults)
+
+
+def _try_out(names: Sequence[str], manager: Any) -> None:
+    """Build one request of each task of the user's: lm-eval tells what is wrong with its file.
+
+    Raises:
+        CompressError: a file, data or templates that do not work.
+    """
+    for name in names:
+        try:
+            for task in manager.load([name])["tasks"].values():
+                task.build_all_requests(limit=1, rank=0, world_size=1)
+        except Exception as error:  # the file may name any function, template or data set
+            told = " ".join(str(error).split())[:300]
+            raise CompressError(
+                f"the task {name!r} to work in lm-eval", f"{type(error).__name__}: {told}",
+                "Correct its YAML file (lm-eval's documentation: New Task Guide)", where=WHERE,
+            ) from error  # fmt: skip
 
 
 def _require_hub(tasks: Sequence[str]) -> None:
@@ -235,7 +279,9 @@ def _require_hub(tasks: Sequence[str]) -> None:
         ) from None
 
 
-def _task(name: str, results: dict[str, Any], digests: dict[str, dict[str, str]]) -> TaskResult:
+def _task(
+    name: str, results: dict[str, Any], digests: dict[str, dict[str, str]], own: UserTasks
+) -> TaskResult:
     better = results.get("higher_is_better", {}).get(name, {})
     metrics = {}
     for key, value in results["results"][name].items():
@@ -258,6 +304,6 @@ def _task(name: str, results: dict[str, Any], digests: dict[str, dict[str, str]]
         samples=results.get("n-samples", {}).get(name, {}).get("effective", 0),
         num_fewshot=int(results.get("n-shot", {}).get(name, 0) or 0),
         version=str(results.get("versions", {}).get(name, "")),
-        source="data root" if name in digests else "hub",
-        files=digests.get(name, {}),
+        source="data root" if name in digests else "your files" if name in own.found else "hub",
+        files=own.found[name].digests() if name in own.found else digests.get(name, {}),
     )

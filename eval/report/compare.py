@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from compress.errors import CompressError
-from compress.eval.cost.latency import PairedTimes
 from compress.eval.cost.size import human_bytes
 from compress.eval.report import write_text
+from compress.eval.report.columns import Column, Entry, all_columns, chosen_columns
 from compress.eval.report.html import plot_caption
 from compress.eval.report.markdown import grid
-from compress.eval.report.page import Cell, figure, page, section, table, text
+from compress.eval.report.page import Cell, cards, figure, page, section, text
 from compress.eval.report.plot import scatter
 from compress.eval.report.points import (
     CostAxis,
@@ -22,55 +25,40 @@ from compress.eval.report.points import (
     point,
     quality_axis,
 )
-from compress.eval.report.rows import count, number
 from compress.eval.report.schema import Report
-from compress.eval.spec import EvaluationResult
-
-
-class Entry(NamedTuple):
-    """One model in a comparison."""
-
-    name: str
-    result: EvaluationResult
-    original: bool = False
+from compress.eval.report.verdict import short_source
 
 
 class Comparison(NamedTuple):
     """Entries with the axes they can be compared on.
 
     Attributes:
-        entries: originals first, then in the order given.
+        entries: originals first, then sorted.
         quality: the quality that all of them have.
         costs: the costs that all have and that differ, at least one.
         frontier: per cost label, the names that no other entry beats in both quality and cost.
+        columns: of the table.
     """
 
     entries: tuple[Entry, ...]
     quality: QualityAxis
     costs: tuple[CostAxis, ...]
     frontier: dict[str, frozenset[str]]
+    columns: tuple[Column, ...]
 
     def head(self) -> tuple[str, ...]:
         """The table's head."""
-        label = self.quality.label.partition(" (")[0]
-        return ("", label, "on disk", "MACs/token", "prefill speed", "unbeaten in")
+        return ("", *(column.head for column in self.columns), "unbeaten in")
 
     def rows(self) -> list[tuple[Cell, ...]]:
         """The table's cells; a pair is a value and what stands below it."""
-        return [self._row(entry) for entry in self.entries]
+        return [
+            (e.name, *(column.cell(e) for column in self.columns), ", ".join(self._unbeaten(e)))
+            for e in self.entries
+        ]
 
-    def _row(self, entry: Entry) -> tuple[Cell, ...]:
-        value, low, high = self.quality.of(entry.result)
-        size, timing = entry.result.cost.size, entry.result.latency
-        bits = f"{number(size.bits_per_weight)} bits/weight" if size.bits_per_weight else ""
-        return (
-            entry.name,
-            (number(value), f"{number(low)} to {number(high)}" if low is not None else ""),
-            (human_bytes(size.checkpoint_bytes) if size.checkpoint_bytes else "", bits),
-            count(entry.result.cost.macs.per_token),
-            _speed(timing.prefill) if timing else "",
-            ", ".join(c.short for c in self.costs if entry.name in self.frontier[c.label]),
-        )
+    def _unbeaten(self, entry: Entry) -> list[str]:
+        return [c.short for c in self.costs if entry.name in self.frontier[c.label]]
 
     def html(self) -> str:
         """One self-contained page."""
@@ -84,20 +72,53 @@ class Comparison(NamedTuple):
                     "Quality against cost",
                     f'<div class="plots">{"".join(figures)}</div>',
                     '<p class="small">Filled in colour and joined: the models that no other one '
-                    "beats in both.</p>",
+                    "beats in both. Point at one for its figures.</p>",
                 ),
-                section("Table", table(self.head(), self.rows(), left=(5,))),
+                section("Table", cards(self.head(), self.rows())),
             ],
+            wide=True,
         )
 
     def markdown(self) -> str:
         """The table as Markdown."""
         flat = ([c if isinstance(c, str) else _flat(*c) for c in row] for row in self.rows())
-        return grid(self.head(), flat, left=(0, 5)) + "\n"
+        return grid(self.head(), flat, left=(0, len(self.columns) + 1)) + "\n"
+
+    def data(self) -> dict[str, Any]:
+        """The table as plain data: bytes, seconds, multiply-accumulates, speeds as ratios."""
+        return {
+            "quality": self.quality.label,
+            "higher_is_better": self.quality.higher_is_better,
+            "entries": [self._data(entry) for entry in self.entries],
+        }
+
+    def _data(self, entry: Entry) -> dict[str, Any]:
+        _, low, high = self.quality.of(entry.result)
+        return {
+            "name": entry.name,
+            "original": entry.original,
+            **{column.key: column.value(entry) for column in self.columns},
+            "low": low,
+            "high": high,
+            "unbeaten_in": self._unbeaten(entry),
+        }
+
+    def csv(self) -> str:
+        """The same, a line an entry."""
+        lines = io.StringIO()
+        rows = [{**row, "unbeaten_in": " ".join(row["unbeaten_in"])} for row in
+                self.data()["entries"]]  # fmt: skip
+        writer = csv.DictWriter(lines, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return lines.getvalue()
 
     def write(self, path: str | Path) -> Path:
-        """Write the page to ``path``."""
-        write_text(Path(path), self.html())
+        """Write the page to ``path``, and the table beside it as JSON and CSV."""
+        forms = {"": self.html(), ".json": json.dumps(self.data(), indent=2) + "\n",
+                 ".csv": self.csv()}  # fmt: skip
+        for file, content in zip(written(path), forms.values(), strict=True):
+            write_text(file, content)
         return Path(path)
 
     def _plot(self, cost: CostAxis) -> str:
@@ -114,24 +135,32 @@ class Comparison(NamedTuple):
         )
 
 
-def _speed(timed: PairedTimes) -> Cell:
-    low, high = timed.interval
-    return f"{timed.speedup:.2f}x", f"{low:.2f} to {high:.2f}"
+def written(page: str | Path) -> tuple[Path, Path, Path]:
+    """The files of a comparison: its page, and beside it JSON and CSV."""
+    return Path(page), Path(page).with_suffix(".json"), Path(page).with_suffix(".csv")
 
 
 def _flat(value: str, below: str) -> str:
     return f"{value} ({below})" if below else value
 
 
-def compare(results: Sequence[Report | Entry]) -> Comparison:
+def compare(
+    results: Sequence[Report | Entry],
+    columns: Sequence[str] | None = None,
+    sort: str = "quality",
+) -> Comparison:
     """Put results side by side.
 
     Args:
         results: reports (each brings its original along; the same original counts once) or
             entries, at least two models in all.
+        columns: keys of :mod:`compress.eval.report.columns`; all that there is something to say of
+            if None.
+        sort: the column to sort by, the better first; originals stand in front.
 
     Raises:
-        CompressError: fewer than two, different texts or windows, or no quality in common.
+        CompressError: fewer than two, different texts or windows, no quality in common, or columns
+            that there are not.
     """
     entries = _entries(results)
     if len(entries) < 2:
@@ -146,9 +175,25 @@ def compare(results: Sequence[Report | Entry]) -> Comparison:
             "Evaluate them with the same options",
         )
     costs = tuple(cost_axes(found))
+    known = all_columns(entries, quality)
+    (by,) = chosen_columns(known, [sort])
     return Comparison(
-        entries, quality, costs, {c.label: _frontier(entries, c, quality) for c in costs}
-    )
+        _sorted(entries, by), quality, costs,
+        {c.label: _frontier(entries, c, quality) for c in costs},
+        tuple(chosen_columns(known, columns)),
+    )  # fmt: skip
+
+
+def _sorted(entries: Sequence[Entry], by: Column) -> tuple[Entry, ...]:
+    """Originals, then by a column; those without a value at the end."""
+
+    def place(entry: Entry) -> tuple:
+        value = by.value(entry)
+        if value is None:
+            return (not entry.original, 1, 0)
+        return (not entry.original, 0, value if by.lower else -value)
+
+    return tuple(sorted(entries, key=place))
 
 
 def _entries(results: Sequence[Report | Entry]) -> tuple[Entry, ...]:
@@ -158,12 +203,13 @@ def _entries(results: Sequence[Report | Entry]) -> tuple[Entry, ...]:
         if isinstance(result, Entry):
             others.append(result)
             continue
-        others.append(Entry(result.title, result.after))
+        took = [step.seconds for step in result.steps if step.seconds is not None]
+        others.append(Entry(result.title, result.after, seconds=sum(took) if took else None))
         if result.before:
             key = f"{result.run.model} {result.run.model_sha256}"
             shipped = result.run.source_bytes
             unpacked = f", unpacked from {human_bytes(shipped)}" if shipped else ""
-            name = f"original ({result.run.model}{unpacked})"
+            name = f"original ({short_source(result.run.model)}{unpacked})"
             originals.setdefault(key, Entry(name, result.before, original=True))
     seen: dict[str, int] = {}
     unique = []

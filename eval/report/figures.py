@@ -48,6 +48,7 @@ FIGURES: dict[str, _Of] = {
     "accuracy": _score("accuracy"),
     "f1": _score("f1"),
     "matthews": _score("matthews"),
+    "entity_f1": _score("entity_f1"),
     "spearman": _score("spearman"),
     "pearson": _score("pearson"),
     "sample_accuracy": _samples("accuracy"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from compress.eval.cost.size import human_bytes
 from compress.eval.quality.generator import GeneratorResult
@@ -10,8 +11,9 @@ from compress.eval.report.page import definitions, figure, page, rows_table, sec
 from compress.eval.report.plot import scatter
 from compress.eval.report.points import QualityAxis, cost_axes, format_quality, point, quality_axis
 from compress.eval.report.rows import cost_rows, count, quality_rows, seconds, times
-from compress.eval.report.samples import samples_section
+from compress.eval.report.samples import continuations_section, samples_section
 from compress.eval.report.schema import Report, RunInfo
+from compress.eval.report.verdict import Verdict, short_source, verdict
 
 _MARKS = {"good": "✓", "note": "·", "warning": "!"}
 
@@ -25,6 +27,7 @@ def render_html(report: Report) -> str:
             _findings(report),
             _plots(report),
             section("Quality", rows_table(quality_rows(report)), _quality_note(report)),
+            continuations_section(report),
             samples_section(report),
             section("Cost", rows_table(cost_rows(report)), _cost_note(report)),
             section("Steps", steps_table(report)),
@@ -36,28 +39,30 @@ def render_html(report: Report) -> str:
 
 
 def _header(report: Report) -> str:
-    run = report.run
-    parts = [run.model]
-    if run.recipe_name:
+    run, found = report.run, verdict(report)
+    parts = [short_source(run.model)]
+    if run.recipe_name and run.recipe_name != report.title:
         parts.append(f"recipe {run.recipe_name}")
     if run.started:
-        parts.append(run.started.replace("T", " "))
+        parts.append(run.started[:16].replace("T", " "))
     tiles = "".join(
-        f'<li><span class="name">{text(name)}</span><span class="value">{text(value)}</span>'
-        f'<span class="from">{text(origin)}</span></li>'
-        for name, value, origin in _tiles(report)
+        f'<li class="{tone}"><span class="name">{text(name)}</span>'
+        f'<span class="value">{text(value)}</span><span class="from">{text(origin)}</span></li>'
+        for name, value, origin, tone in _tiles(report, found)
     )
+    said = "" if found is None else f'<p class="verdict {found.tone}">{text(found.text)}</p>'
     return (
         f"<header><h1>{text(report.title)}</h1>"
-        f'<p class="lead">{text("  ·  ".join(parts))}</p>'
+        f'<p class="lead">{text("  ·  ".join(parts))}</p>{said}'
         f'<ul class="tiles">{tiles}</ul></header>'
     )
 
 
-def _tiles(report: Report) -> Iterator[tuple[str, str, str]]:
-    """The three or four numbers that a reader looks for first."""
+def _tiles(report: Report, found: Verdict | None) -> Iterator[tuple[str, str, str, str]]:
+    """The three or four numbers that a reader looks for first; that of quality has its colour."""
     for row in quality_rows(report)[:1]:
-        yield row.name.split(" (")[0], row.after, f"before {row.before}" if row.before else ""
+        origin = f"before {row.before}" if row.before else ""
+        yield row.name.split(" (")[0], row.after, origin, found.tone if found else ""
     new = report.after.cost
     old = report.before.cost if report.before else None
     if new.size.checkpoint_bytes:
@@ -65,19 +70,20 @@ def _tiles(report: Report) -> Iterator[tuple[str, str, str]]:
         ratio = (
             f"{times(new.size.checkpoint_bytes, first)} of {human_bytes(first)}" if first else ""
         )
-        yield "On disk", human_bytes(new.size.checkpoint_bytes), ratio
+        yield "On disk", human_bytes(new.size.checkpoint_bytes), ratio, ""
     timing = report.after.latency
     if timing:
         for name, timed in (("Prefill", timing.prefill), ("Decode", timing.decode)):
             if timed:
                 low, high = timed.interval
-                yield f"{name} speed", f"{timed.speedup:.2f}x", f"{low:.2f} to {high:.2f}"
+                yield f"{name} speed", f"{timed.speedup:.2f}x", f"{low:.2f} to {high:.2f}", ""
     elif new.memory:
         first = old.memory.prefill if old and old.memory else None
         yield (
             "Peak memory",
             human_bytes(new.memory.prefill),
             f"before {human_bytes(first)}" if first else "",
+            "",
         )
 
 
@@ -193,7 +199,7 @@ def steps_table(report: Report) -> str:
     head = ("step", "what it did", "options", "time", "peak memory")
     rows = []
     for step in report.steps:
-        options = ", ".join(f"{k}={v}" for k, v in step.options.items())
+        options = written_options(step.options)
         said = " ".join([step.summary, *step.notes, "(resumed)" if step.resumed else ""]).strip()
         rows.append(
             (
@@ -205,6 +211,15 @@ def steps_table(report: Report) -> str:
             )
         )
     return table(head, rows, left=(1, 2))
+
+
+def written_options(options: dict[str, Any]) -> str:
+    """Options of a step as its recipe would say them; those that say nothing are left out."""
+    import yaml
+
+    told = {k: v for k, v in options.items() if v not in (None, [], {})}
+    flat = yaml.safe_dump(told, default_flow_style=True, sort_keys=False, width=10**6)
+    return flat.strip().removeprefix("{").removesuffix("}") if told else ""
 
 
 def _data(report: Report) -> str:

@@ -9,7 +9,7 @@ from compress.eval.spec import ToleranceSpec
 
 NAMES = {
     "accuracy": "Accuracy", "f1": "F1", "matthews": "Matthews correlation",
-    "spearman": "Spearman correlation", "pearson": "Pearson correlation",
+    "entity_f1": "Entity F1", "spearman": "Spearman correlation", "pearson": "Pearson correlation",
 }  # fmt: skip
 
 
@@ -32,6 +32,7 @@ def label_rows(
                 better=better,
             )
         )
-    loss = "Cross entropy (nats an example)" if after.names else "Squared error"
+    whose = "an example" if after.lengths is None else "a word"
+    loss = f"Cross entropy (nats {whose})" if after.names else "Squared error"
     old = before.loss if before else None
     return [*rows, Row(loss, number(old), number(after.loss), times(after.loss, old))]

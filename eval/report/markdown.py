@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 
 from compress.eval.cost.size import human_bytes
-from compress.eval.report.html import shipped_as
+from compress.eval.report.html import shipped_as, written_options
 from compress.eval.report.rows import Row, cost_rows, quality_rows, seconds
-from compress.eval.report.samples import samples_table
+from compress.eval.report.samples import continued, samples_table
 from compress.eval.report.schema import Report
+from compress.eval.report.verdict import verdict
 from compress.system.intake import printable
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|<>#])")
@@ -25,6 +26,8 @@ def render_markdown(report: Report) -> str:
     run, machine = report.run, report.environment
     shipped = f" (shipped as {plain(shipped_as(run))})" if run.source_bytes else ""
     parts = [f"# {plain(report.title)}", f"Model: {plain(run.model)}{shipped}"]
+    if found := verdict(report):
+        parts.insert(1, f"**{plain(found.text)}**")
     if report.findings:
         parts += [
             "## Findings",
@@ -33,6 +36,10 @@ def render_markdown(report: Report) -> str:
     for heading, rows in (("Quality", quality_rows(report)), ("Cost", cost_rows(report))):
         if rows:
             parts += [f"## {heading}", rows_markdown(rows)]
+    shown = continued(report)
+    parts += ["## Continuations"] if shown else []
+    for prompt, told in shown:
+        parts += [f"> {plain(prompt)}"] + [f"*{name}*: {plain(said)}" for name, said in told]
     head, rows = samples_table(report)
     if rows:
         parts.insert(-2, "## Samples")
@@ -88,7 +95,7 @@ def _steps(report: Report) -> str:
             (
                 step.method,
                 " ".join([step.summary, *step.notes]),
-                ", ".join(f"{k}={v}" for k, v in step.options.items()),
+                written_options(step.options),
                 seconds(step.seconds) if step.seconds is not None else "",
                 human_bytes(step.peak_rss_bytes) if step.peak_rss_bytes else "",
             )

@@ -57,6 +57,21 @@ thead th { border-top: 0; font-size: .8rem; font-weight: 600; color: var(--soft)
 tbody th { font-weight: 500; }
 th:first-child, td:first-child, .left { text-align: left; }
 th:first-child, td:first-child { white-space: normal; min-width: 8.5rem; }
+main.wide { max-width: 76rem; }
+.cards th, .cards td { padding: .5rem .55rem; font-size: .9rem; }
+.cards thead th { white-space: normal; vertical-align: bottom; font-size: .78rem; }
+.cards td:last-child { white-space: normal; }
+.verdict { margin: 1.1rem 0 0; padding: .8rem 1rem; border-radius: .6rem; font-weight: 600;
+  background: var(--note-bg); }
+.verdict.good { background: var(--good-bg); color: var(--good); }
+.verdict.warning { background: var(--bad-bg); color: var(--bad); }
+.tiles .good { background: var(--good-bg); } .tiles .warning { background: var(--bad-bg); }
+.texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr));
+  gap: .75rem; margin: 0 0 1.25rem; }
+.texts p { margin: 0; padding: .7rem .9rem; background: var(--card); border-radius: .5rem;
+  border: 1px solid var(--line); font-size: .9rem; overflow-wrap: anywhere;
+  white-space: pre-wrap; }
+.texts b { display: block; font-size: .78rem; color: var(--soft); font-weight: 600; }
 .wrap { white-space: normal; min-width: 13rem; }
 .digest { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .8em; }
 td small { display: block; color: var(--soft); font-size: .78rem; font-weight: 400; }
@@ -87,13 +102,24 @@ figure { margin: 0; background: var(--card); border: 1px solid var(--line); bord
 .samples { display: block; max-width: 100%; height: auto; margin: 0 auto .5rem;
   image-rendering: pixelated; border-radius: .25rem; }
 .plot .link { stroke-dasharray: 4 4; }
+.plot .leader { stroke: var(--soft); stroke-width: .75; opacity: .7; }
+.plot .dot:hover { stroke: var(--ink); stroke-width: 2.5; }
 @media (max-width: 34rem) { main { padding: 1.5rem 1rem 3rem; } h1 { font-size: 1.4rem; }
   th, td { padding: .5rem .45rem; font-size: .875rem; }
   td small { white-space: normal; }
   th:first-child, td:first-child { padding-left: .7rem; min-width: 6.5rem; }
   .tiles { grid-template-columns: 1fr 1fr; }
   .tiles .value { font-size: 1.35rem; } dl { grid-template-columns: 1fr; gap: 0; }
-  dd { margin-bottom: .5rem; } }
+  dd { margin-bottom: .5rem; }
+  .cards, .cards tbody, .cards tr, .cards td, .cards th { display: block; }
+  .cards thead { display: none; }
+  .cards tr { padding: .6rem .9rem; border-top: 1px solid var(--line); }
+  .cards tbody tr:first-child { border-top: 0; }
+  .cards tbody th { border: 0; padding: 0 0 .3rem; font-weight: 650; }
+  .cards td { border: 0; padding: .12rem 0; display: flex; gap: .75rem;
+    justify-content: space-between; align-items: baseline; text-align: right; }
+  .cards td::before { content: attr(data-name); color: var(--soft); text-align: left; }
+  .cards td:empty { display: none; } .cards td small { margin-left: .5rem; } }
 @media print { body { background: #fff; } .scroll, pre { overflow: visible; } }
 """
 
@@ -103,14 +129,19 @@ def text(value: Any) -> str:
     return escape(printable(str(value)), quote=True)
 
 
-def page(title: str, body: Iterable[str]) -> str:
-    """Wrap sections into one self-contained page that loads nothing and runs no script."""
+def page(title: str, body: Iterable[str], *, wide: bool = False) -> str:
+    """Wrap sections into one self-contained page that loads nothing and runs no script.
+
+    Args:
+        wide: for tables of many columns.
+    """
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        + ('<main class="wide">\n' if wide else "<main>\n")
         + "\n".join(part for part in body if part)
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -143,6 +174,24 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Cell]], left: Sequence[in
         return ""
     return (
         f'<div class="scroll"><table><thead><tr>{cells(head, "th")}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def cards(head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
+    """A table of many columns, which on a narrow screen becomes a card a row: all of it is seen."""
+    heads = "".join(f"<th>{text(name)}</th>" for name in head)
+    body = ""
+    for first, *others in rows:
+        cells = "".join(
+            f'<td data-name="{text(name)}">{text(c) if isinstance(c, str) else _value(*c)}</td>'
+            for name, c in zip(head[1:], others, strict=True)
+            if c or name
+        )
+        shown = first if isinstance(first, str) else first[0]
+        body += f'<tr><th scope="row">{text(shown)}</th>{cells}</tr>'
+    return (
+        f'<div class="scroll"><table class="cards"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 

@@ -15,6 +15,10 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 400, 280
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 20, 44
+_DOT, _LINE = 6, 14  # half of a point, a line of text
+_LETTER = 7.6  # of a wide font; which one the reader has is unknown
+_LONGEST = 28  # letters of a label; the page names the model in full where one points at it
+_NEAR = 0.4  # costs of which the least is so much of the largest need not be drawn from zero
 
 
 class Point(NamedTuple):
@@ -79,7 +83,9 @@ def scatter(
     if frontier:
         chosen = sorted((p for p in points if p.style == "frontier"), key=lambda p: p.x)
         parts.append(_line(chosen, x_axis, y_axis, "front"))
-    parts += [_mark(p, x_axis, y_axis) for p in points]
+    for each in points:
+        told = f"{each.label}: {format_y(each.y)}, {format_x(each.x)}"
+        parts.append(_mark(each, x_axis, y_axis, told))
     parts += _labels(points, x_axis, y_axis)
     title = escape(f"{y_label} against {x_label}: " + ", ".join(p.label for p in points))
     return (
@@ -130,8 +136,10 @@ def _axis(values: Sequence[float], start: float, end: float, *, from_zero: bool)
         # A ruined model's perplexity can be the largest number there is.
         return Axis(low / pad, min(high * pad, sys.float_info.max), start, end, True)
     pad = 0.15 * (high - low) or 0.1 * abs(high) or 1.0
-    # Costs start at zero, so that distances along the axis are honest; quality has no zero.
-    return Axis(0.0 if from_zero else low - pad, high + pad, start, end, False)
+    # Costs that differ much start at zero, so that distances along the axis are honest; those that
+    # are near each other would all stand at its end. Quality has no zero.
+    zero = from_zero and low < _NEAR * high
+    return Axis(0.0 if zero else low - pad, high + pad, start, end, False)
 
 
 def _linear_ticks(axis: Axis) -> list[float]:
@@ -181,39 +189,80 @@ def _line(points: Sequence[Point], x_axis: Axis, y_axis: Axis, style: str) -> st
     return f'<polyline class="{style}" points="{path}"/>'
 
 
-def _mark(point: Point, x_axis: Axis, y_axis: Axis) -> str:
+def _mark(point: Point, x_axis: Axis, y_axis: Axis, told: str = "") -> str:
     x, y = x_axis.at(point.x), y_axis.at(point.y)
     bar = ""
     if point.low is not None and point.high is not None:
         low, high = y_axis.at(point.low), y_axis.at(point.high)
         ends = f'x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"'
         bar = f'<line class="bar {point.style}" {ends}/>'
-    return f'{bar}<circle class="dot {point.style}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
+    circle = f'<circle class="dot {point.style}" cx="{x:.1f}" cy="{y:.1f}" r="5"'
+    title = f"<title>{escape(told)}</title>" if told else ""  # shown where one points at it
+    return f"{bar}{circle}>{title}</circle>" if told else f"{bar}{circle}/>"
+
+
+class Box(NamedTuple):
+    """A rectangle of the drawing."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def shared(self, other: Box) -> float:
+        """Area that both cover."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.bottom, other.bottom) - max(self.top, other.top)
+        return max(0.0, width) * max(0.0, height)
 
 
 def _labels(points: Sequence[Point], x_axis: Axis, y_axis: Axis) -> list[str]:
-    """Write each label beside its point, where there is room, and below its neighbours'."""
+    """Write each label near its point where it covers neither a point nor another label; a thin
+    line leads to one that had to go further."""
+    places = [(x_axis.at(p.x), y_axis.at(p.y)) for p in points]
+    dots = [Box(x - _DOT, y - _DOT, x + _DOT, y + _DOT) for x, y in places]
     parts: list[str] = []
-    taken: list[tuple[float, float, float]] = []
-    for point in sorted(points, key=lambda p: y_axis.at(p.y)):
-        x, y = x_axis.at(point.x), y_axis.at(point.y) - 10
-        label = point.label if len(point.label) <= 34 else point.label[:33] + "…"
-        width = 8.4 * len(label)  # of a wide font; which one the reader has is unknown
-        right_side = x + 9 + width < WIDTH
-        left = x + 9 if right_side else x - 9 - width
-        while any(_overlap(left, left + width, y, other) for other in taken):
-            y += 13
-        taken.append((left, left + width, y))
-        style = f"label {point.style}"
-        if right_side:
-            parts.append(_text(x + 9, y, label, style, "start"))
-        else:
-            parts.append(_text(max(x - 9, 0.9 * width), y, label, style, "end"))
+    taken: list[Box] = []
+    for point, (x, y) in sorted(zip(points, places, strict=True), key=lambda pair: pair[1][1]):
+        label = point.label if len(point.label) <= _LONGEST else point.label[: _LONGEST - 1] + "…"
+        box = _place(x, y, _LETTER * len(label), [*dots, *taken])
+        taken.append(box)
+        near = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
+        if math.dist((x, y), near) > 2 * _DOT:
+            ends = f'x1="{x:.1f}" y1="{y:.1f}" x2="{near[0]:.1f}" y2="{near[1]:.1f}"'
+            parts.append(f'<line class="leader" {ends}/>')
+        middle = (box.left + box.right) / 2
+        anchor = "middle"
+        if box.left > x:
+            middle, anchor = box.left, "start"
+        elif box.right < x:
+            middle, anchor = box.right, "end"
+        parts.append(_text(middle, box.bottom - 3, label, f"label {point.style}", anchor))
     return parts
 
 
-def _overlap(left: float, right: float, y: float, other: tuple[float, float, float]) -> bool:
-    return abs(y - other[2]) < 13 and left < other[1] and other[0] < right
+def _place(x: float, y: float, width: float, others: Sequence[Box]) -> Box:
+    """The nearest box for a label of a point that covers least, which mostly is nothing."""
+    best, least = None, math.inf
+    for away in range(0, 12):
+        shift = away * _LINE / 2
+        for left in (x + 9, x - 9 - width, x - width / 2):
+            over = left < x < left + width  # a label above or below its point keeps clear of it
+            for down in (-shift, shift):
+                top = y - _LINE / 2 + down
+                if over and abs(down) < _LINE / 2 + _DOT:
+                    continue
+                box = Box(left, top, left + width, top + _LINE)
+                if box.left < 2 or box.right > WIDTH - 2:
+                    continue
+                if box.top < TOP - 6 or box.bottom > HEIGHT - BOTTOM:
+                    continue
+                covered = sum(box.shared(other) for other in others)
+                if covered < least:
+                    best, least = box, covered
+                if not covered:
+                    return box
+    return best or Box(max(2.0, WIDTH - 2 - width), y - _LINE / 2, WIDTH - 2, y + _LINE / 2)
 
 
 def _text(x: float, y: float, text: str, style: str, anchor: str) -> str:

@@ -52,6 +52,28 @@ def _pairs(report: Report) -> list[tuple[str, GenerationResult]]:
     ]
 
 
+def continuations_section(report: Report) -> str:
+    """Beginnings of the text, and how the models go on with each, side by side."""
+    parts = []
+    for prompt, told in continued(report):
+        columns = "".join(f"<p><b>{text(name)}</b>{text(said)}</p>" for name, said in told)
+        parts.append(f'<div class="texts"><p><b>text</b>{text(prompt)}</p>{columns}</div>')
+    note = '<p class="small">The likeliest tokens, one by one; to be read, not scored.</p>'
+    return section("Continuations", *parts, note) if parts else ""
+
+
+def continued(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Each beginning with what follows: name of a model and its words, the original first."""
+    after = report.after.continuations
+    before = report.before.continuations if report.before else ()
+    if [c.prompt for c in before] != [c.prompt for c in after]:
+        return [(c.prompt, [("model", c.text)]) for c in after] if not before else []
+    return [
+        (new.prompt, [("original", old.text), ("compressed", new.text)])
+        for old, new in zip(before, after, strict=True)
+    ]
+
+
 def samples_section(report: Report) -> str:
     """Pictures side by side, a plot a quality, and the table behind the plots."""
     pairs = _pairs(report)

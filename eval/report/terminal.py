@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from compress.eval.report.rows import Row, cost_rows, quality_rows
 from compress.eval.report.schema import Report
+from compress.eval.report.verdict import verdict
 from compress.system.intake import printable
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ def print_report(report: Report, console: Console | None = None) -> None:
     table.add_column("")
     for name in ("before", "after", "ratio") if paired else ("value",):
         table.add_column(name, justify="right")
+    if found := verdict(report):
+        tone = {"warning": "bold red", "good": "bold green", "note": "bold"}[found.tone]
+        console.print(Text(printable(found.text), style=tone))
     groups = [g for g in (quality_rows(report), cost_rows(report)) if g]
     for rows in groups:
         for row in rows:

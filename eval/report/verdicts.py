@@ -21,6 +21,7 @@ from compress.eval.quality.masked import MaskedResult
 from compress.eval.quality.perplexity import PerplexityResult
 from compress.eval.quality.stats import serial_mean
 from compress.eval.quality.tasks import Metric
+from compress.eval.quality.word_labels import word_change
 from compress.eval.report.cells import Interval
 from compress.eval.spec import EvaluationResult, ToleranceSpec
 
@@ -112,9 +113,11 @@ def label_loss(
         old = before.scores.get(name)
         lost = old.value - after.scores[name].value if old else 0.0
         return Loss(lost, None, tolerance.accuracy)
-    value, (low, high) = change(
-        name, after.labels, before.predictions, after.predictions, len(after.names)
-    )
+    said = before.predictions, after.predictions
+    if after.lengths is not None:
+        value, (low, high) = word_change(name, after.lengths, after.labels, *said, after.names)
+    else:
+        value, (low, high) = change(name, after.labels, *said, len(after.names))
     return Loss(-value, (-high, -low), tolerance.accuracy)
 
 

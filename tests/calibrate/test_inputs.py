@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gzip
+import json
 import re
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from transformers.tokenization_utils_base import BatchEncoding
 
 import compress
 from compress.data.calibration_inputs import calibration_inputs
+from compress.data.text import TextSpec, load_text
 from compress.errors import CompressError
 
 TEXTS = ["the river under light", "slow and quick"]
@@ -114,7 +118,38 @@ def test_what_is_refused(tiny, what):
 def test_the_lines_of_the_documents_run(tiny, tokenizer):
     datasets = pytest.importorskip("datasets")
     document = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-    lines = re.search(r"## Calibration in Python.*?```python\n(.*?)```", document, re.DOTALL)[1]
     names = {"torch": torch, "compress": compress, "datasets": datasets, "DataLoader": DataLoader,
              "TensorDataset": TensorDataset}  # fmt: skip
-    exec(lines, {"model": tiny("llama"), "tokenizer": tokenizer, **names})
+    for part in ("Calibration", "Evaluation"):
+        lines = re.search(rf"## {part} in Python.*?```python\n(.*?)```", document, re.DOTALL)[1]
+        exec(lines, {"model": tiny("llama"), "tokenizer": tokenizer, **names})
+
+
+def test_the_files_of_the_documents_are_read(tmp_path, tokenizer, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.chdir(tmp_path)
+    for name in ("notes.txt", "notes-1.txt", "notes-2.txt"):
+        (tmp_path / name).write_text("One.\nTwo.\n")
+    rows = "".join(json.dumps({"body": f"Row {n}."}) + "\n" for n in range(3))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    chat = [{"role": "user", "content": "Hello?"}]
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
+    (tmp_path / "proteins.txt").write_text("MKTAYI\nGAVL\n\nMSE\n")
+    saved = datasets.DatasetDict({"test": datasets.Dataset.from_dict({"text": ["a", "b"]})})
+    saved.save_to_disk("saved")
+    document = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^TextSpec\(.*", document, re.MULTILINE)
+    reader = copy.deepcopy(tokenizer)
+    reader.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
+    found = [load_text(eval(line, {"TextSpec": TextSpec}), tokenizer=reader) for line in lines]
+    three = ("Row 0.", "Row 1.", "Row 2.")
+    assert [text.documents for text in found[:-1]] == [
+        ("One.\nTwo.\n",), ("One.\nTwo.\n",), three, ("user: Hello?",), three, ("a", "b"),
+        ("MKTAYI", "GAVL", "MSE"),
+    ]  # fmt: skip
+    with pytest.raises(CompressError, match="Did you mean 'test'"):
+        load_text(TextSpec(source="saved", split="tets"))
+    (tmp_path / "broken.txt.gz").write_text("not packed")
+    with pytest.raises(CompressError, match="not packed with gzip"):
+        load_text("broken.txt.gz")

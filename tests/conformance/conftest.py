@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+import compress
+from compress.conformance.models import token_ids
 from compress.conformance.tiny import TinyFamily
 from compress.conformance.trial import Trial, lower_rank
 from compress.methods.base import Method
@@ -33,6 +35,7 @@ class Case:
         idle: options with which the method has nothing to do.
         tolerance: largest relative difference of logits that ``idle`` may cause.
         first: steps that the model goes through before, not where there is nothing to do.
+        needs_first: also where there is nothing to do: without them the method refuses the model.
         families: those that the method takes.
         low_rank: the model's linears get this rank first, so that ``idle`` loses nothing.
     """
@@ -42,6 +45,7 @@ class Case:
     tolerance: float = 0.0
     low_rank: int | None = None
     first: tuple[dict[str, Any], ...] = ()
+    needs_first: bool = False
     families: tuple[str, ...] = field(default=FAMILIES)
 
 
@@ -86,6 +90,7 @@ CASES: dict[str, Case] = {
     "w8a8": Case({}, {}, tolerance=0.1),
     "shortgpt": _DEPTH,
     "sleb": _DEPTH,
+    "drop_blocks": Case({"blocks": [1]}, {"blocks": []}),
     # Those whose norms are all in front of linears, and whose layers are of one type.
     "flatten": replace(
         _DEPTH, families=("llama", "gpt2", "opt", "llama-bidirectional", "modernbert-global")
@@ -148,6 +153,22 @@ CASES: dict[str, Case] = {
             low_rank=8,
         )
         for precision in PRECISIONS
+    },
+    # Rates at which nothing moves: the layers come out as they went in, at other scales.
+    **{
+        f"stf in {precision}": Case(
+            {**options, "every": 1, "training": training, "tuning": training},
+            {**options, "training": {**training, "learning_rate": 1e-12}, "tuning": None},
+            tolerance=1e-4,
+            first=({"method": "dense_sparse", "ratio": 0.5, "rounds": 2, "weighting": "plain"},),
+            needs_first=True,
+            families=families,
+        )
+        for precision, options, families in (
+            ("float32", {"mode": "latent"}, ("llama", "bert")),
+            ("bfloat16", {"mode": "proxy"}, ("llama", "gpt2")),
+        )
+        for training in ({**_LEARN, "precision": precision},)
     },
 }
 
@@ -227,9 +248,16 @@ def idle() -> Callable[[str], tuple[Method, float, Callable[[Any], None] | None]
     def get(case: str) -> tuple[Method, float, Callable[[Any], None] | None]:
         given = CASES[case]
         prepare = partial(lower_rank, rank=given.low_rank) if given.low_rank else None
+        if given.needs_first:
+            prepare = partial(_through, given.first)
         return method(case, given.idle), given.tolerance, prepare
 
     return get
+
+
+def _through(steps: tuple[dict[str, Any], ...], model: Any) -> None:
+    """Take a model through steps that look at nothing of what it reads."""
+    compress.apply(model, list(steps), token_ids())
 
 
 @pytest.fixture(scope="session")

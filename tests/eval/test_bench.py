@@ -21,6 +21,7 @@ from compress.eval.bench.rows import Row, number, over_seeds, read_rows, write_r
 from compress.eval.bench.runs import digests
 from compress.eval.bench.speedup import prefill_macs
 from compress.eval.bench.tables import render
+from compress.eval.bench.vib_outcomes import equal_accuracy, share_at
 
 
 def row(figure: str, value: float = 1.0, **fields) -> Row:
@@ -255,3 +256,16 @@ def test_a_row_says_that_local_data_were_used(tmp_path) -> None:
         options = Namespace(data_root=root, results=tmp_path / "rows.json", smoke=False)
         publish(options, tmp_path, [made], "any")
         assert [row.command for row in read_rows(options.results)] == [command]
+
+
+def test_curves_are_compared_at_equal_accuracy():
+    curve = [(50.0, 90.0), (0.0, 92.0), (30.0, 91.5), (70.0, 86.0)]
+    found = [share_at(curve, accuracy) for accuracy in (92.5, 92.0, 90.75, 88.0, 80.0)]
+    assert found == [0, 0, 40, 60, 70]
+    # A dip does not end a curve: what can go is the most with which the accuracy is left.
+    assert share_at([(0, 92), (30, 89), (50, 90), (70, 80)], 90) == 50
+    curves = {"full": curve[0:1], "best": [(30.0, 90.0)], "worst": [(30.0, 80.0)], "none": []}
+    rows = {row.figure: row for row in equal_accuracy("x", "T", 92.0, curves)}
+    ratio = rows["T, 2 points below dense: parameters removed, full / best other"]
+    assert ratio.value == pytest.approx(50 / 30) and ratio.met
+    assert equal_accuracy("x", "T", 92.0, {"best": curves["best"]}) == []

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import math
+import re
 import sys
 
 import pytest
 
 from compress.errors import CompressError
 from compress.eval.report.compare import Entry, compare
-from compress.eval.report.plot import Point, scatter
+from compress.eval.report.plot import Point, _axis, _labels, scatter
 from compress.eval.report.rows import number
 
 
@@ -31,6 +34,57 @@ def test_frontier_keeps_what_nothing_beats(result) -> None:
 def test_reports_share_their_original_and_names_stay_apart(result, report) -> None:
     found = compare([report(result(), result(4.0)), report(result(), result(5.0))])
     assert [e.name for e in found.entries] == ["original (m)", "a run", "a run (2)"]
+
+
+def test_columns_sorting_and_files(result, tmp_path) -> None:
+    entries = [
+        Entry("slow", result(3.3, size=300, accuracy=0.5), seconds=90.0),
+        Entry("dense", result(3.0, accuracy=0.7), original=True),
+        Entry("quick", result(3.1, size=500, speedup=(1.9, 2.0, 2.1))),
+    ]
+    found = compare(entries)
+    assert [e.name for e in found.entries] == ["dense", "quick", "slow"]
+    keys = [c.key for c in found.columns]
+    assert "piqa" in keys and "seconds" in keys and "prefill" in keys and "decode" not in keys
+    by_size = compare(entries, ["size", "piqa"], "size")
+    assert [e.name for e in by_size.entries] == ["dense", "slow", "quick"]
+    assert by_size.head() == ("", "on disk", "piqa acc", "unbeaten in")
+    with pytest.raises(CompressError, match="Did you mean 'prefill'"):
+        compare(entries, ["prefil"])
+    page = found.write(tmp_path / "page.html")
+    rows = list(csv.DictReader((tmp_path / "page.csv").open()))
+    told = json.loads((tmp_path / "page.json").read_text())["entries"]
+    assert [row["name"] for row in rows] == [row["name"] for row in told]
+    assert float(rows[2]["quality"]) == told[2]["quality"] and rows[2]["seconds"] == "90.0"
+    assert told[1]["piqa"] is None and rows[1]["piqa"] == ""
+    assert 'data-name="on disk"' in page.read_text()
+
+
+def test_labels_cover_neither_points_nor_each_other() -> None:
+    points = [Point(f"a model called {i}", 100 + i % 3, 10 + i / 40) for i in range(9)]
+    xs, ys = _axis([p.x for p in points], 46, 386, from_zero=True), _axis(
+        [p.y for p in points], 236, 20, from_zero=False
+    )  # fmt: skip
+    dots = [(xs.at(p.x), ys.at(p.y)) for p in points]
+    boxes = []
+    drawn = "".join(_labels(points, xs, ys))
+    for text in re.finditer(r'label[^"]*" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)"', drawn):
+        x, y, anchor = float(text[1]), float(text[2]), text[3]
+        width = 7 * len("a model called 0")
+        left = {"start": x, "middle": x - width / 2, "end": x - width}[anchor]
+        boxes.append((left, y - 9, left + width, y + 1))
+    assert len(boxes) == 9 and all(box[0] >= 0 and box[2] <= 400 for box in boxes)
+    for index, box in enumerate(boxes):
+        assert not any(box[0] < x < box[2] and box[1] < y < box[3] for x, y in dots)
+        for other in boxes[:index]:
+            assert box[2] <= other[0] or other[2] <= box[0] or box[3] <= other[1] or (
+                other[3] <= box[1]
+            )  # fmt: skip
+
+
+def test_near_costs_use_the_room() -> None:
+    assert _axis([98.0, 100.0], 0, 100, from_zero=True).low > 90
+    assert _axis([20.0, 100.0], 0, 100, from_zero=True).low == 0
 
 
 def test_accuracy_counts_upwards(result) -> None:

@@ -22,7 +22,9 @@ from compress.eval.report import (
     write_report,
 )
 from compress.eval.report.compare import Entry, compare
+from compress.eval.report.html import written_options
 from compress.eval.report.rows import cost_rows, number, quality_ratio, quality_rows, ratio
+from compress.eval.report.verdict import verdict
 
 EVIL = '<script>alert("x")</script>&<img src=x onerror=alert(1)>|`'
 
@@ -162,3 +164,29 @@ def test_report_with_numbers_that_are_none(result, report, tmp_path) -> None:
         load_report(tmp_path)
     with pytest.raises(CompressError, match="to write"):
         write_report(report(result()), tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "tone", "words"),
+    [
+        ({"size": 3200}, {"nll": 3.24, "size": 1000, "speedup": (0.99, 1.0, 1.01)}, "warning",
+         "Outside the tolerance: perplexity +27 %, 3.2x smaller, no faster."),
+        ({}, {"size": 500, "macs": 250, "speedup": (1.9, 2.0, 2.1)}, "good",
+         "Within tolerance: perplexity +0 %, 2x smaller, 2x faster."),
+        ({}, {"nll": 3.05, "wobble": 0.5}, "note", "Too coarsely measured"),
+        ({}, {"nll": 9.0}, "warning", "perplexity 403.4 times as high, no smaller."),
+    ],
+)  # fmt: skip
+def test_the_verdict_says_it_in_a_sentence(result, report, before, after, tone, words) -> None:
+    full = report(result(**before), result(**after))
+    found = verdict(full)
+    assert found.tone == tone and words in found.text
+    assert found.text in render_markdown(full) and f'class="verdict {tone}"' in render_html(full)
+    assert f'<li class="{tone}"><span class="name">Perplexity' in render_html(full)
+    assert verdict(report()) is None
+
+
+def test_options_are_written_as_a_recipe_writes_them() -> None:
+    assert written_options({"pattern": "2:4", "include": ["*"], "rank": None, "sym": True}) == (
+        "pattern: '2:4', include: ['*'], sym: true"
+    )

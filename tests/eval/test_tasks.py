@@ -16,6 +16,7 @@ pytest.importorskip("lm_eval")
 
 from compress.eval.quality import tasks as tasks_module  # noqa: E402
 from compress.eval.quality.local_tasks import READERS, local_tasks, resolve  # noqa: E402
+from compress.eval.quality.task_names import check_task_names  # noqa: E402
 from compress.eval.quality.tasks import run_tasks  # noqa: E402
 
 DOCUMENTS = {
@@ -134,6 +135,57 @@ def test_wikitext_is_cut_into_articles(data_root: Path) -> None:
         "= One =",
         "= Two =",
     ]
+
+
+@pytest.fixture
+def own_tasks(tmp_path: Path) -> Path:
+    """A folder with a task of two documents, whose prompt a function makes, and a group of it."""
+    folder = tmp_path / "mine"
+    (folder / "data").mkdir(parents=True)
+    rows = [{"q": "one and one", "a": "two"}, {"q": "two and two", "a": "four"}]
+    (folder / "data" / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "prompts.py").write_text("def prompt(doc):\n    return 'Q: ' + doc['q']\n")
+    (folder / "base.yaml").write_text(
+        "dataset_path: json\ndataset_kwargs: {data_files: {test: data/sums.jsonl}}\n"
+        "test_split: test\noutput_type: loglikelihood\ndoc_to_target: ' {{a}}'\n"
+        "metric_list: [{metric: acc}]\n"
+    )
+    (folder / "sums.yaml").write_text(
+        "include: base.yaml\ntask: own_sums\ntag: own_tag\ndoc_to_text: !function prompts.prompt\n"
+    )
+    (folder / "group.yaml").write_text("group: own_group\ntask: [own_sums]\n")
+    return folder
+
+
+def test_tasks_of_ones_own(llama, tokenizer, own_tasks: Path, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)  # paths of data start at the YAML file, not here
+    named = [run_tasks(llama, tokenizer, [task], include_path=[str(own_tasks)])
+             for task in ("own_sums", "own_tag", "own_group")]  # fmt: skip
+    path = str(own_tasks / "sums.yaml")
+    (alone,) = run_tasks(llama, tokenizer, [path]).tasks.items()
+    assert alone[0] == "own_sums" and alone[1].samples == 2 and alone[1].source == "your files"
+    assert set(alone[1].files) == {"sums.yaml", "base.yaml", "sums.jsonl"}
+    for result in named:
+        assert result.tasks["own_sums"].metrics == alone[1].metrics
+    (own_tasks / "sums.yaml").write_text("task: own_sums\ndataset_path: json\ntest_split: none\n")
+    with pytest.raises(CompressError, match="'own_sums' to work in lm-eval"):
+        run_tasks(llama, tokenizer, [path])
+
+
+def test_what_is_wrong_with_ones_own_tasks_is_told_before_any_work(own_tasks: Path) -> None:
+    check_task_names([str(own_tasks / "group.yaml"), "own_tag"], [str(own_tasks)])
+    with pytest.raises(CompressError, match="'own_sums'"):
+        check_task_names(["own_sum"], [str(own_tasks)])
+    with pytest.raises(CompressError, match=r"nearest of \d+,\d+: '[^']+', '[^']+', '[^']+'\.$"):
+        check_task_names(["qqqqqzzzzz"])
+    with pytest.raises(CompressError, match="without"):
+        check_task_names([str(own_tasks / "base.yaml")])
+    with pytest.raises(CompressError, match="an existing folder with lm-eval tasks"):
+        check_task_names(["own_sums"], ["nowhere"])
+    (own_tasks / "data" / "sums.jsonl").unlink()
+    with pytest.raises(CompressError, match="data_files"):
+        check_task_names([str(own_tasks / "sums.yaml")])
 
 
 def test_runs_in_memory_and_says_what_it_ran(llama, tokenizer, data_root: Path) -> None:

@@ -136,3 +136,20 @@ def test_verdicts_hold_the_change_against_the_tolerance():
     assert better.verdict == "better" and better.value == pytest.approx(-0.04)
     others = result(labels[:1000], wrong[100][:1000])
     assert label_loss("accuracy", original, others, spec).verdict == "uncertain"
+
+
+def test_examples_in_memory_are_scored_as_those_of_a_file(classifier, pairing, reviews, columns):
+    import json
+
+    import compress
+
+    path = reviews(20)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    given = [{"text": row["review"], "label": row["mood"]} for row in rows]
+    model, cheap = classifier(), {"memory": False}
+    read = {"examples": {"source": str(path), **columns}, **cheap}
+    one = compress.evaluate(model, read, tokenizer=pairing)
+    other = compress.evaluate(model, cheap, examples=given, tokenizer=pairing)
+    assert one.after.labels == other.after.labels and other.data[0].name.endswith("in memory")
+    with pytest.raises(compress.CompressError, match="one text, or examples"):
+        compress.evaluate(model, read, examples=given, tokenizer=pairing)

@@ -7,11 +7,13 @@ import copy
 import pytest
 import torch
 
+import compress
 from compress.engine.context import StepContext
 from compress.engine.steps import run_step
 from compress.errors import CompressError
 from compress.linear.matrix import matrix
 from compress.methods.depth import loss
+from compress.methods.depth.drop import DropBlocks
 from compress.methods.depth.shortgpt import ShortGPT
 from compress.methods.depth.sleb import SLEB
 from compress.models.anatomy import ATTENTION_OUT, DOWN, anatomy_of, find_blocks
@@ -151,3 +153,29 @@ def test_plan_predicts_the_size(method, tiny):
     found = outline_of(shorter, anatomy_of(shorter), 16)
     assert predicted.parameters == found.parameters
     assert [b.anatomy.path for b in predicted.blocks] == [b.anatomy.path for b in found.blocks]
+
+
+def test_named_blocks_go(tiny, tokens):
+    model, whole = tiny("llama"), tiny("llama")
+    compress.apply(model, [{"method": "drop_blocks", "blocks": [0, 2]}])
+    (left,) = model.model.layers
+    whole.model.layers = whole.model.layers[1:2]
+    whole.model.layers[0].self_attn.layer_idx = 0
+    assert left.state_dict().keys() == whole.model.layers[0].state_dict().keys()
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, whole(tokens, use_cache=False).logits)
+
+
+@pytest.mark.parametrize(
+    ("family", "blocks", "message"),
+    (
+        ("llama", [1, 7], "blocks from 0 to 2, got 7"),
+        ("llama", [0, 1, 2], "at least one block that stays"),
+        ("albert", [0], "layers share one set"),
+    ),
+)
+def test_blocks_that_cannot_go(family, blocks, message, tiny):
+    model = tiny(family)
+    anatomy = anatomy_of(model)
+    with pytest.raises(CompressError, match=message):
+        DropBlocks(blocks=blocks).check(anatomy, outline_of(model, anatomy, 16))

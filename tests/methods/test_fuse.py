@@ -493,3 +493,11 @@ def test_the_original_teaches_what_it_has_behind_the_group(tiny, tokens):
     # The first block stands for three of the original's by then, and nothing was learned.
     assert torch.allclose(seen["original"][1], states[3], atol=1e-5)
     assert not torch.allclose(seen["compressed"][1], states[3], atol=1e-2)
+
+
+@pytest.mark.parametrize(("family", "gains"), (("llama", True), ("gpt2", True), ("bert", False)))
+def test_the_refit_takes_what_learning_has_left(family, gains, tiny, learned):
+    """In the post-norm blocks of BERT, too, a forward pass decides."""
+    found = learned(tiny(family), size=1)
+    assert found["refit"] <= 1
+    assert not gains or found["refit"] < 0.99

@@ -217,7 +217,14 @@ def sizes_of_neurons(full):
         ("gpt2", {}),
         ("bert", {}),
         ("llama", {"of": "macs", "units": ["heads", "neurons", "layers"]}),
-        ("gpt2", {"mode": "full", "fine_tune": {**FEW, "steps": 2, "learning_rate": 1e-3}}),
+        (
+            "gpt2",
+            {
+                "mode": "full",
+                "fine_tune": {**FEW, "steps": 2, "learning_rate": 1e-3},
+                "distillation": {"hidden": 1.0},
+            },
+        ),
         ("llama", {"uniform": True, "units": ["hidden", "heads", "neurons"]}),
         ("llama", {"training": None, "tuning": None}),
         ("bert", {"mode": "fast", "data_share": 0.5, "distillation": None, "fine_tune": None}),

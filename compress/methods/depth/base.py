@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -48,19 +49,7 @@ class DepthMethod(Method):
         return list(range(first, blocks - self.protect_last))
 
     def check(self, anatomy: Anatomy, outline: Outline) -> None:
-        if anatomy.family.shared_blocks:
-            raise CompressError(
-                "a model whose layers have weights of their own",
-                f"{anatomy.model_type}, whose layers share one set",
-                "Removing one of them would remove all; use a sparsity, precision or "
-                "factorisation step",
-            )
-        if anatomy.family.fixed_layers:
-            raise CompressError(
-                "a model without weights that count its layers",
-                f"{anatomy.model_type}, whose head has some for each of them",
-                "Use another kind of step",
-            )
+        check_countable(anatomy)
         blocks = len(outline.blocks)
         remove, free = self.count(blocks), len(self.candidates(blocks, anatomy.family))
         if self.share and not remove:
@@ -81,15 +70,11 @@ class DepthMethod(Method):
         blocks = len(outline.blocks)
         family = outline.blocks[0].anatomy.family
         removed = self.candidates(blocks, family)[: self.count(blocks)]
-        stay = [block for i, block in enumerate(outline.blocks) if i not in removed]
         note = (
             f"{self.name}: which blocks go is decided while it runs; the plan counts them as equal"
         )
-        return replace(
-            outline,
-            blocks=tuple(renumbered(block, i) for i, block in enumerate(stay)),
-            notes=(*outline.notes, note) if removed else outline.notes,
-        )
+        notes = (*outline.notes, note) if removed else outline.notes
+        return replace(without(outline, removed), notes=notes)
 
     def kept_blocks(self, decision: Any, anatomy: Anatomy) -> list[int]:
         """Indices of the blocks that stay, in order."""
@@ -110,6 +95,29 @@ class SurveyDepthMethod(DepthMethod):
 
     def passes(self) -> tuple[Pass, ...]:
         return Survey(self.observe, self.decide), KeepBlocks(self.kept_blocks)
+
+
+def check_countable(anatomy: Anatomy) -> None:
+    """Raise a CompressError for a model whose blocks cannot become fewer."""
+    if anatomy.family.shared_blocks:
+        raise CompressError(
+            "a model whose layers have weights of their own",
+            f"{anatomy.model_type}, whose layers share one set",
+            "Removing one of them would remove all; use a sparsity, precision or "
+            "factorisation step",
+        )
+    if anatomy.family.fixed_layers:
+        raise CompressError(
+            "a model without weights that count its layers",
+            f"{anatomy.model_type}, whose head has some for each of them",
+            "Use another kind of step",
+        )
+
+
+def without(outline: Outline, removed: Collection[int]) -> Outline:
+    """The outline of a model without these blocks."""
+    stay = [block for i, block in enumerate(outline.blocks) if i not in removed]
+    return replace(outline, blocks=tuple(renumbered(block, i) for i, block in enumerate(stay)))
 
 
 def renumbered(block: BlockOutline, index: int) -> BlockOutline:

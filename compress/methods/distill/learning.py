@@ -120,7 +120,7 @@ def learn_model(
         work.metrics["distill.loss"] = learn_language(
             work, chosen, options, teaching.distillation, name="distill",
             prepare=lambda _moment: 0.0, taught_by=teacher, source=source,
-        )  # fmt: skip
+        ).last_loss  # fmt: skip
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -21,11 +22,12 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
 )
 
 from compress.errors import CompressError, did_you_mean
 from compress.models.config_limits import check_layers, check_numbers
-from compress.models.heads import Head
+from compress.models.heads import Head, Task
 from compress.models.loading import load_config
 from compress.models.positions import positions_of
 from compress.system.intake import reason
@@ -40,6 +42,11 @@ _BUILT = {
     "causal": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
     "masked": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING),
     "labels": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
+}
+# The same of the heads that a checkpoint's model can be given.
+_HEADED: dict[Task, tuple[Any, Any]] = {
+    "sequence": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
+    "token": (AutoModelForTokenClassification, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING),
 }
 _NAMES = {
     "causal": "causal language model", "masked": "masked language model", "labels": "head of labels"
@@ -59,10 +66,15 @@ def build_config(spec: TrainSpec, head: Head | None = None) -> PreTrainedConfig:
         head: of labels, where these are learned.
 
     Raises:
-        CompressError: an unknown model type or field (with the closest known), a value that the
-            config refuses, or fewer positions than tokens a sequence.
+        CompressError: labels of words; an unknown model type or field (with the closest known), a
+            value that the config refuses, or fewer positions than tokens a sequence.
     """
     where = "model.train.architecture"
+    if head is not None and head.task != "sequence":
+        raise CompressError(
+            "labels of texts, to train a model from scratch on", "labels of words",
+            "Give a checkpoint the head: model.train.from", where=where,
+        )  # fmt: skip
     fields = dict(spec.architecture or {})
     kind = fields.pop("model_type")
     if kind not in CONFIG_MAPPING:
@@ -161,9 +173,9 @@ def headed_config(folder: Path, head: Head, tokenizer: Any = None) -> PreTrained
         CompressError: a model type without such a head.
     """
     config = load_config(folder)
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+    if type(config) not in _HEADED[head.task][1]:
         raise CompressError(
-            "a model type with a head of labels", repr(config.model_type),
+            f"a model type with a head for labels of a {head.task}", repr(config.model_type),
             "Fine-tune another model", where="model.train.from",
         )  # fmt: skip
     for name, value in head.fields().items():
@@ -179,7 +191,9 @@ def headed_config(folder: Path, head: Head, tokenizer: Any = None) -> PreTrained
     return config
 
 
-def headed_model(folder: Path, config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+def headed_model(
+    folder: Path, config: PreTrainedConfig, seed: int, task: Task = "sequence"
+) -> PreTrainedModel:
     """A checkpoint's model in float32 with the head that ``config`` describes.
 
     What the checkpoint has of that head it brings along; the rest is drawn at random, the same for
@@ -190,7 +204,7 @@ def headed_model(folder: Path, config: PreTrainedConfig, seed: int) -> PreTraine
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, report = AutoModelForSequenceClassification.from_pretrained(
+        model, report = _HEADED[task][0].from_pretrained(
             folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True,
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip

@@ -110,7 +110,7 @@ def create(
         head = None if spec.examples is None else head_for(spec.examples, data)
         config = _config(spec, adapted, head)
         material = prepare(spec, data, tokenizer_in, seed, frame, head, config)
-        model = _model(spec, adapted, config, material.reader, seed).to(device).train()
+        model = _model(spec, adapted, config, head, material.reader, seed).to(device).train()
         result = fit(
             model,
             loss_for(model, spec),
@@ -141,13 +141,14 @@ def _model(
     spec: TrainSpec,
     adapted: Source | None,
     config: PreTrainedConfig | None,
+    head: Head | None,
     reader: Any,
     seed: int,
 ) -> Any:
     if adapted is None:
         model = build_model(config, spec.objective.kind, seed)
     elif config is not None:
-        model = headed_model(adapted.folder, config, seed)
+        model = headed_model(adapted.folder, config, seed, head.task)
     else:
         model = load_model(adapted)
     describe_generation(model.config, spec, reader)

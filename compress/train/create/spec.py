@@ -98,9 +98,9 @@ class TrainSpec(BaseModel):
         None, alias="from", description="a source, as in model.source, whose model is adapted"
     )
     tokenizer: TokenizerSpec | None = Field(None, description="of a model from scratch on text")
-    objective: Objective = Objective()
-    text: TextSpec | None = None
-    images: ImageTokens | None = None
+    objective: Objective = Field(Objective(), description="what the model learns to do")
+    text: TextSpec | None = Field(None, description="what it learns from: text")
+    images: ImageTokens | None = Field(None, description="what it learns from: images")
     examples: ExamplesSpec | None = Field(
         None, description="labelled texts: the model is fine-tuned with a head for their labels"
     )
@@ -116,7 +116,7 @@ class TrainSpec(BaseModel):
         description="text: put around each sequence what the tokenizer adds by itself (of causal "
         "models' windows only what it adds in front); false: nothing",
     )
-    training: TrainingOptions
+    training: TrainingOptions = Field(description="steps, batch, learning rate ...")
 
     @field_validator("tokenizer", "objective", mode="before")
     @classmethod

@@ -66,16 +66,22 @@ _SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def tiny_model(kind: str) -> torch.nn.Module:
-    """A model of a type with random weights; its logits tell weights apart."""
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+def sized_config(kind: str) -> Any:
+    """A config of a type whose models are small."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     cls = CONFIG_MAPPING[kind]
     known = set(inspect.signature(cls.__init__).parameters)
     for base in cls.__mro__:
         known |= set(getattr(base, "__annotations__", {}))
-    config = cls(**{field: value for field, value in _SIZES.items() if field in known})
+    return cls(**{field: value for field, value in _SIZES.items() if field in known})
+
+
+def tiny_model(kind: str) -> torch.nn.Module:
+    """A model of a type with random weights; its logits tell weights apart."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    config = sized_config(kind)
     auto = AutoModelForMaskedLM if kind in MASKED else AutoModelForCausalLM
     torch.manual_seed(0)
     model = auto.from_config(config).eval()
@@ -175,7 +181,7 @@ def _try_step(recipe: dict[str, Any], out: Path) -> str:
         result = compress.run(recipe, out)
         ids = torch.arange(7, 39).remainder(VOCABULARY)[None]
         source = Path(recipe["model"])
-        expected = _live_logits(source, recipe["steps"], recipe["calibration"], ids)
+        expected = live_logits(source, recipe["steps"], recipe["calibration"], ids)
         prove_fresh(result.model, expected, {"input_ids": ids})
     except Exception as error:  # a traceback is a failure too
         # A run has a journal from when its plan was accepted.
@@ -184,7 +190,7 @@ def _try_step(recipe: dict[str, Any], out: Path) -> str:
     return "equal"
 
 
-def _live_logits(
+def live_logits(
     folder: Path, steps: list[Any], calibration: dict[str, Any], ids: torch.Tensor
 ) -> torch.Tensor:
     """Logits of the same steps on a live model, calibrated on the same tokens."""

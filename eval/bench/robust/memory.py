@@ -32,10 +32,15 @@ MIDDLE = {
 SMOKE = {**MIDDLE, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4,
          "num_key_value_heads": 4, "num_hidden_layers": 2, "vocab_size": 1000}  # fmt: skip
 _DEPTH, _WIDTH, _RANK = {"remove": 1}, {"share": 0.25}, {"ratio": 0.5}
+_TRAINING = {"training": {"steps": 20, "batch": 1}}
 OPTIONS: dict[str, dict[str, Any]] = {
-    "shortgpt": _DEPTH, "sleb": _DEPTH, "ffn_width": _WIDTH, "head_width": _WIDTH, "svd": _RANK,
-    "asvd": _RANK, "svd_llm": _RANK, "maskllm": {"training": {"steps": 20, "batch": 1}},
+    "shortgpt": _DEPTH, "sleb": _DEPTH, "drop_blocks": {"blocks": [1]},
+    "flatten": _DEPTH, "fuse": {**_DEPTH, **_TRAINING},
+    "ffn_width": _WIDTH, "head_width": _WIDTH, "vib": {**_WIDTH, **_TRAINING}, "svd": _RANK,
+    "asvd": _RANK, "svd_llm": _RANK, "fwsvd": _RANK, "drone": _RANK,
+    "dense_sparse": {"ratio": 2.0}, "maskllm": _TRAINING, "distill": _TRAINING,
 }  # fmt: skip
+BEFORE = {"distill": [{"method": "magnitude", "pattern": "2:4"}]}  # steps that it needs in front
 
 
 def measure(work: Path, arguments: argparse.Namespace) -> list[Row]:
@@ -69,14 +74,14 @@ def _step(name: str, model: Path, work: Path, samples: int) -> dict[str, Any]:
     say(f"{name}: a run of its own")
     recipe = write_recipe(
         work, name, model={"source": str(model)},
-        steps=[{"method": name, **OPTIONS.get(name, {})}],
+        steps=[*BEFORE.get(name, []), {"method": name, **OPTIONS.get(name, {})}],
         calibration={
             "text": {"source": "python:pydoc_data.topics"}, "samples": samples, "length": 256,
         },
     )  # fmt: skip
     out = work / name
     run_measured(recipe, out)
-    (event,) = [e for e in journal(out) if e["event"] == "step"]
+    event = [e for e in journal(out) if e["event"] == "step"][-1]
     shutil.rmtree(out, ignore_errors=True)
     say(
         f"  peak {event['peak_bytes'] / 1e9:.3f} GB of {event['planned_bytes'] / 1e9:.3f}, "

@@ -16,8 +16,8 @@ from compress.methods.depth.base import DepthMethod, renumbered
 from compress.methods.depth.flatten.choosing import choose_groups, removable
 from compress.methods.depth.flatten.folding import obstacle
 from compress.methods.depth.flatten.merging import flatten_blocks
-from compress.methods.depth.flatten.refitting import refit
 from compress.methods.depth.flatten.restoring import restore_heads, restore_neurons
+from compress.methods.depth.refitting import RIDGES, fitting_bytes, refit
 from compress.methods.depth.similarity import Similarity, similarity_survey
 from compress.methods.passes import Learn, Pass, Shapes, Sites, Stream
 from compress.methods.work import SiteWork
@@ -25,8 +25,6 @@ from compress.models.anatomy import ATTENTION_OUT, DOWN, Anatomy, BlockAnatomy, 
 from compress.models.groups import Groups, single
 from compress.models.outline import BlockOutline, Outline
 from compress.train.reconstruction import BlockWork
-
-AUTO_RIDGES = (0.001, 0.01, 0.1, 1.0, 10.0)
 
 
 class Flatten(DepthMethod):
@@ -141,7 +139,7 @@ class Flatten(DepthMethod):
             self.targets, self.solve, self.statistic, memory=self.solving_bytes,
             work=self.solving_work,
         )  # fmt: skip
-        fit = Learn(self.fit, None, _fitting_bytes, forwards=1.0)
+        fit = Learn(self.fit, None, fitting_bytes, forwards=1.05)
         actions = (sites, fit) if self.refit else (sites,)
         stream = Stream(
             actions if self.restore_width else (), groups=lambda d, _anatomy: d["groups"],
@@ -198,13 +196,8 @@ class Flatten(DepthMethod):
             restore_heads(work, blocks, self.attention_correction)
 
     def fit(self, work: BlockWork) -> None:
-        refit(work, AUTO_RIDGES)
+        refit(work, RIDGES)
 
     @property
     def _ridges(self) -> tuple[float, ...]:
-        return AUTO_RIDGES if self.ridge == "auto" else (float(self.ridge),)
-
-
-def _fitting_bytes(shapes: Shapes) -> int:
-    """Normal equations twice; in float64 the matrix, its factor and the solution."""
-    return max(8 * width * (width + out) + 24 * width * (width + out) for out, width in shapes)
+        return RIDGES if self.ridge == "auto" else (float(self.ridge),)

@@ -15,6 +15,7 @@ from compress.methods.depth.fuse.choosing import fusible, losable, window
 from compress.methods.depth.fuse.grafting import merge_grafts
 from compress.methods.depth.fuse.influence import macro_influence
 from compress.methods.depth.fuse.learning import Loss, learn_group
+from compress.methods.depth.refitting import RIDGES, fitting_bytes, refit
 from compress.methods.passes import Learn, Rounds, Shapes, Stream, Survey
 from compress.models.anatomy import Anatomy
 from compress.models.outline import Outline
@@ -35,8 +36,9 @@ class Fuse(DepthMethod):
     A round removes the block of the lowest Macro Influence: the one without which the last hidden
     states of the model, as it is by then, change least. In the group of blocks around it every
     linear becomes W + B A + (C_l C_r) * W_p, with W_p the weights of the block that goes, and
-    learns, together with the norms, to return what the group returned. All of it is then merged:
-    the result is of the same architecture, and the next round finds plain weights.
+    learns, together with the norms, to return what the group returned. All of it is then merged,
+    and the down projection of the group's last block fitted to what learning has left over (ours).
+    The result is of the same architecture, and the next round finds plain weights.
 
     Blocks are fused with neighbours of their own sizes and layer type alone: what a weight of full
     attention stands for, one of sliding attention does not.
@@ -82,6 +84,10 @@ class Fuse(DepthMethod):
         default_factory=_default_training,
         description="Of each group. A batch counts calibration batches.",
     )
+    refit: bool = Field(
+        True, description="After learning, fit the down projection of a group's last block, by "
+        "least squares, to what the group is to return (not of the paper).",
+    )  # fmt: skip
 
     def check(self, anatomy: Anatomy, outline: Outline) -> None:
         super().check(anatomy, outline)
@@ -116,8 +122,10 @@ class Fuse(DepthMethod):
         survey = Survey(
             macro_influence, self.decide, batches=self.influence_batches, detours=self.fusible
         )
+        learn = Learn(self.learn, self.training, self._learning_bytes)
+        fit = Learn(self.fit, None, fitting_bytes, forwards=1.05)
         stream = Stream(
-            (Learn(self.learn, self.training, self._learning_bytes),),
+            (learn, fit) if self.refit else (learn,),
             batches=self.batches,
             targets="original" if self.teacher == "original" else "prefix",
             settle=merge_grafts, groups=_others, spans=_span, most=self.group + 1, only=_group,
@@ -143,6 +151,11 @@ class Fuse(DepthMethod):
 
     def learn(self, work: BlockWork) -> None:
         learn_group(work, self.training, self.rank, self.delta_rate, self.loss)
+
+    def fit(self, work: BlockWork) -> None:
+        for block in work.blocks:
+            merge_grafts(block)
+        refit(work, RIDGES)
 
     def _learning_bytes(self, shapes: Shapes) -> int:
         weights = sum(out * width for out, width in shapes)

@@ -24,7 +24,7 @@ def check_model(method: VIBOptions, anatomy: Anatomy, outline: Outline) -> None:
             f"{anatomy.model_type}, whose layers share one set",
             "Use a sparsity, precision or factorisation step",
         )
-    if not outline.predicts and method.trainings:
+    if not outline.predicts and (method.gated or method.fine_tune):
         raise CompressError(
             "a model with a head, from whose loss gates learn",
             f"a {anatomy.model_type} without one", "Load it with its head",

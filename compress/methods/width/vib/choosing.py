@@ -41,9 +41,9 @@ class Chooser:
         scores: kind -> log alpha [blocks][units] of kinds that have gates; of the stream one row.
         sizes: of the model. target: the largest size that is wanted.
         multiples: kind -> widths become multiples of this, or stay what they were.
-        uniform: all blocks get one number of heads and one of neurons, and the stream a width that
-            the heads divide, as some stock configs insist.
-        queries: heads that a key/value head has.
+        uniform: all blocks get one number of heads and one of neurons.
+        queries: heads that a key/value head has. The number of heads that a config states divides
+            the width of the stream, as LlamaConfig and others insist.
     """
 
     scores: Mapping[str, list[torch.Tensor]]
@@ -105,8 +105,9 @@ class Chooser:
             ]
             for kind, found in counts.items()
         }  # fmt: skip
-        if self.uniform and HIDDEN in counts:
-            heads = rounded[HEADS][0] if HEADS in rounded else int(self.sizes.full[HEADS][0])
+        if HIDDEN in counts:
+            left = rounded[HEADS] if self.uniform and HEADS in rounded else self.sizes.full[HEADS]
+            heads = max(1, int(max(left)))
             step = math.lcm(self.multiples.get(HIDDEN, 1), heads * self.queries)
             rounded[HIDDEN] = [_rounded(counts[HIDDEN][0], len(self.scores[HIDDEN][0]), step)]
         return rounded

@@ -31,13 +31,16 @@ _LEAST, _MOST, _SLOPE = -9.0, 0.0, 0.02
 def fisher(work: ModelWork, gates: Gates, batches: int) -> dict[str, torch.Tensor]:
     """Mean over batches of the squared gradient of the loss in each gate: kind -> [units].
 
-    A training at rate 0, whose gradients are looked at: the model's kind decides the loss.
+    A training at rate 0, whose gradients are looked at: the model's kind decides the loss. At a
+    minimum of the loss the gradients of examples add up like noise, so batches of several order
+    the gates as single examples do, and a few examples that the model has wrong decide less.
     """
     world = processes.world().size
     found = {kind: torch.zeros_like(gate.mean) for kind, gate in gates.kinds.items()}
-    steps = max(1, batches // world)
+    steps = max(1, min(batches, len(work.batches)) // world)
+    rows = len(next(iter(work.batches[0].values())))
     options = TrainingOptions(
-        steps=steps, batch=world, micro_batch=1, learning_rate=1.0, clip=None,
+        steps=steps, batch=world * rows, micro_batch=rows, learning_rate=1.0, clip=None,
         schedule="constant",
     )  # fmt: skip
     kept = {kind: gate.kept for kind, gate in gates.kinds.items()}

@@ -18,9 +18,9 @@ from compress.methods.width.vib.options import VIBOptions
 from compress.methods.width.vib.predicting import thinned
 from compress.methods.width.vib.pruning import narrow, narrow_outside
 from compress.methods.width.vib.sizes import Sizes, sizes_of
-from compress.methods.width.vib.training import learn_gates, target_of
+from compress.methods.width.vib.training import learn_gates, learn_weights, target_of
 from compress.methods.work import OuterWork, SiteWork
-from compress.models.anatomy import Anatomy, BlockAnatomy, Site
+from compress.models.anatomy import Anatomy, BlockAnatomy, Site, anatomy_of
 from compress.models.outline import Outline
 from compress.train.whole import ModelWork
 
@@ -108,16 +108,29 @@ class VIB(VIBOptions):
     def passes(self) -> tuple[Pass, ...]:
         # A model that is its own teacher runs forwards once more; another one likewise.
         share = 1 if self.distillation is None else 4 / 3
-        outer = self.changes_outer
-        return (
+        outer, taught = self.narrows_outer, self.distillation is not None
+        found: tuple[Pass, ...] = (
             TrainModel(
-                None, self.learn, self.keep, tuple((o, share) for o in self.trainings),
-                self._learning_bytes, keep_outer=self.keep_outer if outer else None,
-                teacher=self.trains_weights and self.distillation is not None,
+                None, self.learn, self.keep, tuple((o, share) for o in self.gated),
+                self._gated_bytes, keep_outer=self.keep_outer if outer else None,
+                teacher=self.trains_weights and taught,
             ),
             Stream(
                 (Sites(self._first, self.narrow),), inputs=False,
                 outer=self.change_outer if outer else None,
+            ),
+        )  # fmt: skip
+        if self.fine_tune is None:
+            return found
+        return (
+            *found,
+            TrainModel(
+                None, self.learn_weights, self.keep_weights, ((self.fine_tune, share),),
+                self._tuned_bytes, keep_outer=self.keep_outer_weights, teacher=taught,
+            ),
+            Stream(
+                (Sites(self._first, self.take_weights),), inputs=False,
+                outer=self.take_outer_weights,
             ),
         )  # fmt: skip
 
@@ -125,23 +138,13 @@ class VIB(VIBOptions):
         learn_gates(work, self)
 
     def keep(self, block: nn.Module) -> dict[str, torch.Tensor]:
-        return self._taken(block, lambda _name: True)
+        """What was decided of a block, and its weights if they learned beside the gates."""
+        learned = vars(block).pop("vib_learned")
+        return learned | (_weights(block) if self.trains_weights else {})
 
     def keep_outer(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        from compress.models.anatomy import anatomy_of
-
-        return self._taken(model, anatomy_of(model).is_outer)
-
-    def _taken(self, module: nn.Module, meant: Any) -> dict[str, torch.Tensor]:
-        """What was decided of a block, or of what lies outside, and the weights that learned."""
-        learned = vars(module).pop("vib_learned")
-        if self.trains_weights:
-            learned |= {
-                _WEIGHT + name: p.detach().cpu()
-                for name, p in module.named_parameters()
-                if p.is_floating_point() and meant(name)
-            }
-        return learned
+        learned = vars(model).pop("vib_learned")
+        return learned | (_outer_weights(model) if self.trains_weights else {})
 
     def _first(self, anatomy: BlockAnatomy, site: Site) -> tuple[str, ...]:
         return site.linears if site is anatomy.sites[0] else ()
@@ -156,15 +159,47 @@ class VIB(VIBOptions):
         if HIDDEN in self.units:
             narrow_outside(work.model, work.anatomy, work.learned)
 
+    def learn_weights(self, work: ModelWork) -> None:
+        learn_weights(work, self)
+
+    def keep_weights(self, block: nn.Module) -> dict[str, torch.Tensor]:
+        return _weights(block)
+
+    def keep_outer_weights(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        return _outer_weights(model)
+
+    def take_weights(self, work: SiteWork) -> None:
+        """Put what has learned into a block, at its first site."""
+        _restore(work.block, work.learned)
+
+    def take_outer_weights(self, work: OuterWork) -> None:
+        _restore(work.model, work.learned)
+
     def told(self, notes: list[Any]) -> tuple[str, ...]:
         said = [note["told"] for note in notes if isinstance(note, dict) and "told" in note]
         return tuple(sentence for sentences in said for sentence in sentences)
 
-    def _learning_bytes(self, shapes: Shapes) -> int:
-        # Values and gradients of all gates are thousands; of weights there are four more copies.
-        weights = sum(out * width for out, width in shapes) if self.trains_weights else 0
+    def _gated_bytes(self, shapes: Shapes) -> int:
+        # Values and gradients of all gates are thousands; of weights there are three more copies.
         units = sum(max(shape) for shape in shapes)
-        return 12 * weights + 40 * units
+        return 40 * units + (self._tuned_bytes(shapes) if self.trains_weights else 0)
+
+    def _tuned_bytes(self, shapes: Shapes) -> int:
+        return 12 * sum(out * width for out, width in shapes)
+
+
+def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        _WEIGHT + name: p.detach().cpu()
+        for name, p in module.named_parameters()
+        if p.is_floating_point()
+    }
+
+
+def _outer_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    anatomy = anatomy_of(model)
+    found = _weights(model)
+    return {n: t for n, t in found.items() if anatomy.is_outer(n.removeprefix(_WEIGHT))}
 
 
 def _restore(module: nn.Module, learned: dict[str, torch.Tensor]) -> None:

@@ -94,7 +94,7 @@ class VIBOptions(Method):
         "(docs/vib.md), or all alike (mu 1, log sigma^2 -9).",
     )
     start_batches: int = Field(
-        32, ge=1, description="Sequences, at most, on which that curvature is measured."
+        32, ge=1, description="Calibration batches, at most, on which that curvature is measured."
     )
     trust: float = Field(
         0.25, ge=0, le=1,
@@ -133,7 +133,7 @@ class VIBOptions(Method):
     )
     fine_tune: TrainingOptions | None = Field(
         default_factory=_fine_tune,
-        description="After that: weights learn, everything else gone. None by default in mode "
+        description="After that: the weights of the narrow model learn. None by default in mode "
         "faster.",
     )
     distillation: DistillationOptions | None = Field(
@@ -180,17 +180,25 @@ class VIBOptions(Method):
 
     @property
     def trains_weights(self) -> bool:
-        """Whether weights are other ones afterwards, beyond what is folded into them."""
-        return self.fine_tune is not None or (self.mode != "faster" and self.training is not None)
+        """Whether weights learn beside gates."""
+        return self.mode != "faster" and self.training is not None
 
     @property
-    def changes_outer(self) -> bool:
-        """Whether what lies outside the blocks is another afterwards."""
+    def narrows_outer(self) -> bool:
+        """Whether what lies outside the blocks is another once units are taken out."""
         return HIDDEN in self.units or self.trains_weights
 
     @property
-    def trainings(self) -> tuple[TrainingOptions, ...]:
-        return tuple(o for o in (self.training, self.tuning, self.fine_tune) if o is not None)
+    def gated(self) -> tuple[TrainingOptions, ...]:
+        """The trainings of the model with gates in it."""
+        return tuple(o for o in (self.training, self.tuning) if o is not None)
+
+    @property
+    def tuned_from(self) -> DistillationOptions | None:
+        """What the fine-tuning learns from: hidden states have lost channels by then."""
+        if self.distillation is None or HIDDEN not in self.units:
+            return self.distillation
+        return self.distillation.model_copy(update={"hidden": 0.0})
 
     @property
     def data(self) -> float:

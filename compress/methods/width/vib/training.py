@@ -1,4 +1,4 @@
-"""The trainings of a step, one after the other, on a whole model: gates, means, weights."""
+"""The trainings of a step on a whole model: gates, means, then the weights of the narrow one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from compress.methods.width.vib.pruning import learned_of_block
 from compress.methods.width.vib.sizes import Sizes, outer_terms, sizes_of
 from compress.models.anatomy import anatomy_of
 from compress.models.outline import outline_of
-from compress.train.language import compared_layers
+from compress.train.language import DistillationOptions, compared_layers
 from compress.train.moment import Moment, derive_seed
 from compress.train.teacher import ModelTeacher, Teacher
 from compress.train.whole import ModelWork, learn_language
@@ -63,7 +63,7 @@ def learn_gates(work: ModelWork, method: VIBOptions) -> None:
     with placed(work.model, work.anatomy, gates):
         lesson = _Teaching(work, method, gates)
         if method.start == "importance":
-            importance = fisher(work, gates, min(method.start_batches, _sequences(work)))
+            importance = fisher(work, gates, method.start_batches)
             share = 1 - target / sizes.whole()
             weights = unit_weights(gates, sizes)
             start(gates, importance, weights, share, method.margin, method.trust)
@@ -72,15 +72,12 @@ def learn_gates(work: ModelWork, method: VIBOptions) -> None:
         decided = chooser(gates, sizes, target, method.multiples, method.uniform, queries).choose()
         keep(gates, decided)
         _note(work, method, gates, sizes, decided, target)
-        for name, options, weights in (
-            ("tuning", method.tuning, False), ("fine_tune", method.fine_tune, True),
-        ):  # fmt: skip
-            if options is not None:
-                _learn_rest(work, method, gates, name, options, weights, lesson)
+        if method.tuning is not None:
+            _tune(work, method, gates, lesson)
     for block in blocks:
         found = learned_of_block(gates, decided, block.index)
         work.model.get_submodule(block.path).vib_learned = found
-    if method.changes_outer:
+    if method.narrows_outer:
         outside = {n: t for n, t in found.items() if n.partition(".")[0] == HIDDEN}
         work.model.vib_learned = outside
 
@@ -90,32 +87,48 @@ def _some(batches: list[Any], share: float) -> list[Any]:
     return batches[: max(1, math.ceil(share * len(batches)))]
 
 
-def _sequences(work: ModelWork) -> int:
-    return sum(len(next(iter(batch.values()))) for batch in work.batches)
-
-
 def _sizes(work: ModelWork, method: VIBOptions) -> Sizes:
     bits = 8 * work.storage_dtype.itemsize
     outline = outline_of(work.model, work.anatomy, bits)
     return sizes_of(outline, method.of, bits / 8, outer_terms(work.model, work.anatomy))
 
 
+def learn_weights(work: ModelWork, method: VIBOptions) -> None:
+    """Let the weights of the narrow model learn, taught by the one that the recipe began with.
+
+    Metric: ``vib.fine_tune``, the mean loss of the last tenth of the steps.
+    """
+    work = replace(work, batches=_some(work.batches, method.data))
+    teacher = None if method.tuned_from is None else _original(work, method.tuned_from)
+    with _learning(work, True) as weights:
+        work.metrics["vib.fine_tune"] = learn_language(
+            work, weights, method.fine_tune, method.tuned_from, name="fine_tune",
+            prepare=lambda _moment: 0.0, taught_by=teacher,
+        ).last_loss  # fmt: skip
+
+
+def _original(work: ModelWork, distillation: DistillationOptions) -> ModelTeacher:
+    """The model that the recipe began with, as a teacher."""
+    compared = compared_layers(distillation, len(work.anatomy.blocks))
+    original = work.teacher()
+    return ModelTeacher(
+        original, anatomy_of(original), {i: work.origins[i][1] - 1 for i in compared}
+    )
+
+
 class _Teaching:
     """Who teaches: the model itself with open gates, or, once weights learn, the original."""
 
     def __init__(self, work: ModelWork, method: VIBOptions, gates: Gates) -> None:
-        self.gates, self.options = gates, method.distillation
+        self.gates, options = gates, method.distillation
         self.taught_by: Teacher | None = None
-        self.own = not (method.trains_weights and work.teacher is not None)
-        if self.options is None:
+        self.own = not method.trains_weights
+        if options is None:
             return
         if self.own:
-            self.taught_by = OwnTeacher.of(work.model, gates, self.options)
-            return
-        compared = compared_layers(self.options, len(work.anatomy.blocks))
-        layers = {i: work.origins[i][1] - 1 for i in compared}
-        original = work.teacher()
-        self.taught_by = ModelTeacher(original, anatomy_of(original), layers)
+            self.taught_by = OwnTeacher.of(work.model, gates, options)
+        else:
+            self.taught_by = _original(work, options)
 
     def inside(self):
         """Inside it the model is its own teacher, where it is one."""
@@ -149,37 +162,32 @@ def _train(
         },
         {"params": [gates.multipliers], "lr": method.multiplier_rate, "weight_decay": 0.0},
     ]  # fmt: skip
-    with _learning(work, method.mode != "faster") as free:
+    with _learning(work, method.trains_weights) as free:
         if free:
             groups.append({"params": free, "lr": method.weight_rate})
         work.metrics["vib.loss"] = learn_language(
             work, groups, options, method.distillation, name="gates", prepare=prepare,
             teacher=lesson.inside, taught_by=lesson.taught_by,
-        )  # fmt: skip
+        ).last_loss  # fmt: skip
     gates.pass_all()
     found = expected_gone(gates, sizes, schedule.sharpness[1]).detach()
     work.metrics["vib.expected"] = float(found)
     work.metrics["vib.multipliers"] = gates.multipliers.tolist()
 
 
-def _learn_rest(
-    work: ModelWork, method: VIBOptions, gates: Gates, name: str, options: Any, weights: bool,
-    lesson: _Teaching,
-) -> None:  # fmt: skip
-    """With everything gone that goes: means, or weights, learn on."""
-    folder = None if work.folder is None else work.folder / name  # of another training
+def _tune(work: ModelWork, method: VIBOptions, gates: Gates, lesson: _Teaching) -> None:
+    """With everything gone that goes, means learn on."""
 
     def prepare(_moment: Moment) -> float:
         gates.harden()
         return 0.0
 
-    with _learning(work, weights) as found:
-        chosen = found if weights else [gate.mean for gate in gates.kinds.values()]
-        here = replace(work, folder=folder)
-        work.metrics[f"vib.{name}"] = learn_language(
-            here, chosen, options, method.distillation, name=name, prepare=prepare,
-            teacher=lesson.inside, taught_by=lesson.taught_by,
-        )  # fmt: skip
+    folder = None if work.folder is None else work.folder / "tuning"  # of another training
+    work.metrics["vib.tuning"] = learn_language(
+        replace(work, folder=folder), [gate.mean for gate in gates.kinds.values()],
+        method.tuning, method.distillation, name="tuning", prepare=prepare,
+        teacher=lesson.inside, taught_by=lesson.taught_by,
+    ).last_loss  # fmt: skip
     gates.pass_all()
 
 

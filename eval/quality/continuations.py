@@ -1,0 +1,67 @@
+"""A few beginnings of the evaluation text as a model goes on with them: to be read, not scored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import LongTensor, nn
+
+from compress.models.positions import positions_of
+
+PROMPT, LENGTH = 24, 32  # tokens
+
+
+class Continuation(BaseModel):
+    """A beginning, and the likeliest next tokens one by one (greedy)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str
+    text: str = Field(description=f"{LENGTH} tokens, or fewer where the model ends")
+
+
+@torch.no_grad()
+def continuations(
+    model: nn.Module,
+    tokenizer: Any,
+    tokens: LongTensor,
+    count: int,
+    prefix: tuple[int, ...] = (),
+) -> tuple[Continuation, ...]:
+    """Let a causal model go on with beginnings that lie evenly in a text.
+
+    Args:
+        tokens: of the text, int64 [n]; of a short text there are fewer beginnings.
+        prefix: special tokens in front of each beginning.
+    """
+    room = (positions_of(model.config) or 1 << 30) - len(prefix) - PROMPT
+    count = min(count, len(tokens) // PROMPT)
+    if count < 1 or room < 1:
+        return ()
+    starts = [i * (len(tokens) - PROMPT) // max(1, count - 1) for i in range(count)]
+    prompts = torch.stack([tokens[start : start + PROMPT] for start in starts])
+    front = torch.tensor(prefix, dtype=prompts.dtype).expand(count, -1)
+    training, made = model.training, []
+    model.eval()
+    try:
+        given = torch.cat([front, prompts], dim=1).to(model.device)
+        output = model(input_ids=given, use_cache=True)
+        for left in reversed(range(min(LENGTH, room))):
+            made.append(output.logits[:, -1:].argmax(-1))
+            if left:
+                cache = output.past_key_values
+                output = model(input_ids=made[-1], past_key_values=cache, use_cache=True)
+    finally:
+        model.train(training)
+    end = getattr(tokenizer, "eos_token_id", None)
+    found = torch.cat(made, dim=1).tolist()
+    return tuple(
+        Continuation(prompt=tokenizer.decode(prompt), text=tokenizer.decode(_until(ids, end)))
+        for prompt, ids in zip(prompts.tolist(), found, strict=True)
+    )
+
+
+def _until(ids: list[int], end: int | None) -> list[int]:
+    return ids[: ids.index(end)] if end in ids else ids

@@ -1,0 +1,113 @@
+"""The whole report in a sentence: what became of quality, of size, of speed."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from compress.eval.report.cells import number
+from compress.eval.report.label_rows import NAMES
+from compress.eval.report.rows import quality_ratio
+from compress.eval.report.schema import Report
+from compress.eval.report.verdicts import (
+    label_loss,
+    likelihood_loss,
+    same_products,
+    score_loss,
+    speed,
+)
+from compress.eval.spec import EvaluationResult
+
+Tone = Literal["good", "note", "warning"]
+_TONES: dict[str, Tone] = {
+    "better": "good", "within": "good", "uncertain": "note", "outside": "warning",
+}  # fmt: skip
+_SAID = {
+    "better": "Better than the original",
+    "within": "Within tolerance",
+    "uncertain": "Too coarsely measured to tell whether within tolerance",
+    "outside": "Outside the tolerance",
+}
+
+
+class Verdict(NamedTuple):
+    """A sentence, and whether it is good news."""
+
+    tone: Tone
+    text: str
+
+
+def verdict(report: Report) -> Verdict | None:
+    """Quality against the tolerance, then size and speed; None of a model that stands alone."""
+    if report.before is None:
+        return None
+    costs = [*_size(report), *_speed(report)]
+    quality = _quality(report.before, report.after)
+    if quality is None:
+        return Verdict("note", f"Quality was not measured: {', '.join(costs)}.")
+    found, change = quality
+    return Verdict(_TONES[found], f"{_SAID[found]}: {', '.join([change, *costs])}.")
+
+
+def _quality(before: EvaluationResult, after: EvaluationResult) -> tuple[str, str] | None:
+    """The verdict on the first quality that both have, and its change in words."""
+    tolerance = after.spec.tolerance
+    if paired := quality_ratio(before, after):
+        factor, bounds = paired
+        bound = after.generator and after.generator.likelihood
+        name = "perplexity" if after.perplexity else "perplexity bound" if bound else (
+            "masked perplexity"
+        )  # fmt: skip
+        return likelihood_loss(factor, bounds, tolerance).verdict, f"{name} {_relative(factor)}"
+    if before.labels and after.labels and after.labels.main in before.labels.scores:
+        name = after.labels.main
+        loss = label_loss(name, before.labels, after.labels, tolerance)
+        return loss.verdict, f"{NAMES[name].lower()} {_points(-loss.value)}"
+    for task, result in (after.tasks.tasks if after.tasks else {}).items():
+        first = before.tasks and before.tasks.tasks.get(task)
+        for name, metric in result.metrics.items():
+            if first and name in first.metrics:
+                old = first.metrics[name]
+                change = f"{number(old.value)} to {number(metric.value)}"
+                return score_loss(old, metric, tolerance).verdict, f"{task} {name} {change}"
+    return None
+
+
+def _size(report: Report) -> list[str]:
+    """How much smaller what is on the disk is than what was shipped."""
+    new = report.after.cost.size.checkpoint_bytes
+    old = report.run.source_bytes or report.before.cost.size.checkpoint_bytes
+    if not new or not old:
+        return []
+    if 0.98 < new / old < 1.02:
+        return ["no smaller"]
+    return [f"{old / new:.3g}x smaller" if new < old else f"{new / old:.3g}x larger"]
+
+
+def _speed(report: Report) -> list[str]:
+    timing = report.after.latency
+    if timing is None:
+        return []
+    told = speed(timing.prefill.interval, report.after.spec.tolerance)
+    if told == "faster" and same_products(report.before, report.after):
+        told = "alike"
+    ratio = timing.prefill.speedup
+    if told == "faster":
+        return [f"{ratio:.3g}x faster"]
+    return [f"{1 / ratio:.3g}x slower"] if told == "slower" else ["no faster"]
+
+
+def _relative(factor: float) -> str:
+    """A ratio as a change in percent, or a multiple of what is beyond imagining as one."""
+    if factor >= 10:
+        return f"{number(factor)} times as high"
+    return f"{100 * (factor - 1):+.2g} %"
+
+
+def _points(change: float) -> str:
+    return f"{100 * change:+.2g} points"
+
+
+def short_source(source: str) -> str:
+    """The last part of where a model came from: a folder's name, a hub id, a package."""
+    name, _, _ = source.removeprefix("pypi:").partition("@sha256:")
+    return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".", "~")) else name
