@@ -10,7 +10,13 @@ from transformers.pytorch_utils import Conv1D
 
 from compress.linear.pattern import Pattern
 from compress.methods.sparsity.maskllm import soft
-from compress.methods.sparsity.maskllm.learning import choices, choose
+from compress.methods.sparsity.maskllm.learning import (
+    MaskSchedule,
+    choices,
+    choose,
+    error_of_outputs,
+    learn_on_block,
+)
 from compress.methods.sparsity.maskllm.masks import (
     Draw,
     MaskedLinear,
@@ -21,7 +27,10 @@ from compress.methods.sparsity.maskllm.masks import (
 )
 from compress.methods.sparsity.maskllm.search import local_search
 from compress.methods.sparsity.maskllm.soft import Noise, candidates, gumbel, masked_weight
-from compress.train.reconstruction import BestSeen
+from compress.models.replay import BlockCall
+from compress.system.activations import Activations
+from compress.train.options import TrainingOptions
+from compress.train.reconstruction import BestSeen, BlockWork, error_of_tokens
 
 TWO_FOUR = Pattern(2, 4)
 PATTERNS = [Pattern(1, 2), TWO_FOUR, Pattern(1, 4), Pattern(3, 8), Pattern(4, 8)]
@@ -248,3 +257,52 @@ def test_the_best_of_several_looks_is_kept():
     assert best.look() == 2.0 and (best.first, best.error) == (3.0, 1.0)
     choose(linears, best.state)
     assert torch.equal(linear.mask(), wanted)
+
+
+def test_a_token_of_huge_norm_counts_as_much_as_all_others():
+    target = torch.randn(1, 100, 8, generator=generator())
+    target[:, 0] *= 1000
+    lost, call = target.clone(), BlockCall()
+    lost[:, 0] = 0
+    assert float(error_of_tokens(lost, target, call)) == pytest.approx(0.01)
+    assert float(error_of_outputs(lost, target, call)) == pytest.approx(0.505, abs=1e-3)
+    rest = torch.zeros_like(target)
+    rest[:, 0] = target[:, 0]
+    assert float(error_of_outputs(rest, target, call)) == pytest.approx(0.495, abs=1e-3)
+    assert float(error_of_outputs(torch.zeros_like(target), target, call)) == pytest.approx(1.0)
+    # One too many, as long as the other, costs no more than the other's loss.
+    made = target.clone()
+    made[:, 1] = target[:, 0]
+    assert float(error_of_outputs(made, target, call)) == pytest.approx(0.505, abs=1e-2)
+    assert float(error_of_tokens(made, target, call)) > 1000
+    padded = BlockCall(real=torch.arange(100)[None] > 0)  # the same without the first token
+    assert float(error_of_outputs(lost, target, padded)) == 0.0
+
+
+def test_masks_keep_what_makes_one_token_huge(tmp_path):
+    # Three inputs carry every token but the first, whose only input, the fourth, makes it huge. To
+    # drop the fourth is best for the mean over tokens, and it is where learning starts.
+    def states(file, values):
+        stored = Activations(tmp_path / file)
+        for batch, value in enumerate(values):
+            stored.write(batch, value)
+        return stored
+
+    inputs = torch.randn(4, 1, 64, 4, generator=generator())
+    inputs[..., 3] = 0
+    inputs[:, :, 0] = torch.tensor([0.0, 0.0, 0.0, 100.0])
+    plain = nn.Linear(4, 8, bias=False)
+    plain.weight.data = torch.randn(8, 4, generator=generator(1)).index_fill_(
+        1, torch.tensor([3]), 1.0
+    )
+    targets = functional.linear(inputs, plain.weight.detach())
+    start = torch.tensor([True, True, False, False]).expand(8, 4)
+    block = nn.Sequential(MaskedLinear(plain, TWO_FOUR, logits_of(TWO_FOUR, 8, prior=start)))
+    work = BlockWork(
+        [block], [], states("inputs", inputs), states("targets", targets), [[BlockCall()] * 4],
+        torch.device("cpu"), seed=0, precision="float32",
+    )  # fmt: skip
+    options = TrainingOptions(steps=40, batch=1, learning_rate=0.02, clip=None)
+    learn_on_block(work, MaskSchedule((100.0, 500.0), (4.0, 0.05), 0.0), options)
+    assert bool(block[0].mask()[:, 3].all())
+    assert work.metrics["masks.after"] < 0.5 < work.metrics["masks.before"]

@@ -14,8 +14,15 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from compress.checkpoint.embeddings import (
+    has_packed_embeddings,
+    place_embeddings,
+    reading_embeddings,
+    settle_embeddings,
+)
 from compress.checkpoint.guards import guarded
 from compress.checkpoint.records import BlockRecord, apply_record, module_specs
+from compress.checkpoint.serving import stored_state
 from compress.errors import CompressError
 from compress.linear.layer import serve
 from compress.models.anatomy import find_blocks
@@ -74,13 +81,22 @@ def _own_class(
             register_block_class(config)
         stock.__init__(self, config, *args, **kwargs)
         place_modules(self)
+        place_embeddings(self)
         # Guards in the file are no weights left over: none is missing.
         self._keys_to_ignore_on_load_unexpected |= guarded(config)
 
     def from_pretrained(cls: type[PreTrainedModel], *args: Any, **kwargs: Any):
-        made = super(own, cls).from_pretrained(*args, **kwargs)
-        serve(made[0] if isinstance(made, tuple) else made)
+        with reading_embeddings():
+            made = super(own, cls).from_pretrained(*args, **kwargs)
+        model = made[0] if isinstance(made, tuple) else made
+        settle_embeddings(model)
+        serve(model)
         return made
+
+    def save_pretrained(self: PreTrainedModel, *args: Any, **kwargs: Any):
+        if has_packed_embeddings(self):
+            kwargs.setdefault("state_dict", stored_state(self))
+        super(own, self).save_pretrained(*args, **kwargs)
 
     own = type(stock)(
         OWN + stock.__name__,
@@ -88,6 +104,7 @@ def _own_class(
         {
             "__init__": __init__,
             "from_pretrained": classmethod(from_pretrained),
+            "save_pretrained": save_pretrained,
             "__module__": __name__,
             "__doc__": f"{stock.__name__} with layers of compress.linear.layer.",
             "config_class": config_class,

@@ -9,13 +9,14 @@ checkpoint loads as what it is, or fails loudly.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import AutoModel, PreTrainedConfig
 
 from compress.checkpoint.architectures import OWN, own_config_class, own_head_dim
+from compress.checkpoint.embeddings import read_embeddings
 from compress.checkpoint.records import BlockRecord, module_specs, needs_own_experts
 from compress.checkpoint.targets import group_by_value, parse_pattern, target_patterns
 from compress.checkpoint.tensors_config import (
@@ -24,6 +25,7 @@ from compress.checkpoint.tensors_config import (
     unpacks_on_load,
 )
 from compress.errors import CompressError
+from compress.linear.grid import QuantScheme
 from compress.models.anatomy import anatomy_of, per_layer_lists, stock_type
 from compress.models.families import FAMILIES, Family
 from compress.models.loading import auto_class
@@ -32,6 +34,7 @@ PREFIX = "compress_"
 SECTION_VERSION = 1
 # Fields of other names that some classes tie to the width of the residual stream.
 _LIKE_HIDDEN = ("word_embed_proj_dim", "embedding_size")
+_NOT_IN_RECORDS = ("head_dim", "embeddings")
 _OWN_KEYS = ("compressed_modules", "compress", "quantization_config", "per_layer_config")
 
 
@@ -41,6 +44,7 @@ def apply_records(
     records: Sequence[BlockRecord],
     blocks_path: str,
     hidden: int = 0,
+    embeddings: Mapping[str, QuantScheme] | None = None,
 ) -> PreTrainedConfig:
     """Return a copy of ``config`` that describes blocks as the records say.
 
@@ -49,6 +53,8 @@ def apply_records(
             replaced, so the records must be those of all blocks as they are now.
         blocks_path: path of the block list in the model ("model.layers").
         hidden: width of the residual stream; 0 leaves it as the config has it.
+        embeddings: path of an embedding or head on a grid -> its scheme; None leaves them as the
+            config has them.
 
     Raises:
         CompressError: another number of blocks than the config has layers (see
@@ -59,6 +65,7 @@ def apply_records(
         raise CompressError(f"records of {layers} blocks", str(len(records)))
     new = stock_config(config)
     own_heads = own_head_dim(config)
+    rounded = read_embeddings(config) if embeddings is None else dict(embeddings)
     if hidden and hidden != new.hidden_size:
         own_heads = set_hidden(new, family, hidden)
     per_layer = _set_widths(new, family, [r.widths for r in records])
@@ -70,12 +77,14 @@ def apply_records(
     if not needs_own_experts(records):
         modules = {}  # the checkpoint has its experts as the stock class does
     unpack = unpacks_on_load(records, new.model_type)
-    if modules or own_heads or unpack is None:
+    if modules or own_heads or rounded or unpack is None:
         new = _own_config(new)
         new.compressed_modules = modules
     section: dict[str, Any] = {"version": SECTION_VERSION}
     if own_heads:
         section["head_dim"] = own_heads
+    if rounded:
+        section["embeddings"] = {p: s.model_dump() for p, s in sorted(rounded.items())}
     zeros = group_by_value([r.zeros for r in records])
     if zeros:
         section["zeros"] = {
@@ -85,7 +94,7 @@ def apply_records(
     quantization = quantization_section(records, blocks_path, bool(unpack))
     if quantization is not None:
         new.quantization_config = quantization
-    if per_layer or modules or zeros or own_heads:
+    if per_layer or modules or zeros or own_heads or rounded:
         new.compress = section
     if per_layer:
         # Last: from here on, reading a field that differs between layers raises.
@@ -192,10 +201,14 @@ def stock_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def stock_sizes(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The same, but for the size of heads that the class would not derive, which no record says."""
+    """The same, but for what no record says: the size of heads that the class would not derive, and
+    the schemes of embeddings."""
     new = stock_config(config)
-    if own_head_dim(config):
-        new.compress = {"version": SECTION_VERSION, "head_dim": own_head_dim(config)}
+    kept = {
+        k: v for k, v in (getattr(config, "compress", None) or {}).items() if k in _NOT_IN_RECORDS
+    }
+    if kept:
+        new.compress = {"version": SECTION_VERSION, **kept}
     return new
 
 

@@ -49,8 +49,9 @@ def is_guard(name: str, shape: Sequence[int]) -> bool:
 def guarded(config: PreTrainedConfig) -> set[str]:
     """Return regular expressions of the names that guards of a checkpoint may have.
 
-    They end in the block's number and the path inside it: what comes before differs between a model
-    with a head and its backbone.
+    They end in the block's number and the path inside it, or the name of an embedding: what comes
+    before differs between a model with a head and its backbone.
     """
-    names = getattr(config, "compressed_modules", None) or {}
+    names = [*(getattr(config, "compressed_modules", None) or {})]
+    names += (getattr(config, "compress", None) or {}).get("embeddings", {})
     return {rf"(^|\.){re.escape(name)}\.(weight|\w+_proj)$" for name in names}

@@ -1,9 +1,10 @@
-"""What ``import compress`` changes in the process: two hooks, and nothing until they are needed.
+"""What ``import compress`` changes in the process: three hooks, and nothing until they are needed.
 
 The hooks fire when transformers is imported (or at once, if it already is). They make model types
-named ``compress_*`` known by name only, and watch for configs that carry both ``per_layer_config``
-and our ``compress`` section. Classes are made, and constructors of blocks wrapped, when the first
-checkpoint that needs them is opened; models without our section are built as they always were.
+named ``compress_*`` known by name only, watch for configs that carry both ``per_layer_config`` and
+our ``compress`` section, and have quantised checkpoints read by a quantizer that keeps weights
+packed. Classes are made, and constructors of blocks wrapped, when the first checkpoint that needs
+them is opened; models without our section are built as they always were.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from wrapt import register_post_import_hook
 
 _CONFIGS = "transformers.models.auto.configuration_auto"
 _PER_LAYER = "transformers.integrations.heterogeneity.configuration_utils"
+_QUANTIZERS = "transformers.quantizers.auto"
 _installed = False
 
 
@@ -25,6 +27,7 @@ def install_hooks() -> None:
         _installed = True
         register_post_import_hook(_name_own_types, _CONFIGS)
         register_post_import_hook(_watch_per_layer_configs, _PER_LAYER)
+        register_post_import_hook(_keep_weights_packed, _QUANTIZERS)
 
 
 def _name_own_types(module: ModuleType) -> None:
@@ -67,3 +70,12 @@ def _watch_per_layer_configs(module: ModuleType) -> None:
             register_block_class(config)
 
     mixin.per_layer_config = property(stock.fget, setter, stock.fdel, stock.__doc__)
+
+
+def _keep_weights_packed(module: ModuleType) -> None:
+    def make(*args: Any, **kwargs: Any) -> Any:
+        from compress.checkpoint.serving import make_quantizer
+
+        return make_quantizer(*args, **kwargs)
+
+    module.AUTO_QUANTIZER_MAPPING["compressed-tensors"] = make

@@ -29,10 +29,19 @@ def pack(module: QuantizedLinear, dtype: torch.dtype) -> dict[str, torch.Tensor]
     Args:
         dtype: of the scales in the file.
     """
-    scheme = module.scheme
-    stored = {"weight_scale": module.weight_scale.to(dtype).contiguous()}
     codes = module.quantized_values()
-    zero_point = module.weight_zero_point
+    return pack_codes(codes, module.weight_scale, module.weight_zero_point, module.scheme, dtype)
+
+
+def pack_codes(
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    scheme: QuantScheme,
+    dtype: torch.dtype,
+) -> dict[str, torch.Tensor]:
+    """The same from codes [out, in] int8 and a grid [out, groups]."""
+    stored = {"weight_scale": scale.to(dtype).contiguous()}
     if storage_format(scheme) == INT8:
         stored["weight"] = codes
         if zero_point is not None:
@@ -95,6 +104,15 @@ def stored_shapes(scheme: QuantScheme, rows: int, columns: int) -> dict[str, tup
     if not scheme.symmetric:
         shapes["weight_zero_point"] = (_words(rows, scheme.bits), groups)
     return shapes
+
+
+def stored_dtypes(scheme: QuantScheme) -> dict[str, torch.dtype]:
+    """Return the types of these tensors; that of scales is the checkpoint's, and float32 here."""
+    codes = torch.int8 if storage_format(scheme) == INT8 else torch.int32
+    return {
+        "weight": codes, "weight_packed": codes, "weight_zero_point": codes,
+        "weight_shape": torch.int64, "weight_scale": torch.float32,
+    }  # fmt: skip
 
 
 def check_names(got: set[str], expected: set[str]) -> None:

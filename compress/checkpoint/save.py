@@ -13,9 +13,16 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from compress.checkpoint.config import apply_records, layer_count, stock_sizes
+from compress.checkpoint.embeddings import (
+    marked,
+    read_embeddings,
+    stored_outer,
+    stored_outer_shapes,
+)
 from compress.checkpoint.guards import guards, is_guard
 from compress.checkpoint.records import BlockRecord, dump_block, record_block
 from compress.errors import CompressError
+from compress.linear.packed import packed_weights
 from compress.models.anatomy import Anatomy, anatomy_of
 from compress.models.loading import auto_class as _auto_class
 from compress.models.loading import load_config
@@ -83,16 +90,20 @@ def config_for(
     base.dtype = model.dtype
     # What the config says of the widths may be behind: the model was changed in place.
     return apply_records(
-        base, anatomy.family, records, anatomy.blocks_path, anatomy.blocks[0].hidden
-    )
+        base, anatomy.family, records, anatomy.blocks_path, anatomy.blocks[0].hidden,
+        marked(model) or None,
+    )  # fmt: skip
 
 
 def stored_tensors(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield a model's tensors in storage form, one block's at a time; tied ones once."""
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-    for name, tensor in model.state_dict().items():
-        if anatomy.is_outer(name) and name not in tied:
-            yield name, tensor
+    outer = (
+        (name, tensor)
+        for name, tensor in model.state_dict().items()
+        if anatomy.is_outer(name) and name not in tied
+    )
+    yield from stored_outer(model, outer, model.dtype)
     for block in anatomy.blocks:
         stored, record = dump_block(model.get_submodule(block.path), block, model.dtype)
         for name, tensor in {**stored, **guards(record)}.items():
@@ -141,7 +152,9 @@ def verify(
     """
     import transformers
 
-    with _quiet(transformers.logging):
+    # Rounding to int8 turns a difference of the last bit into one of a code: the logits are to be
+    # those of dense products.
+    with _quiet(transformers.logging), packed_weights(False):
         try:
             if auto_class is None:
                 auto_class = _auto_class(load_config(folder, trust_remote_code=trust_remote_code))
@@ -194,6 +207,7 @@ def verify_shapes(folder: str | os.PathLike[str], trust_remote_code: bool = Fals
         for name, tensor in model.state_dict().items()
         if anatomy.is_outer(name) and name not in tied
     }
+    expected = stored_outer_shapes(expected, read_embeddings(config))
     widths = [block.widths for block in anatomy.blocks]
     records = read_records(config, anatomy.family, len(anatomy.blocks), widths)
     for block, record in zip(anatomy.blocks, records, strict=True):

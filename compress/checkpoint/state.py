@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
 from compress.checkpoint.config import apply_records, keep_layers, read_records
+from compress.checkpoint.embeddings import UnpackedTensors, read_embeddings
 from compress.checkpoint.records import BlockRecord, load_block, with_experts
 from compress.checkpoint.stored import (
     ModelTensors,
@@ -25,6 +27,7 @@ from compress.checkpoint.stored import (
     opened_block,
     stored_names,
 )
+from compress.linear.grid import QuantScheme
 from compress.models.anatomy import Anatomy, family_of
 from compress.models.config_limits import check_layers
 from compress.models.groups import Groups, merged_origins
@@ -97,7 +100,7 @@ class ModelState:
         """
         self.source.check_ties()
         for name in self.outer():
-            tensor = self.source.get(name)
+            tensor = self.readable.get(name)
             if tensor.is_floating_point():
                 check_finite(name, tensor, where=str(self.source.index.folder))
 
@@ -108,6 +111,7 @@ class ModelState:
         blocks: Sequence[SourceBlock | Path] | None = None,
         outer: Path | None = None,
         hidden: int = 0,
+        embeddings: dict[str, QuantScheme] | None = None,
     ) -> ModelState:
         """The state after a pass that has changed blocks.
 
@@ -118,6 +122,7 @@ class ModelState:
             blocks: where the result's blocks are; likewise.
             outer: file of the tensors outside the blocks, if they have changed.
             hidden: width of the residual stream, if it has changed.
+            embeddings: what of ``outer`` is on a grid, if that has changed.
         """
         firsts, family = [group[0] for group in groups], family_of(self.config)
         if records is None:
@@ -127,24 +132,34 @@ class ModelState:
         config = self.config
         if firsts != list(range(len(self.blocks))):
             config = keep_layers(config, family, firsts, self.blocks_path, self.records)
-        config = apply_records(config, family, records, self.blocks_path, hidden)
+        config = apply_records(config, family, records, self.blocks_path, hidden, embeddings)
         return replace(
             self,
-            source=self.source if outer is None else OuterTensors(self.source, outer, self.outer()),
+            source=self.source if outer is None else self._changed_outside(outer),
             config=config,
             records=tuple(records),
             blocks=tuple(blocks),
             origins=tuple(merged_origins(self.origins, groups)),
         )
 
+    def _changed_outside(self, file: Path) -> OuterTensors:
+        return OuterTensors(self.source, file, self.blocks_path + ".")
+
     def outer(self) -> tuple[str, ...]:
-        """Names of the tensors outside the blocks."""
+        """Names of the tensors outside the blocks, as whoever computes has them."""
         prefix = self.blocks_path + "."
-        return tuple(name for name in self.source.names() if not name.startswith(prefix))
+        return tuple(name for name in self.readable.names() if not name.startswith(prefix))
+
+    @property
+    def readable(self) -> Any:
+        """The tensors with those of rounded embeddings unpacked."""
+        schemes = read_embeddings(self.config)
+        return UnpackedTensors(self.source, schemes) if schemes else self.source
 
     def streamed(self, device: torch.device | str = "cpu") -> StreamedModel:
         """Build the model on the meta device, ready to be filled block by block."""
-        return StreamedModel(build_meta(self.config, self.trust_remote_code), self.source, device)
+        model = build_meta(self.config, self.trust_remote_code)
+        return StreamedModel(model, self.readable, device)
 
     def load(self, index: int, block: nn.Module, anatomy: Anatomy) -> None:
         """Fill one block in float32.

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from compress.checkpoint.embeddings import read_embeddings, stored_outer_shapes
 from compress.checkpoint.guards import is_guard
 from compress.checkpoint.pieces import check_pieces, expert_pieces
 from compress.checkpoint.records import BlockRecord, apply_record, stored_shapes_of
@@ -115,7 +116,8 @@ def stored_names(model: nn.Module, anatomy: Anatomy, records: Sequence[BlockReco
 
     Makes the blocks of ``model`` (on the meta device) what the records say.
     """
-    names = {name for name in model.state_dict() if anatomy.is_outer(name)}
+    state = {n: tuple(t.shape) for n, t in model.state_dict().items() if anatomy.is_outer(n)}
+    names = set(stored_outer_shapes(state, read_embeddings(model.config)))
     for block, record in zip(anatomy.blocks, records, strict=True):
         module = model.get_submodule(block.path)
         apply_record(module, record)
@@ -129,17 +131,19 @@ class OuterTensors:
     Args:
         tensors: of the checkpoint.
         path: of the file.
-        outer: names of the tensors outside the blocks.
+        prefix: of the names of tensors in blocks.
     """
 
-    def __init__(self, tensors: StoredTensors, path: Path, outer: Sequence[str]) -> None:
-        self._tensors, self._path, self._outer = tensors, path, frozenset(outer)
+    def __init__(self, tensors: StoredTensors, path: Path, prefix: str) -> None:
+        self._tensors, self._path, self._prefix = tensors, path, prefix
+        with opened_block(path) as file:
+            self._outer = frozenset(file.keys())
         self.index, self.unused = tensors.index, tensors.unused
         self.storage_dtype = tensors.storage_dtype
 
     def names(self) -> list[str]:
-        """Those of the checkpoint: a step does not add tensors outside the blocks."""
-        return self._tensors.names()
+        inside = [name for name in self._tensors.names() if name.startswith(self._prefix)]
+        return [*sorted(self._outer), *inside]
 
     def get(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         if name not in self._outer:

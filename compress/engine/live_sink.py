@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compress.checkpoint.config import apply_records, keep_layers
+from compress.checkpoint.embeddings import marked
 from compress.checkpoint.records import record_block
 from compress.engine.context import MemorySink
 from compress.engine.transaction import Transaction
@@ -74,7 +75,9 @@ class LiveSink(MemorySink):
             set_blocks(model, path, [source.block(index) for index in firsts])
         after = anatomy_of(model)
         records = [record_block(model.get_submodule(b.path), b) for b in after.blocks]
-        config = apply_records(config, after.family, records, path, after.blocks[0].hidden)
+        config = apply_records(
+            config, after.family, records, path, after.blocks[0].hidden, marked(model) or None
+        )
         # All modules of the model refer to this object.
         model.config.__dict__.clear()
         model.config.__dict__.update(config.__dict__)

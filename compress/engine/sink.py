@@ -12,11 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
+from compress.checkpoint.embeddings import marked, stored_outer
 from compress.checkpoint.records import BlockRecord, dump_block
 from compress.checkpoint.state import ModelState
 from compress.checkpoint.stored import read_block
 from compress.engine.context import OUTER
 from compress.engine.workspace import Workspace
+from compress.linear.grid import QuantScheme
 from compress.methods.passes import SOLVE, kind_of
 from compress.models.anatomy import Anatomy, BlockAnatomy
 from compress.models.groups import Groups
@@ -81,13 +83,16 @@ class JournalSink:
         if self._outer(stage) is not None:
             return  # by this run, before it was interrupted
         held = model.state_dict()
-        tensors = {name: held[name].detach() for name in self.state.outer()}
+        outer = ((name, held[name].detach()) for name in self.state.outer())
+        tensors = dict(stored_outer(model, outer, self.dtype))
         tensors = {n: t.to(self.dtype) if t.is_floating_point() else t for n, t in tensors.items()}
         # Tied tensors are one in memory and two in a file.
         self._write(
             self._outer_file(stage), {n: t.clone().contiguous() for n, t in tensors.items()}
         )
         event = {"event": "outer", "step": self.step, "stage": stage, "files": self._digests}
+        if rounded := marked(model):
+            event["embeddings"] = {p: s.model_dump(mode="json") for p, s in rounded.items()}
         self._digests = {}
         self.workspace.append(event)
 
@@ -95,6 +100,13 @@ class JournalSink:
         """The file of what lies outside the blocks, where a stage has changed it."""
         done = self.workspace.find(event="outer", step=self.step, stage=stage)
         return self._outer_file(stage) if done else None
+
+    def _rounded(self, stage: str) -> dict[str, QuantScheme] | None:
+        """What of it is on a grid since then; None where nothing new is."""
+        for event in self.workspace.find(event="outer", step=self.step, stage=stage):
+            if "embeddings" in event:
+                return {p: QuantScheme.model_validate(s) for p, s in event["embeddings"].items()}
+        return None
 
     def _write(self, path: Path, tensors: dict[str, torch.Tensor]) -> None:
         temporary = path.with_suffix(".partial")
@@ -187,7 +199,9 @@ class JournalSink:
                 )
             for event in self._events(stage):
                 hidden = event.get("hidden", hidden)
-            self.state = self.state.after(groups, records, blocks, self._outer(stage), hidden)
+            self.state = self.state.after(
+                groups, records, blocks, self._outer(stage), hidden, self._rounded(stage)
+            )
         else:
             self.state = self.state.after(groups)
         source = self.state.streamed(source.device)

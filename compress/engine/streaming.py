@@ -168,7 +168,12 @@ class Streaming:
         source.fill_outer()
         context.sink.touch_outer(source.model)
         with torch.no_grad():
-            change(OuterWork(source.model, context.source.anatomy, self.decision, learned))
+            change(
+                OuterWork(
+                    source.model, context.source.anatomy, self.decision, learned,
+                    context.storage_dtype,
+                )
+            )  # fmt: skip
         context.sink.store_outer(self.stage, source.model)
         return source
 

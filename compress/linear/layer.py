@@ -145,6 +145,10 @@ class Layer(nn.Module):
         zeros = 0 if any(p.is_meta for p in weights) else sum(int((p == 0).sum()) for p in weights)
         return LayerSize(count, count - zeros, count)
 
+    def execution(self) -> str:
+        """Which products it runs, as a clause for a report; "" for those of dense matrices."""
+        return ""
+
     def carried(self, statistics: InputStatistics, part: int) -> InputStatistics:
         """Statistics of the input of part number ``part``, from those of the layer's input."""
         for name in self.parts()[:part]:
@@ -227,6 +231,8 @@ _KINDS: dict[str, type[Layer] | str] = {
     "low_rank": "compress.linear.low_rank:LowRankLinear",
     "dense_sparse": "compress.linear.dense_sparse:DenseSparseLinear",
     "absent": "compress.linear.absent:AbsentLinear",
+    "packed": "compress.linear.packed:PackedLinear",
+    "int8": "compress.linear.int8:Int8Linear",
 }
 GROUP = "compress.layers"  # entry points of other packages, kind = "module:Class"
 

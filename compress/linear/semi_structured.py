@@ -18,6 +18,7 @@ from torch.sparse import SparseSemiStructuredTensor, SparseSemiStructuredTensorC
 from transformers.pytorch_utils import Conv1D
 
 from compress.errors import CompressError
+from compress.linear.layer import Layer
 
 CUSPARSELT, CUTLASS = "cuSPARSELt", "CUTLASS"
 
@@ -222,6 +223,11 @@ def describe_execution(model: nn.Module) -> str:
     if sparse:
         kernel = CUTLASS if sparse[0].weight.meta is not None else CUSPARSELT
         return f"2:4 products ({kernel}) in {len(sparse)} of {len(linears)} linears on {place}"
+    layers = Counter(m.execution() for m in model.modules() if isinstance(m, Layer))
+    del layers[""]
+    if layers:
+        ways = ", ".join(f"{way} in {count}" for way, count in layers.most_common())
+        return f"{ways} of {len(linears) + layers.total()} linears on {place}"
     tried = getattr(model, "semi_structured", None)
     if tried is not None and tried.reason:
         return f"dense products on {place} ({tried.reason})"

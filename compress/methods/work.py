@@ -153,9 +153,11 @@ class OuterWork:
         anatomy: of the model as it is before the change.
         decision: what an earlier pass of the step decided, None where none did.
         learned: what an earlier pass of the step kept of what lies outside the blocks, by name.
+        storage_dtype: as in :class:`SiteWork`.
     """
 
     model: PreTrainedModel
     anatomy: Anatomy
     decision: Any = None
     learned: dict[str, torch.Tensor] = field(default_factory=dict)
+    storage_dtype: torch.dtype = torch.float32

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from compress.errors import CompressError, did_you_mean
+from compress.linear.packed import packed_weights
 from compress.models.config_limits import check_layers, check_numbers, check_one_stack
 from compress.models.leftovers import unused_weights
 from compress.models.sections import check_sections
@@ -146,6 +147,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
+    packed: bool = True,
 ) -> PreTrainedModel:
     """Load a model in evaluation mode from a folder or a resolved source.
 
@@ -154,6 +156,8 @@ def load_model(
         dtype: the type of its floating-point weights.
         device: where to put it.
         trust_remote_code: allow code that comes with the checkpoint.
+        packed: keep quantised weights packed and compute from them, where the device is a CPU;
+            else they are unpacked as transformers does it.
 
     Raises:
         CompressError: as :func:`load_config`, :func:`auto_class` and ``TensorIndex.open``; also
@@ -165,11 +169,13 @@ def load_model(
     cls = auto_class(config)
     check_layers(config, len(TensorIndex.open(folder)))
     try:
-        model, report = cls.from_pretrained(
-            folder, config=config, dtype=dtype, trust_remote_code=trust_remote_code,
-            use_safetensors=True, local_files_only=True, output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they come back in the report, by name, and are refused
-        )  # fmt: skip
+        with packed_weights(packed and torch.device(device).type == "cpu"):
+            model, report = cls.from_pretrained(
+                folder, config=config, dtype=dtype, trust_remote_code=trust_remote_code,
+                use_safetensors=True, local_files_only=True, output_loading_info=True,
+                # They come back in the report, by name, and are refused.
+                ignore_mismatched_sizes=True,
+            )  # fmt: skip
     except (RuntimeError, ValueError, OSError, AttributeError, ImportError) as error:
         raise CompressError(
             f"a checkpoint that loads from {folder}", reason(error),

@@ -137,6 +137,8 @@ class Outline:
         outer_parameters: parameters outside blocks, tied ones once.
         head_weights: weights of the output head (used once a token, tied or not).
         value_bits: bits of an unquantised stored value (16 for bf16).
+        tables: shapes of the embedding of tokens and the head, a tied one once.
+        table_bits: stored bits of a value there; None where they are values like others.
         labels: answers that a head of labels chooses from, or 1 for a number; 0 without one.
     """
 
@@ -148,6 +150,8 @@ class Outline:
     vocab_size: int = 0
     labels: int = 0
     notes: tuple[str, ...] = field(default=())
+    tables: tuple[tuple[int, int], ...] = ()
+    table_bits: float | None = None
 
     @property
     def predicts(self) -> bool:
@@ -177,8 +181,11 @@ class Outline:
     @property
     def bytes(self) -> int:
         value = self.value_bits / 8
+        held = sum(rows * columns for rows, columns in self.tables)
+        saved = 0.0 if self.table_bits is None else held * (value - self.table_bits / 8)
         return round(
             self.outer_parameters * value
+            - saved
             + sum(
                 b.other_parameters * value + sum(x.bytes for x in b.linears.values())
                 for b in self.blocks
@@ -232,7 +239,17 @@ def outline_of(model: PreTrainedModel, anatomy: Anatomy, value_bits: int) -> Out
         value_bits,
         vocab,
         0 if (labelled := head_of(model)) is None else labelled.outputs,
+        tables=tuple(tuple(table.weight.shape) for table in token_tables(model)),
     )
+
+
+def token_tables(model: PreTrainedModel) -> list[nn.Module]:
+    """The embedding of tokens, and the head where it has a weight of its own."""
+    words, head = model.get_input_embeddings(), model.get_output_embeddings()
+    found = [words] if isinstance(words, nn.Embedding) else []
+    if isinstance(head, nn.Linear) and all(head.weight is not table.weight for table in found):
+        found.append(head)
+    return found
 
 
 def linear_outline(module: nn.Module, bits: float) -> LinearOutline:

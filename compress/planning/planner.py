@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import torch
 
+from compress.checkpoint.embeddings import read_embeddings
 from compress.checkpoint.export import foreign_links
 from compress.checkpoint.state import ModelState
 from compress.errors import CompressError
@@ -176,7 +177,9 @@ def _mark_quantized(outline: Outline, state: ModelState) -> Outline:
             if name in record.quantization
         }
         blocks.append(block.with_linears(changed))
-    return replace(outline, blocks=tuple(blocks))
+    rounded = [scheme.bits for scheme in read_embeddings(state.config).values()]
+    bits = float(max(rounded)) if rounded else None
+    return replace(outline, blocks=tuple(blocks), table_bits=bits)
 
 
 def _evaluation_bytes(recipe: Recipe, original: Outline, result: Outline) -> int:

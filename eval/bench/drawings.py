@@ -64,7 +64,11 @@ def drawn(rows: list[Row], cost: str, label: str) -> str:
         (name, "frontier" if name in ("flatten", "fuse", "distilled") else "other", dense + points)
         for name, points in sorted(lines.items())
     ]
-    body = curves(named, label, "perplexity", number, number)
+    return page(curves(named, label, "perplexity", number, number))
+
+
+def page(body: str) -> str:
+    """A drawing as a document of its own."""
     opening = body.index(">") + 1
     head = body[:opening].replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
     return f"{head}<style>{_STYLE}</style>{body[opening:]}\n"

@@ -21,7 +21,7 @@ from compress.models.sources.source import load_model, load_tokenizer
 from compress.system.precision import fast_bfloat16
 from compress.train.options import TrainingOptions
 
-_SCORED = 2048  # examples for the importance
+_SCORED = 1024  # examples for the importance
 _WORKER = Path(__file__).with_name("torch_pruning_worker.py")
 
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from compress.linear.layer import features_of
 from compress.models.heads import head_of
 from compress.models.positions import positions_of
 
@@ -70,10 +71,10 @@ def macs_per_token(model: nn.Module, context: int = 1024) -> Macs:
     quadratic = (long / more - short / few) / (more - few)
     linear = short / few - quadratic * few
     head = model.get_output_embeddings()
-    weight = getattr(head, "weight", None)
+    rows, columns = (0, 0) if head is None else features_of(head)
     return Macs(
         per_token=round(linear + quadratic * context),
-        head=0 if weight is None else weight.numel(),
+        head=rows * columns,
         per_token_and_position=round(quadratic),
         context=context,
         per_sequence=once,

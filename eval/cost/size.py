@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from compress.errors import CompressError
+from compress.linear.layer import Layer
+from compress.linear.tables import PackedEmbedding
 
 # What a quantised module stores beside its weight: no parameters of the model.
 _METADATA = ("_scale", "_zero_point", "_g_idx", "_global_scale", "_shape")
@@ -57,10 +59,12 @@ def size(model: nn.Module, folder: str | Path | None = None) -> Size:
     """
     weights = list(logical_weights(model))
     blocks = blocks_name(model)
+    packed = [m.table for m in model.modules() if isinstance(m, PackedEmbedding)]
+    ends = {model.get_output_embeddings(), *packed}
     edges = {
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) or module is model.get_output_embeddings()
+        if isinstance(module, nn.Embedding) or module in ends
     }
     inside = [w for w in weights if w.dim > 1 and blocks and w.name.startswith(blocks + ".")]
     block_weights = sum(w.numel for w in inside)
@@ -86,12 +90,19 @@ def size(model: nn.Module, folder: str | Path | None = None) -> Size:
 def logical_weights(model: nn.Module) -> Iterator[Weight]:
     """Yield every parameter once, quantised ones at their unpacked size."""
     seen: set[int] = set()
+    tables: set[int] = set()  # of layers that share one
     for path, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         dense = _dense_weight(module, own)
         if dense is not None:
             yield _weight(f"{path}.weight", dense)
             own = {k: v for k, v in own.items() if k != "weight" and not k.startswith("weight_")}
+        elif isinstance(module, Layer) and _packs(module):
+            held, table = module.size(), next(module.buffers(), None)
+            shared = table is not None and table.data_ptr() in tables
+            tables |= {table.data_ptr()} if table is not None else set()
+            if held.weights and not shared:
+                yield Weight(f"{path}.weight", held.weights, held.nonzero, 2)
         for name, parameter in own.items():
             if id(parameter) in seen or name.endswith(_METADATA):
                 continue
@@ -99,8 +110,15 @@ def logical_weights(model: nn.Module) -> Iterator[Weight]:
             yield _weight(f"{path}.{name}" if path else name, parameter)
 
 
+def _packs(layer: Layer) -> bool:
+    """Whether the numbers of a layer are no parameters, of itself or of modules in it."""
+    alone = not any(True for _ in layer.children())
+    return alone and all(p is layer.bias for p in layer.parameters())
+
+
 def _weight(name: str, tensor: Tensor) -> Weight:
-    return Weight(name, tensor.numel(), int(torch.count_nonzero(tensor)), tensor.dim())
+    nonzero = tensor.numel() if tensor.is_meta else int(torch.count_nonzero(tensor))
+    return Weight(name, tensor.numel(), nonzero, tensor.dim())
 
 
 def _dense_weight(module: nn.Module, own: dict[str, Tensor]) -> Tensor | None:

@@ -119,7 +119,8 @@ def test_save_pretrained_round_trips(tiny, written, family, what, tmp_path):
     auto = tiny.auto_class(family)
     auto.from_pretrained(folder).save_pretrained(tmp_path / "again")
     again = auto.from_pretrained(tmp_path / "again")
-    assert torch.equal(tiny.logits(again), expected)
+    # Packed weights are multiplied in another order of sums.
+    assert torch.allclose(tiny.logits(again), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("what", ["heads in one layer", "narrower, low rank, W4"])

@@ -282,6 +282,22 @@ def test_refined_blocks_are_nearer_to_the_dense_ones(tiny, tokens, tmp_path):
     assert sum(n["refine.after"] for n in notes) < sum(n["refine.before"] for n in notes)
 
 
+def test_outputs_on_which_the_loss_depends_lose_less(tiny, tokens):
+    """Nothing reads the second head's values, so the dictionaries are for the first one's."""
+    lost = {}
+    for weighting in ("activation", "fisher"):
+        model = tiny("llama")
+        first = model.model.layers[0].self_attn
+        first.o_proj.weight.data[:, 16:] = 0
+        weight = first.v_proj.weight.detach().clone()
+        step = {**HALF, "weighting": weighting, "windows": 2, "include": ["*layers.0.*v_proj"]}
+        compress.apply(model, [step], tokens)
+        error = (first.v_proj.dense() - weight).square().sum(1)
+        lost[weighting] = float(error[:8].sum()), float(error[8:].sum())
+    assert lost["fisher"][0] < 0.8 * lost["activation"][0]
+    assert lost["fisher"][1] > lost["activation"][1]
+
+
 def test_sensitivity_keeps_the_whole_within_its_bytes(tiny, tokens):
     model = tiny("llama")
     compress.apply(model, [{**HALF, "allocation": "sensitivity"}], tokens)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 import compress
 from compress.linear.statistics import GRAM, InputStatistics
+from compress.methods.catalog import METHODS
 from compress.methods.quantize.gptq import GPTQ
 from compress.methods.quantize.rtn import W8A8, RoundToNearest
 from compress.methods.work import SiteWork
@@ -180,3 +183,31 @@ def test_conv1d_is_rounded_along_its_inputs(tiny, tokens, helpers):
     assert module.weight.shape == before.shape == (64, 32)
     assert module.weight_scale.shape == (64, 2)
     assert helpers.difference(module.weight, before) < 0.01
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "bert", "gpt_neox"])
+def test_smoothing_is_folded_exactly_and_makes_inputs_even(family, tiny, tokens):
+    """The scales are taken back where a norm has no other reader, and nowhere else."""
+    model = tiny(family)
+    with torch.no_grad():  # a channel in a hundred that is far larger, as in trained models
+        for name, parameter in model.named_parameters():
+            if "norm" in name.lower() or "ln_" in name:
+                parameter[3::100] += 20
+    step = {"method": "w8a8", "smoothing": 0.5}
+    plain, smooth = copy.deepcopy(model), model
+    with torch.no_grad():
+        expected = model(input_ids=tokens).logits
+    compress.apply(plain, ["w8a8"])
+    compress.apply(smooth, [step], tokens)
+    with torch.no_grad():
+        errors = [(m(input_ids=tokens).logits - expected).norm() for m in (plain, smooth)]
+    if family in ("bert", "gpt_neox"):  # post-norm; attention and FFN in parallel, each has a norm
+        assert errors[1] <= 1.01 * errors[0]
+    else:
+        assert errors[1] < 0.9 * errors[0]
+
+
+def test_smoothing_needs_calibration(tiny):
+    with pytest.raises(compress.CompressError, match="calibration"):
+        compress.apply(tiny("llama"), [{"method": "w8a8", "smoothing": 0.5}])
+    assert METHODS.get("w8a8").needs == "nothing"

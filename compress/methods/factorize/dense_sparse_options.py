@@ -84,8 +84,6 @@ class DenseSparseOptions(LinearMethod):
             raise ValueError("allocation and width go with ratio")
         if self.ratio is not None and self.blocks != 1:
             raise ValueError("blocks go with rank; with ratio give width")
-        if "windows" in self.model_fields_set and self.weighting != "fisher":
-            raise ValueError("windows go with weighting: fisher")
         if self.allocation == "sensitivity" and self.ratio <= LEVELS[0]:
             raise ValueError(f"a ratio above {LEVELS[0]}, below which no matrix is taken")
         return self

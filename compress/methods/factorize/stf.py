@@ -50,14 +50,20 @@ class STF(LinearMethod):
     every: int = Field(
         5, ge=1, description="Steps between two choices of the supports; the first step has one."
     )
+    settled: float = Field(
+        0.4,
+        ge=0,
+        lt=1,
+        description="Share of the training, its end, in which the supports stay: each change "
+        "leaves the other coefficients where they were best without it.",
+    )
     training: TrainingOptions | None = Field(
         TrainingOptions(steps=1000, batch=32, learning_rate=1e-3, warmup=50, final_ratio=0.1),
         description="With supports that change; null leaves them as they are.",
     )
     tuning: TrainingOptions | None = Field(
-        TrainingOptions(steps=500, batch=32, learning_rate=5e-4, final_ratio=0.1),
-        description="Afterwards, with the supports as they are by then, which a change of supports "
-        "leaves unsettled; null for none.",
+        None,
+        description="Afterwards, with the supports as they are by then, a training of its own.",
     )
     distillation: DistillationOptions | None = Field(
         None,
@@ -89,6 +95,13 @@ class STF(LinearMethod):
                     "Put stf before the step that rounds",
                 )  # fmt: skip
         check_loss(self.name, anatomy, outline, "Use dense_sparse with refine, which needs no loss")
+        compared = self.distillation.layers if self.distillation is not None else ()
+        missing = [i for i in compared if not 0 <= i < len(outline.blocks)]
+        if missing:
+            raise CompressError(
+                f"distillation.layers from 0 to {len(outline.blocks) - 1}", str(missing[0]),
+                "Blocks are counted in the compressed model",
+            )  # fmt: skip
 
     def _layers(self, outline: Outline) -> dict[str, LinearOutline]:
         """The layers that learn, by path."""
@@ -129,7 +142,14 @@ class STF(LinearMethod):
         try:
             if self.training is not None:
                 learn_supports(
-                    work, factors, vectors, self.training, self.every, self.distillation, teacher
+                    work,
+                    factors,
+                    vectors,
+                    self.training,
+                    self.every,
+                    self.settled,
+                    self.distillation,
+                    teacher,
                 )
                 if work.folder is not None:  # checkpoints of the tuning are of another training
                     work.folder = work.folder / "tuning"

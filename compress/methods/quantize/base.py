@@ -9,18 +9,27 @@ import torch
 from pydantic import Field
 
 from compress.errors import CompressError
-from compress.linear.grid import QuantScheme, fake_quantize, find_group_qparams
+from compress.linear.grid import (
+    QuantScheme,
+    fake_quantize,
+    find_group_qparams,
+    half_scale_bits,
+)
 from compress.linear.layer import parts_of, tables_of
 from compress.linear.matrix import as_linear
 from compress.linear.quantized import QuantizedLinear
-from compress.methods.base import PRECISION, VALUES, LinearMethod
-from compress.methods.work import SiteWork
+from compress.linear.tables import Grid
+from compress.methods.base import CALIBRATION, PRECISION, VALUES, LinearMethod
+from compress.methods.passes import Pass, Stream
+from compress.methods.work import OuterWork, SiteWork
 from compress.models.anatomy import Anatomy
-from compress.models.outline import LinearOutline, Outline
+from compress.models.outline import LinearOutline, Outline, token_tables
 
 # The search for a tighter grid (GPTQ's code, Quantizer with mse=True): shrink the range in steps of
 # one hundredth down to a fifth, and weigh errors by a power that punishes outliers a little more.
 _SHRINK_STEPS, _SMALLEST, _POWER = 100, 0.2, 2.4
+# Values of an embedding that are rounded at once.
+_PIECE = 2**20
 
 
 class QuantizeMethod(LinearMethod):
@@ -43,16 +52,60 @@ class QuantizeMethod(LinearMethod):
         "error (slower, usually better at 4 bits and below).",
     )
 
+    scales: Literal["stored", "float16"] = Field(
+        "stored",
+        description="Precision of scales: as the checkpoint stores them, or numbers that float16 "
+        "holds (with zero points, minima too), so that an export to GGUF changes none.",
+    )
+    embeddings: Literal[8, 4] | None = Field(
+        None,
+        description="Bits of the embedding of tokens and of the head, to nearest, on the same kind "
+        "of grid; what is tied stays tied. Stock transformers cannot read the result, `import "
+        "compress` can. null: they are left as they are.",
+    )
+
     @property
     def scheme(self) -> QuantScheme:
         return QuantScheme(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
 
+    @property
+    def embedding_scheme(self) -> QuantScheme | None:
+        """The grid of embeddings; None where they are left alone."""
+        if self.embeddings is None:
+            return None
+        return QuantScheme(
+            bits=self.embeddings, group_size=self.group_size, symmetric=self.symmetric
+        )
+
+    def passes(self) -> tuple[Pass, ...]:
+        outer = self.round_embeddings if self.embeddings else None
+        return (Stream((self.sites,), inputs=self.needs == CALIBRATION, outer=outer),)
+
     def check(self, anatomy: Anatomy, outline: Outline) -> None:
         super().check(anatomy, outline)
+        if self.embeddings is not None:
+            self._check_tables(outline)
         for block in outline.blocks:
             for site in block.anatomy.sites:
                 for name in self.targets(block.anatomy, site):
                     self._check_linear(block.linears[name], f"{block.anatomy.path}.{name}")
+
+    def _check_tables(self, outline: Outline) -> None:
+        if not outline.tables:
+            raise CompressError(
+                "an embedding of tokens to round", "a model without one", "Leave out `embeddings`"
+            )
+        if outline.table_bits is not None:
+            raise CompressError(
+                "embeddings in floating point", "ones that an earlier step has rounded",
+                "Give `embeddings` in one step",
+            )  # fmt: skip
+        for rows, columns in outline.tables:
+            if self.group_size and columns % self.group_size:
+                raise CompressError(
+                    f"embeddings as wide as a multiple of group_size {self.group_size}",
+                    f"{rows} of {columns}", "Choose another group size, or null",
+                )  # fmt: skip
 
     def _check_linear(self, linear: LinearOutline, label: str) -> None:
         if linear.quantized:
@@ -86,38 +139,55 @@ class QuantizeMethod(LinearMethod):
             )
             return replace(linear, bits=stored / linear.weights, quantized=True)
 
-        return self.predict_linears(outline, change)
+        after = self.predict_linears(outline, change)
+        scheme = self.embedding_scheme
+        if scheme is None:
+            return after
+        stored = sum(r * _row_bits(scheme, c, outline.value_bits) for r, c in outline.tables)
+        return replace(after, table_bits=stored / sum(r * c for r, c in outline.tables))
 
     def _row_bits(self, width: int, value_bits: int) -> float:
         """Stored bits of a row: packed into whole int32 words, as zero points are; its scales."""
-        packed = -(-width * self.bits // 32) * 32 if self._packs else 8 * width
-        groups = -(-width // self.group_size) if self.group_size else 1
-        return packed + groups * (value_bits + (0 if self.symmetric else self.bits))
-
-    @property
-    def _packs(self) -> bool:
-        """Weight-only schemes pack into int32; W8A8 stores int8."""
-        return self.scheme.activation_bits is None
+        return _row_bits(self.scheme, width, value_bits)
 
     def fit(self, weight: torch.Tensor, work: SiteWork) -> tuple[torch.Tensor, torch.Tensor]:
         """Fit the grid of a weight [out, in]: scale and zero point [out, groups]."""
-        scale, zero_point = find_group_qparams(weight, self.scheme, work.storage_dtype)
+        return self._fitted(weight, self.scheme, work.storage_dtype)
+
+    def _fitted(
+        self, weight: torch.Tensor, scheme: QuantScheme, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        bits = half_scale_bits(scheme) if self.scales == "float16" else None
+        scale, zero_point = find_group_qparams(weight, scheme, dtype, bits)
         if self.observer == "minmax":
             return scale, zero_point
         rows, groups = scale.shape
         flat = weight.float().reshape(rows * groups, -1)
-        scheme = self.scheme.model_copy(update={"group_size": None})
+        scheme = scheme.model_copy(update={"group_size": None})
         best_scale, best_zero = scale.reshape(-1, 1), zero_point.reshape(-1, 1)
         best_error = _error(flat, best_scale, best_zero, scheme)
         for step in range(1, int(_SHRINK_STEPS * (1 - _SMALLEST))):
             factor = 1 - step / _SHRINK_STEPS
-            trial, zero = find_group_qparams(flat * factor, scheme, work.storage_dtype)
+            trial, zero = find_group_qparams(flat * factor, scheme, dtype, bits)
             error = _error(flat, trial, zero, scheme)
             better = error < best_error
             best_error = torch.where(better, error, best_error)
             best_scale = torch.where(better, trial, best_scale)
             best_zero = torch.where(better, zero, best_zero)
         return best_scale.view(rows, groups), best_zero.view(rows, groups)
+
+    def round_embeddings(self, work: OuterWork) -> None:
+        """Round the embedding of tokens, and the head where it is another matrix."""
+        scheme = self.embedding_scheme
+        assert scheme is not None
+        for module in token_tables(work.model):
+            weight, grids = module.weight.data, []
+            for rows in weight.split(max(1, _PIECE // weight.shape[1])):
+                grid = self._fitted(rows, scheme, work.storage_dtype)
+                rows.copy_(fake_quantize(rows, *grid, scheme))
+                grids.append(grid)
+            scale, zero_point = (torch.cat(parts) for parts in zip(*grids, strict=True))
+            module.grid = Grid(scheme, scale, None if scheme.symmetric else zero_point)
 
     def round_tables(self, work: SiteWork) -> None:
         """Round the numbers of layers that no input passes one by one, each to the nearest."""
@@ -134,6 +204,14 @@ class QuantizeMethod(LinearMethod):
         """Put a QuantizedLinear on the grid in the place of the linear at ``path``."""
         linear = as_linear(work.linear(path))
         work.replace(path, QuantizedLinear.from_linear(linear, self.scheme, scale, zero_point))
+
+
+def _row_bits(scheme: QuantScheme, width: int, value_bits: int) -> float:
+    # Weight-only schemes pack into int32; W8A8 stores int8.
+    packs = scheme.activation_bits is None
+    packed = -(-width * scheme.bits // 32) * 32 if packs else 8 * width
+    groups = scheme.groups(width)
+    return packed + groups * (value_bits + (0 if scheme.symmetric else scheme.bits))
 
 
 def _error(

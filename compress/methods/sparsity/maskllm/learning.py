@@ -15,11 +15,14 @@ from compress.methods.sparsity.maskllm.masks import (
     masked_linears,
     set_mode,
 )
+from compress.models.replay import BlockCall
 from compress.train.language import DistillationOptions
 from compress.train.moment import Moment
 from compress.train.options import TrainingOptions
 from compress.train.reconstruction import BlockWork, learn_outputs
 from compress.train.whole import ModelWork, learn_language
+
+_TINY = 1e-12  # of squared lengths: a token of zeros has no relative error
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,32 @@ class MaskSchedule:
         return self.regularization * (1 - moment.progress) * norms
 
 
+def error_of_outputs(output: torch.Tensor, target: torch.Tensor, call: BlockCall) -> torch.Tensor:
+    """Half the mean relative error of the tokens, and half that of all tokens together.
+
+    In some block of a trained transformer the first token becomes a hundred times as long as the
+    others, and all later attention rests on it (Sun et al. 2024, arXiv 2402.17762). It has to be
+    weighed by its length too: of the tokens' mean it is one in hundreds, so that to lose it costs
+    next to nothing. And a token's error is relative to the longer of what it is and what it should
+    be: else a token that is as long by mistake costs its length squared, ten thousand times what a
+    lost one costs, and masks learn to have none.
+
+    Args:
+        output, target: states [batch, length, hidden size]. call: knows which of them are padding.
+    """
+    made, wanted = call.tokens(output), call.tokens(target)
+    apart, norm = (made - wanted).square().sum(-1), wanted.square().sum(-1)
+    longer = torch.maximum(made.detach().square().sum(-1), norm).clamp_min(_TINY)
+    return ((apart / longer).mean() + apart.sum() / norm.sum().clamp_min(_TINY)) / 2
+
+
 def learn_on_block(work: BlockWork, schedule: MaskSchedule, options: TrainingOptions) -> None:
     """Learn the masks of one block's masked linears from its outputs.
 
     The block keeps the masks that were best on held-out batches: those it came with, those at the
-    end, or some in between. Metrics: relative error on held-out batches ``before``, at the ``end``
-    of learning and ``after`` all (of the masks that are kept), and the share of groups that
-    ``changed``.
+    end, or some in between. Metrics: the error (:func:`error_of_outputs`) on held-out batches
+    ``before``, at the ``end`` of learning and ``after`` all (of the masks that are kept), and the
+    share of groups that ``changed``.
     """
     linears = masked_linears(work.block)
     if not linears:
@@ -71,6 +93,7 @@ def learn_on_block(work: BlockWork, schedule: MaskSchedule, options: TrainingOpt
     best = learn_outputs(
         work, [linear.logits for linear in linears.values()], options,
         prepare=prepare, settle=lambda: _hold_hard(linears), take=lambda: choices(linears),
+        distance=error_of_outputs,
     )  # fmt: skip
     choose(linears, best.state)
     changed = sum(int((best.state[n] != before).sum()) for n, before in best.start.items())
@@ -82,8 +105,8 @@ def learn_on_block(work: BlockWork, schedule: MaskSchedule, options: TrainingOpt
 def tune_on_block(work: BlockWork, options: TrainingOptions) -> None:
     """Train the kept weights of one block on its outputs; the masks stay.
 
-    Of the weights, too, those are kept that were best on held-out batches. Metrics: relative error
-    on held-out batches ``before``, at the ``end`` of tuning and ``after`` all.
+    Of the weights, too, those are kept that were best on held-out batches. Metrics: the error
+    (:func:`error_of_outputs`) there ``before``, at the ``end`` of tuning and ``after`` all.
     """
     linears = masked_linears(work.block)
     if not linears:
@@ -98,7 +121,7 @@ def tune_on_block(work: BlockWork, options: TrainingOptions) -> None:
 
     best = learn_outputs(
         work, [linear.kept for linear in linears.values()], options,
-        prepare=prepare, settle=lambda: _hold_hard(linears),
+        prepare=prepare, settle=lambda: _hold_hard(linears), distance=error_of_outputs,
     )  # fmt: skip
     work.metrics |= best.metrics("tuning")
     _hold_hard(linears)

@@ -1,0 +1,89 @@
+"""Accuracy on SST-2 against bytes of the encoder: the fine-tuned MiniLM factorised and taught, by
+STF and by low rank, which learns from the same loss for the same time."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from compress.eval.bench import dsformer
+from compress.eval.bench.dsformer import figure
+from compress.eval.bench.dsformer.minilm import (
+    RATIOS,
+    accuracy,
+    base,
+    encoder_bytes,
+    equal_steps,
+    learners,
+    run,
+    shipped,
+)
+from compress.eval.bench.options import publish
+from compress.eval.bench.rows import Row
+from compress.eval.report import load_report
+
+CODE = (*dsformer.CODE, "recipes/dsformer/minilm-sst2*", "eval/bench/dsformer/minilm.py")
+LOW_RANK = ("svd", "fwsvd", "asvd", "svd_llm")
+RATE = 1e-3  # of low rank, as of STF
+Point = tuple[float, float]  # bytes, accuracy in percent
+
+
+def measure(work: Path, arguments: Namespace) -> list[Row]:
+    rows: list[Row] = []
+    points: dict[str, dict[str, Point]] = {}
+    plain = encoder_bytes(base(work, arguments))
+
+    def note(name: str, value: float, **more) -> None:
+        made = figure("sst2", f"SST-2, {name}", value, **more)
+        if made.figure not in {line.figure for line in rows}:
+            rows.append(made)
+
+    for method in ("stf", *LOW_RANK):
+        for ratio in RATIOS:
+            out = _run(work, method, ratio, arguments)
+            dense = 100 * load_report(out / "report.json").before.labels.scores["accuracy"].value
+            point = encoder_bytes(out / "model"), accuracy(out)
+            points.setdefault(method, {})[ratio] = point
+            label = f"{method} {ratio} x smaller"
+            note("dense: accuracy", dense, unit="%", op=">=")
+            note(f"{label}: accuracy", point[1], unit="%", op=">=")
+            note(f"{label}: encoder, share of its bytes", point[0] / plain)
+            if method == "stf":
+                bar = 1.0 if ratio in ("2", "2.8") else None
+                note(f"{label}: points lost", dense - point[1], unit="points", bar=bar)
+            publish(arguments, work, rows, "dsformer", whole=False)
+    low_rank = [point for method in LOW_RANK for point in points[method].values()]
+    for ratio, (size, reached) in points["stf"].items():
+        note(f"stf {ratio} x smaller: bytes of the best low rank at equal accuracy / its own",
+             needed(low_rank, reached, plain) / size, op=">=",
+             bar=1.4 if ratio == "2.8" else None)  # fmt: skip
+    return rows
+
+
+def needed(points: list[Point], wanted: float, whole: float) -> float:
+    """Bytes at which the best of some methods reaches an accuracy, between its sizes linear.
+
+    Where none reaches it, the largest size of all: a lower bound.
+    """
+    best = sorted({size: max(a for s, a in points if s <= size) for size, _ in points}.items())
+    before = best[0]
+    if before[1] >= wanted:
+        return before[0]
+    for size, reached in best[1:]:
+        if reached >= wanted:
+            share = (wanted - before[1]) / (reached - before[1])
+            return before[0] + share * (size - before[0])
+        before = size, reached
+    return min(before[0], whole)
+
+
+def _run(work: Path, method: str, ratio: str, arguments: Namespace) -> Path:
+    recipe = shipped(work, ratio, arguments)
+    if method == "stf":
+        return run(work, f"sst2-stf-{RATIOS[ratio]}", recipe, arguments)
+    learn = learners(recipe)["low rank"]
+    count = equal_steps(work, "low rank", recipe, arguments)
+    learn["training"] = {**learn["training"], "steps": count, "learning_rate": RATE}
+    first = {"method": method, "ratio": recipe.steps[0].ratio}
+    name = f"sst2-{method}-{RATIOS[ratio]}"
+    return run(work, name, recipe, arguments, steps=[first, learn])

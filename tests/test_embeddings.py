@@ -1,0 +1,79 @@
+"""Embeddings and heads of 8 and 4 bits: written, planned, loaded, tied as they were."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+import compress
+from compress.conformance.tiny import TinyFamily, difference, logits
+from compress.errors import CompressError
+from compress.eval.cost import macs_per_token, size
+from compress.linear.layer import is_layer
+from compress.linear.tables import PackedEmbedding
+
+STEP = {"method": "rtn", "bits": 4, "group_size": 8}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Tied and untied, by a run and live: {(family, bits): (run, model changed live)}."""
+    found = {}
+    for family, bits, more in (("gpt2", 8, {}), ("llama", 4, {"symmetric": False})):
+        tiny = TinyFamily(family, tmp_path_factory.mktemp(family))
+        step = {**STEP, "embeddings": bits, **more}
+        recipe = tiny.recipe([step], calibrated=False)
+        run = compress.run(recipe, tiny.folder / "run")
+        found[family, bits] = run, compress.apply(tiny.model(), [step]), compress.plan(recipe)
+    return found
+
+
+def test_a_run_and_a_live_model_agree(made, tmp_path):
+    for (family, bits), (run, live, _) in made.items():
+        compress.save(live, tmp_path / family)
+        one, other = (load_file(f / "model.safetensors") for f in (run.model, tmp_path / family))
+        assert one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+        name = next(n for n in one if n.endswith((".wte.weight_packed", "tokens.weight_packed")))
+        assert one[name].shape[1] == 32 * bits // 32
+        assert not any(n.startswith("lm_head") for n in one) or family == "llama"
+
+
+def test_what_is_loaded_is_what_was_made(made, tmp_path):
+    for (family, _), (run, live, _) in made.items():
+        kept, _ = compress.load(run.model)
+        plain, _ = compress.load(run.model, packed=False)
+        assert difference(logits(plain), logits(live)) < 1e-6
+        assert difference(logits(kept), logits(live)) < 1e-5
+        assert isinstance(kept.get_input_embeddings(), PackedEmbedding)
+        assert is_layer(kept.get_output_embeddings())
+        tied = plain.get_output_embeddings().weight is plain.get_input_embeddings().weight
+        assert tied == (family == "gpt2")
+        assert size(kept, run.model) == size(plain, run.model)
+        assert macs_per_token(kept, 16) == macs_per_token(plain, 16)
+        kept.save_pretrained(tmp_path / family)
+        assert difference(logits(compress.load(tmp_path / family)[0]), logits(live)) < 1e-5
+        generated = kept.generate(torch.arange(3, 9)[None], max_new_tokens=3, do_sample=False)
+        assert generated.shape == (1, 9)
+
+
+def test_the_plan_knows_the_bytes(made):
+    for run, _, plan in made.values():
+        stored = load_file(run.model / "model.safetensors").items()
+        held = sum(t.numel() * t.element_size() for n, t in stored if not n.endswith("_shape"))
+        assert plan.result.bytes == pytest.approx(held, rel=0.01)
+
+
+def test_others_refuse_it(made):
+    run, _, _ = made["gpt2", 8]
+    with pytest.raises(RuntimeError):
+        transformers.GPT2LMHeadModel.from_pretrained(run.model)
+    with pytest.raises(CompressError, match="Give `embeddings` in one step"):
+        compress.plan({"model": str(run.model), "steps": [{**STEP, "embeddings": 8}]})
+
+
+def test_groups_must_divide(tmp_path):
+    tiny = TinyFamily("llama", tmp_path)
+    with pytest.raises(CompressError, match="group_size 24"):
+        compress.apply(tiny.model(), [{"method": "rtn", "group_size": 24, "embeddings": 8}])
