@@ -223,7 +223,7 @@ def ratios(work: Path, arguments: Namespace) -> list[Row]:
 
     sizes = [figure(part, share, SIZE) for part in MODES for share in SHARES]
     if known := [abs(value - 1) for value in sizes if value is not None]:
-        rows.append(row(command, f"{LABEL}, all modes and sizes: size off the target, most",
+        rows.append(row(command, f"{LABEL}, most of what was measured: size off the target",
                         100 * max(known), unit="%", bar=0.5))  # fmt: skip
     pairs = [[figure(part, first, what) for part in ("full", "faster")] for what in (TIME, LOST)]
     if None not in pairs[0] + pairs[1]:
