@@ -17,8 +17,10 @@ from compress.checkpoint.save import require_empty, save_model
 from compress.data.calibration_inputs import calibration_inputs
 from compress.engine.comparison import compare
 from compress.engine.evaluation import evaluate
+from compress.engine.exporting import check_runtime, export, load_exported
 from compress.engine.live import check_live, check_model_class
 from compress.engine.live_steps import run_live
+from compress.engine.push import push
 from compress.engine.runner import RunResult
 from compress.engine.runner import run as run_recipe
 from compress.errors import CompressError
@@ -54,8 +56,8 @@ from compress.system.precision import Compute, calibration_dtype, device_of
 from compress.system.progress import Progress, showing
 
 __all__ = [
-    "AppliedMask", "apply", "apply_mask", "compare", "evaluate", "inspect", "list_methods", "load",
-    "materialize", "plan", "run", "save",
+    "AppliedMask", "apply", "apply_mask", "compare", "evaluate", "export", "inspect",
+    "list_methods", "load", "materialize", "plan", "push", "run", "save",
 ]  # fmt: skip
 
 
@@ -68,7 +70,8 @@ def load(
     trust_remote_code: bool = False,
     semi_structured: bool | Literal["require"] = False,
     packed: bool = True,
-) -> tuple[PreTrainedModel, Any]:
+    runtime: Literal["torch", "onnx"] = "torch",
+) -> tuple[Any, Any]:
     """Load a model and its tokenizer (None where there is none).
 
     Args:
@@ -81,6 +84,9 @@ def load(
         packed: on a CPU, keep the weights of a quantised checkpoint packed in memory and compute
             from them (docs/runtime.md), so that the model takes the memory of its bits. Without it
             they are unpacked, as stock transformers does.
+        runtime: "onnx" runs a folder that ``compress export --to onnx`` wrote in onnxruntime, on
+            the CPU, in float32 but for what the graph itself rounds: a module that is called like a
+            transformers model and has a ``generate`` of its own.
 
     Raises:
         CompressError: see :func:`compress.models.sources.source.resolve`; a required conversion
@@ -88,6 +94,8 @@ def load(
     """
     if semi_structured not in (False, True, "require"):
         raise CompressError('semi_structured to be True, False or "require"', repr(semi_structured))
+    if check_runtime(runtime):
+        return load_exported(source)
     device = device_of(device)
     found = resolve(source, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     if is_diffusion_folder(found.folder):

@@ -11,7 +11,7 @@ from pathlib import Path
 import compress
 
 ROOT = Path(compress.__file__).parents[1]
-ENTRIES, LAYERS = 14, 11
+ENTRIES, LAYERS = 15, 11
 
 
 @functools.cache

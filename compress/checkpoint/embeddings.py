@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from compress.checkpoint.guards import SHAPE
 from compress.checkpoint.packing import pack_codes, stored_shapes, unpack
-from compress.checkpoint.serving import StoredLinear
+from compress.checkpoint.serving import StoredLinear, leave_file
 from compress.linear.bags import kernels
 from compress.linear.grid import QuantScheme, dequantize
 from compress.linear.packed import packing
@@ -157,7 +157,9 @@ def settle_embeddings(model: PreTrainedModel) -> None:
         for head in map(model.get_submodule, heads):
             del head.weight
             head.weight = old.weight
-    if not keep:
+    if keep:
+        leave_file(model)
+    else:
         model.all_tied_weights_keys.update(ties)
         model.config.compress = {**model.config.compress, "embeddings": {}}
 

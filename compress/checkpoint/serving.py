@@ -28,6 +28,7 @@ from compress.linear.matrix import features
 from compress.linear.packed import PackedLinear, packing
 from compress.linear.tables import PackedEmbedding
 from compress.models.anatomy import find_blocks
+from compress.system import memory
 
 Served = PackedLinear | Int8Linear
 
@@ -64,6 +65,7 @@ class PackedQuantizer(CompressedTensorsHfQuantizer):
             self.quantization_config.dequantize = self._unpacks
             for path in self.packed:
                 model.set_submodule(path, model.get_submodule(path).served(path))
+            leave_file(model)
 
     def get_state_dict_and_metadata(
         self, model: PreTrainedModel
@@ -72,6 +74,15 @@ class PackedQuantizer(CompressedTensorsHfQuantizer):
         if not self.packed:
             return super().get_state_dict_and_metadata(model)
         return stored_state(model), {}
+
+
+def leave_file(model: nn.Module) -> None:
+    """Copy what still lies in the mapped file of the checkpoint: as long as anything does, all that
+    was read of it counts as memory of the process."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
+    memory.trim()
 
 
 def stored_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -279,6 +279,9 @@ def evaluate(
         ),
     ] = True,
     device: Annotated[str, typer.Option(help="Device to measure on: auto, cpu, cuda:0.")] = "auto",
+    runtime: Annotated[
+        str, typer.Option(help="What runs the model: torch, or onnx for an exported folder.")
+    ] = "torch",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the report.")] = None,
     overwrite: OverwriteOption = False,
     data_root: DataRootOption = None,
@@ -319,6 +322,7 @@ def evaluate(
             out=out,
             overwrite=overwrite,
             device=device,
+            runtime=runtime,  # pyrefly: ignore
             data_root=data_root,
             cache_dir=cache_dir,
             trust_remote_code=trust_remote_code,
@@ -399,6 +403,64 @@ def materialize(
     count = write(model, out, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     print(f"model   {out}")
     print(f"plain   {count} layers are linears again; the model computes the same, at full size")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Folder, hub id, or pypi:<name>==<version>.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="New file (gguf) or folder (onnx) to write.")
+    ],
+    to: Annotated[str, typer.Option("--to", help="gguf (llama.cpp) or onnx (onnxruntime).")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--type",
+            help="gguf: type of the blocks' linears (F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, "
+            "Q4_0); auto: what holds each grid exactly, and floats as they are stored.",
+        ),
+    ] = "auto",
+    embeddings: Annotated[
+        str,
+        typer.Option(
+            help="Type of embedding and head: one of these (gguf), 8 or 4 bits (onnx); auto: as "
+            "they are stored."
+        ),
+    ] = "auto",
+    activations: Annotated[
+        str,
+        typer.Option(
+            help="onnx: multiply inputs of weight-only integers in int8 (faster) or float32."
+        ),
+    ] = "int8",
+    tokenizer: Annotated[
+        bool, typer.Option("--tokenizer/--no-tokenizer", help="gguf: put the tokenizer in.")
+    ] = True,
+    cache_dir: CacheOption = None,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Write a model for another runtime, its quantised values carried over as they are."""
+    from compress.cli.commands import export_model
+
+    export_model(
+        model, to, out, type=kind, embeddings=embeddings, activations=activations,
+        tokenizer=tokenizer, cache_dir=cache_dir, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+
+
+@app.command()
+def push(
+    model: Annotated[
+        str, typer.Argument(help="A run's folder, a checkpoint, an exported folder or file.")
+    ],
+    repository: Annotated[str, typer.Argument(help="owner/name on the hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
+    message: Annotated[str, typer.Option(help="Of the commit.")] = "Add the model",
+) -> None:
+    """Upload a result, its model card included, to a hub (log in with: hf auth login)."""
+    from compress.engine.push import push as upload
+
+    print(f"pushed  {upload(model, repository, private=private, message=message)}")
 
 
 @app.command()

@@ -61,6 +61,17 @@ def _columns(names: str) -> dict[str, str]:
     return dict(zip(roles, given, strict=True))
 
 
+def export_model(model: str, to: str, out: Path, **options: Any) -> None:
+    """Write a model for another runtime and say what became of its numbers."""
+    from compress.engine.exporting import export
+
+    made = export(model, to, out, **options)  # pyrefly: ignore
+    with telling(f"the model in {out} is complete"):
+        print(f"model   {out}")
+        for line in made.told():
+            print(line)
+
+
 def put_mask(
     masks: Path,
     model: str,

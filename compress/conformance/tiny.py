@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from compress.conformance.models import auto_class, build, make_tokenizer, prose, token_ids
 from compress.data.calibration import calibration_batches
 from compress.data.calibration_spec import CalibrationSpec
+from compress.linear.packed import packed_weights
 
 _SAMPLES, _LENGTH = 8, 24
 
@@ -34,7 +35,8 @@ class TinyFamily:
 
     def load(self, folder: Path) -> PreTrainedModel:
         """A checkpoint, through the auto class of transformers and nothing of ours."""
-        return auto_class(self.name).from_pretrained(folder)
+        with packed_weights(False):
+            return auto_class(self.name).from_pretrained(folder)
 
     @cached_property
     def checkpoint(self) -> Path:

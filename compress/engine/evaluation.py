@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
@@ -13,6 +13,7 @@ from compress.data.examples import Examples
 from compress.data.given import GivenText, given_examples, given_text
 from compress.data.text import TextSpec
 from compress.engine.added_evaluation import add_to_run, is_run
+from compress.engine.exporting import check_runtime, exported_digest, load_exported
 from compress.engine.lab import Lab, finished_report, source_info
 from compress.engine.live import check_model_class
 from compress.errors import CompressError
@@ -45,6 +46,7 @@ def evaluate(
     out: str | Path | None = None,
     overwrite: bool = False,
     device: str = "auto",
+    runtime: Literal["torch", "onnx"] = "torch",
     data_root: str | Path | None = None,
     cache_dir: str | Path | None = None,
     trust_remote_code: bool = False,
@@ -75,6 +77,8 @@ def evaluate(
         out: folder for report.json, report.md and report.html; made where there is none.
         overwrite: replace reports that lie there.
         device: for models that are loaded: auto, cpu, cuda, cuda:0 ...
+        runtime: what runs ``model``; "onnx" for a folder that was exported, on the CPU. Quality,
+            latency and bytes are then those of the graph; its figures are never from the cache.
         data_root: folder with local copies of data sets.
         cache_dir: where fetched models and evaluation figures are kept.
         trust_remote_code: run code that comes with a checkpoint.
@@ -97,15 +101,18 @@ def evaluate(
     check_data_root(data_root)
     chosen, spec, given = _asked(evaluation, text, examples)
     live = isinstance(model, PreTrainedModel)
+    exported = check_runtime(runtime) and not live
     with showing(progress) as told:
         lab = Lab(
-            model.device if live else device_of(device),
+            model.device if live else device_of("cpu" if exported else device),
             data_root, cache_dir, trust_remote_code, told,
         )  # fmt: skip
-        if is_run(model):
+        if is_run(model) and not exported:
             _require_own_report(out, against, tokenizer)
             return add_to_run(Path(model), chosen, spec, lab, command, given)
-        info, data, result = _measured(model, chosen, spec, given, tokenizer, against, lab)
+        info, data, result = _measured(
+            model, chosen, spec, given, tokenizer, against, lab, exported
+        )
     if folder is not None:
         _make(folder)
     return finished_report(
@@ -128,6 +135,7 @@ def _measured(
     tokenizer: Any,
     against: str | Path | PreTrainedModel | None,
     lab: Lab,
+    exported: bool,
 ) -> tuple[dict[str, Any], tuple[Any, ...], EvaluationResult]:
     """What a report says of where the model came from and of the data, and what was measured."""
     code, data_root = lab.trust_remote_code, lab.data_root
@@ -140,7 +148,8 @@ def _measured(
         home = found.folder
         reader = _reader(home, lab, chosen, spec, tokenizer)
         shape = build_meta(load_config(home, trust_remote_code=code), code)
-        info = source_info(found, found.digest or TensorIndex.open(home).digest())
+        digest = exported_digest(home) if exported else found.digest
+        info = source_info(found, digest or TensorIndex.open(home).digest())
     for warning in check_evaluation(
         chosen, spec, reader, shape, data_root, timed=against is not None, given=given
     ):
@@ -149,11 +158,11 @@ def _measured(
         chosen, spec, shape.config, reader, data_root, head_of(shape), given
     )  # fmt: skip
     lab.progress.say(f"evaluating {info['model']}")
-    subject = model if live else lab.load(home)
+    subject = load_exported(home)[0] if exported else model if live else lab.load(home)
     baseline = _baseline(against, lab) if against is not None and inputs.paired else None
     result = lab.measure(
         subject, inputs, folder=home, baseline=baseline,
-        figures=None if live else lab.figures(home, spec),
+        figures=None if live or exported else lab.figures(home, spec),
     )  # fmt: skip
     return info, inputs.entries(), result
 

@@ -20,6 +20,8 @@ from compress.checkpoint import fresh
 from compress.checkpoint.export import check_export, companions, export, export_masks
 from compress.checkpoint.state import ModelState
 from compress.data.calibration import Calibration, calibration_batches
+from compress.engine.card import NAME as CARD
+from compress.engine.card import model_card
 from compress.engine.context import StepContext
 from compress.engine.intact import digests, model_digests, rewind_damaged
 from compress.engine.lab import Lab
@@ -39,6 +41,7 @@ from compress.planning.imports import import_digests
 from compress.planning.planner import Plan
 from compress.planning.recipe import Recipe, parse_size
 from compress.system import memory, processes
+from compress.system.files import write_atomically
 from compress.system.precision import calibration_dtype, device_of
 from compress.system.progress import Progress
 from compress.system.tensors import file_sha256
@@ -276,10 +279,16 @@ class Job:
         return whole, fits and fresh.needs_fresh_process(self.state.config)
 
     def report(self) -> Any:
-        """Evaluate what was written and put everything into the report."""
-        if self.evaluator is None:
-            return None
-        return self.evaluator.report(self.calibration, self.command)
+        """Evaluate what was written, put all of it into the report and the card."""
+        report = None
+        if self.evaluator is not None:
+            report = self.evaluator.report(self.calibration, self.command)
+        if self.recipe.steps:
+            card = model_card(
+                self.recipe.name, self.plan.source, self.recipe.steps, self.state.config, report
+            )
+            write_atomically(self.workspace.model / CARD, card)
+        return report
 
 
 def settled_precision(workspace: Workspace, recipe: Recipe, device: torch.device) -> Precision:

@@ -67,7 +67,10 @@ class QuantScheme(BaseModel):
 
 
 def find_qparams(
-    weight: torch.Tensor, scheme: QuantScheme, scale_dtype: torch.dtype = torch.float32
+    weight: torch.Tensor,
+    scheme: QuantScheme,
+    scale_dtype: torch.dtype = torch.float32,
+    scale_bits: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Fit the grid to the range of each row (min-max; 0 always lies on the grid).
 
@@ -76,6 +79,8 @@ def find_qparams(
             a matrix reshaped to [rows x groups, group size].
         scale_dtype: the dtype that the checkpoint will store scales in. The scale is rounded to it
             here, before anything is rounded with it, so that writing it loses nothing.
+        scale_bits: significant bits of a scale, for readers that keep fewer than ``scale_dtype``
+            has (:func:`half_scale_bits`); None for all.
 
     Returns:
         scale [rows, 1] in float32 and zero point [rows, 1] in int8 (zeros where symmetric).
@@ -90,14 +95,34 @@ def find_qparams(
         scale = (largest - smallest) / (high - low)
     scale = scale.to(scale_dtype)
     scale = scale.masked_fill(scale == 0, torch.finfo(scale_dtype).eps).float()
+    if scale_bits is not None:
+        scale = _shortened(scale.half().float(), scale_bits)
     if scheme.symmetric:
         return scale, torch.zeros_like(scale, dtype=torch.int8)
     zero_point = (low - smallest / scale).round().clamp(low, high)
     return scale, zero_point.to(torch.int8)
 
 
+def half_scale_bits(scheme: QuantScheme) -> int:
+    """Significant bits of scales of which nothing is lost where float16 numbers describe a group.
+
+    float16 has eleven. Grids of up to five bits with a zero point are kept as a scale and the
+    smallest value (GGUF's Q4_1, Q5_1), which is the scale times a number of ``bits`` bits.
+    """
+    return 11 if scheme.symmetric or scheme.bits > 5 else 11 - scheme.bits
+
+
+def _shortened(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """The nearest numbers of so many significant bits."""
+    significand, exponent = torch.frexp(values)
+    return torch.ldexp((significand * 2**bits).round_() / 2**bits, exponent)
+
+
 def find_group_qparams(
-    weight: torch.Tensor, scheme: QuantScheme, scale_dtype: torch.dtype = torch.float32
+    weight: torch.Tensor,
+    scheme: QuantScheme,
+    scale_dtype: torch.dtype = torch.float32,
+    scale_bits: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`find_qparams` for a whole matrix [out, in]: scale and zero point [out, groups].
 
@@ -106,7 +131,8 @@ def find_group_qparams(
     """
     rows, columns = weight.shape
     groups = scheme.groups(columns)
-    scale, zero_point = find_qparams(weight.reshape(rows * groups, -1), scheme, scale_dtype)
+    flat = weight.reshape(rows * groups, -1)
+    scale, zero_point = find_qparams(flat, scheme, scale_dtype, scale_bits)
     return scale.view(rows, groups), zero_point.view(rows, groups)
 
 

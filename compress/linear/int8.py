@@ -52,7 +52,7 @@ class Int8Linear(Layer):
         super().__init__()
         self.out_features, self.in_features = codes.shape
         self.register_buffer("codes", codes.contiguous())
-        self.register_buffer("scale", scale.float().reshape(-1))
+        self.register_buffer("scale", scale.float().flatten().clone())
         self.bias = bias
 
     @classmethod

@@ -10,6 +10,7 @@ BENCHMARKS = (
     ("resume", "killed ten times, ten times the same bytes", "15", "0.1"),
     ("evaluation", "speed and agreement of perplexity against lm-eval", "5", "0.6"),
     ("speedup", "prefill speed-up of narrower and shallower models", "8", "1.5"),
+    ("export_speed", "results in onnxruntime and llama.cpp: speed, perplexity, bytes", "40", "3"),
     ("robust", "right on every machine: faults, families, memory, precision", "150", "45"),
     ("strangers", "twelve unknown model types, metrics, a wheel in an empty folder", "20", "6"),
     ("maskllm", "learned 2:4 masks, block by block and on the whole model", "200", "5"),

@@ -52,6 +52,8 @@ ROWS = (1, 2, 4, 8, 16, 64, 256, 1024)
 
 _RESIDENT = """
 import sys, torch, compress
+import compressed_tensors.compressors, compressed_tensors.quantization
+import compress.checkpoint.serving, transformers.models.llama.modeling_llama
 from transformers import AutoModelForCausalLM
 from compress.system import memory
 torch.set_num_threads(1)
@@ -119,7 +121,7 @@ def prefill(model: PreTrainedModel, tokens: int) -> Callable[[], None]:
 
 
 def resident(folder: Path) -> int:
-    """Bytes that a model adds to a fresh process: loaded, and run once."""
+    """Bytes that a model adds to a fresh process with all libraries: loaded, and run once."""
     done = subprocess.run(
         [sys.executable, "-c", _RESIDENT, str(folder)], capture_output=True, text=True, check=True
     )

@@ -54,7 +54,9 @@ def cost(
     """Count what ``model`` costs.
 
     Args:
-        model: a ``PreTrainedModel`` in memory.
+        model: a ``PreTrainedModel`` in memory, or a model in another runtime, which has its
+            ``shape`` (the same model without weights), its ``bytes`` on disk and what runs it
+            (``execution``); its zeros are not counted.
         folder: the checkpoint it came from or went to; without it no bytes and no memory.
         context: tokens a token attends to, for the multiply-accumulates of attention.
         memory: load the folder in a fresh process and read its peak memory (takes seconds).
@@ -64,6 +66,10 @@ def cost(
     Raises:
         CompressError: the folder holds no safetensors checkpoint, or does not load.
     """
+    if (shape := getattr(model, "shape", None)) is not None:  # the weights are in a runtime
+        counted = size(shape).model_copy(update={"checkpoint_bytes": model.bytes})
+        macs = macs_per_token(shape, context)
+        return CostResult(size=counted, macs=macs, execution=model.execution)
     peak = None
     if folder is not None and memory:
         peak = peak_memory(

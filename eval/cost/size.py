@@ -117,7 +117,8 @@ def _packs(layer: Layer) -> bool:
 
 
 def _weight(name: str, tensor: Tensor) -> Weight:
-    return Weight(name, tensor.numel(), int(torch.count_nonzero(tensor)), tensor.dim())
+    nonzero = tensor.numel() if tensor.is_meta else int(torch.count_nonzero(tensor))
+    return Weight(name, tensor.numel(), nonzero, tensor.dim())
 
 
 def _dense_weight(module: nn.Module, own: dict[str, Tensor]) -> Tensor | None:

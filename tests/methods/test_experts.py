@@ -84,16 +84,16 @@ def test_zeros_in_experts_load_in_the_stock_class(kind, tokens, helpers):
         assert ((weight.reshape(-1, 4) == 0).sum(1) == 2).all()
 
 
-@pytest.mark.parametrize("kind", ["Mixtral", "GptOss"])
 @pytest.mark.parametrize(
-    ("step", "own"),
+    ("kind", "step", "own"),
     [
-        (ZEROS, False),
-        ({"method": "shortgpt", "remove": 1}, False),
-        ({"method": "svd", "ratio": 0.6, "include": ["*.experts.*"]}, True),
-        ({"method": "gptq", "bits": 4, "group_size": 16}, True),
+        ("Mixtral", ZEROS, False),
+        ("Mixtral", {"method": "shortgpt", "remove": 1}, False),
+        ("Mixtral", {"method": "svd", "ratio": 0.6, "include": ["*.experts.*"]}, True),
+        ("GptOss", ZEROS, False),
+        ("GptOss", {"method": "gptq", "bits": 4, "group_size": 16}, True),
     ],
-    ids=["zeros", "depth", "low rank", "precision"],
+    ids=["zeros", "depth", "low rank", "transposed zeros", "precision"],
 )
 def test_a_streamed_run_is_what_the_live_model_becomes(
     kind, step, own, stored, text, tokens, helpers, tmp_path

@@ -50,14 +50,20 @@ class STF(LinearMethod):
     every: int = Field(
         5, ge=1, description="Steps between two choices of the supports; the first step has one."
     )
+    settled: float = Field(
+        0.4,
+        ge=0,
+        lt=1,
+        description="Share of the training, its end, in which the supports stay: each change "
+        "leaves the other coefficients where they were best without it.",
+    )
     training: TrainingOptions | None = Field(
         TrainingOptions(steps=1000, batch=32, learning_rate=1e-3, warmup=50, final_ratio=0.1),
         description="With supports that change; null leaves them as they are.",
     )
     tuning: TrainingOptions | None = Field(
-        TrainingOptions(steps=500, batch=32, learning_rate=5e-4, final_ratio=0.1),
-        description="Afterwards, with the supports as they are by then, which a change of supports "
-        "leaves unsettled; null for none.",
+        None,
+        description="Afterwards, with the supports as they are by then, a training of its own.",
     )
     distillation: DistillationOptions | None = Field(
         None,
@@ -136,7 +142,14 @@ class STF(LinearMethod):
         try:
             if self.training is not None:
                 learn_supports(
-                    work, factors, vectors, self.training, self.every, self.distillation, teacher
+                    work,
+                    factors,
+                    vectors,
+                    self.training,
+                    self.every,
+                    self.settled,
+                    self.distillation,
+                    teacher,
                 )
                 if work.folder is not None:  # checkpoints of the tuning are of another training
                     work.folder = work.folder / "tuning"

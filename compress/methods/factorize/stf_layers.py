@@ -28,9 +28,11 @@ class Factors(nn.Module):
 
     Attributes:
         support: bool [B, out, r], true at exactly k atoms of each block for every output.
+        free: whether the support may change.
     """
 
     support: torch.Tensor
+    free: bool = True
 
     def __init__(self, inner: DenseSparseLinear) -> None:
         super().__init__()
@@ -45,7 +47,7 @@ class Factors(nn.Module):
         raise NotImplementedError
 
     def choose(self) -> None:
-        """Choose the support anew."""
+        """Choose the support anew, while it is free."""
         raise NotImplementedError
 
     def follow(self) -> None:
@@ -100,11 +102,14 @@ class LatentFactors(Factors):
 
     @torch.no_grad()
     def choose(self) -> None:
-        # Atoms are of unequal length while they learn: what counts is how much a term adds.
-        scores = self.latent.abs() * self.atoms.norm(dim=2)[:, None]
-        self.support.copy_(_largest(scores, self.inner.nonzeros))
+        if self.free:
+            # Atoms are of unequal length while they learn: what counts is how much a term adds.
+            scores = self.latent.abs() * self.atoms.norm(dim=2)[:, None]
+            self.support.copy_(_largest(scores, self.inner.nonzeros))
 
     def weight(self) -> torch.Tensor:
+        if not self.free:
+            return _product(self.latent * self.support, self.atoms)
         sparse: Any = _StraightThrough.apply(self.latent, self.support)
         return _product(sparse, self.atoms)
 
@@ -146,13 +151,15 @@ class ProxyFactors(Factors):
 
     @torch.no_grad()
     def choose(self) -> None:
-        wanted, nonzeros = self._pieces(), self.inner.nonzeros
+        wanted = self._pieces()
         # One over the largest eigenvalue of D^T D: a step that no error grows in.
         self.rates.copy_(
             torch.linalg.matrix_norm(self.atoms, 2).square().reciprocal()[:, None, None]
         )
         moved = self.coefficients + self.rates * self._pull(wanted)
-        self.support.copy_(_largest(moved.abs() * self.atoms.norm(dim=2)[:, None], nonzeros))
+        if self.free:
+            scores = moved.abs() * self.atoms.norm(dim=2)[:, None]
+            self.support.copy_(_largest(scores, self.inner.nonzeros))
         for block, atoms in enumerate(self.atoms):
             mask = self.support[block]
             targets, gram = wanted[block] @ atoms.t(), atoms @ atoms.t()

@@ -29,10 +29,12 @@ def learn_supports(
     vectors: list[nn.Parameter],
     options: TrainingOptions,
     every: int,
+    settled: float,
     distillation: DistillationOptions | None,
     teacher: ModelTeacher | None,
 ) -> None:
-    """Train factors with their supports, which are chosen anew every so many steps.
+    """Train factors with their supports, which are chosen anew every so many steps and stay as
+    they are for the last share ``settled`` of them.
 
     Metrics: ``stf.loss``, the mean of the last tenth of the steps; ``stf.curve``, pairs of seconds
     and mean losses; ``stf.changed``, the share of the non-zeros that have another atom than before.
@@ -46,6 +48,7 @@ def learn_supports(
             done = moment.step
             with torch.autocast(work.device.type, enabled=False):
                 for each in factors.values():
+                    each.free = moment.progress < 1 - settled
                     each.choose() if done % every == 0 else each.follow()
         return 0.0
 

@@ -9,7 +9,12 @@ import torch
 from pydantic import Field
 
 from compress.errors import CompressError
-from compress.linear.grid import QuantScheme, fake_quantize, find_group_qparams
+from compress.linear.grid import (
+    QuantScheme,
+    fake_quantize,
+    find_group_qparams,
+    half_scale_bits,
+)
 from compress.linear.layer import parts_of, tables_of
 from compress.linear.matrix import as_linear
 from compress.linear.quantized import QuantizedLinear
@@ -47,6 +52,11 @@ class QuantizeMethod(LinearMethod):
         "error (slower, usually better at 4 bits and below).",
     )
 
+    scales: Literal["stored", "float16"] = Field(
+        "stored",
+        description="Precision of scales: as the checkpoint stores them, or numbers that float16 "
+        "holds (with zero points, minima too), so that an export to GGUF changes none.",
+    )
     embeddings: Literal[8, 4] | None = Field(
         None,
         description="Bits of the embedding of tokens and of the head, to nearest, on the same kind "
@@ -147,7 +157,8 @@ class QuantizeMethod(LinearMethod):
     def _fitted(
         self, weight: torch.Tensor, scheme: QuantScheme, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        scale, zero_point = find_group_qparams(weight, scheme, dtype)
+        bits = half_scale_bits(scheme) if self.scales == "float16" else None
+        scale, zero_point = find_group_qparams(weight, scheme, dtype, bits)
         if self.observer == "minmax":
             return scale, zero_point
         rows, groups = scale.shape
@@ -157,7 +168,7 @@ class QuantizeMethod(LinearMethod):
         best_error = _error(flat, best_scale, best_zero, scheme)
         for step in range(1, int(_SHRINK_STEPS * (1 - _SMALLEST))):
             factor = 1 - step / _SHRINK_STEPS
-            trial, zero = find_group_qparams(flat * factor, scheme, dtype)
+            trial, zero = find_group_qparams(flat * factor, scheme, dtype, bits)
             error = _error(flat, trial, zero, scheme)
             better = error < best_error
             best_error = torch.where(better, error, best_error)

@@ -8,7 +8,10 @@ that carries no such mark.
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +19,15 @@ from compress.errors import CompressError
 from compress.system.tensors import check_finite
 
 MAGIC = b"GGUF"
+ROPE_PARAMETERS = "compress.rope_parameters"  # JSON, in files that `compress export` has written
+_ROPE_FACTORS = "rope_freqs.weight"
+# factor of llama3's rotary frequencies in Llama 3.1, in 3.2; the rest is the same in both.
+_LLAMA3 = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+_LLAMA3_FACTORS = (8.0, 32.0)
 
 
 def is_gguf(path: Path) -> bool:
@@ -80,10 +92,54 @@ def gguf_to_folder(path: Path, target: Path) -> None:
             "The file is incomplete, or of an architecture that transformers does not read whole: "
             "use the checkpoint in safetensors that it was made from",
         )
+    _set_rope(model.config, path)
     for name, parameter in model.named_parameters():
         check_finite(name, parameter.detach(), where=path.name)
     _unmarked(model).save_pretrained(target)
     tokenizer.save_pretrained(target)
+
+
+def _set_rope(config: Any, path: Path) -> None:
+    """Give a config the scaled rotary frequencies of the file, which transformers does not read.
+
+    Raises:
+        CompressError: frequencies that no known parameters make.
+    """
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10_000.0)
+    arch = reader.fields["general.architecture"].contents()
+    found: dict[str, Any] | None = None
+    if ROPE_PARAMETERS in reader.fields:
+        found = json.loads(reader.fields[ROPE_PARAMETERS].contents())
+    elif any(tensor.name == _ROPE_FACTORS for tensor in reader.tensors):
+        found = _llama3(config, theta, reader)
+    elif (kind := reader.fields.get(f"{arch}.rope.scaling.type")) and kind.contents() == "linear":
+        factor = reader.fields[f"{arch}.rope.scaling.factor"].contents()
+        found = {"rope_type": "linear", "factor": float(factor), "rope_theta": theta}
+    if found is not None:
+        config.rope_parameters = found
+
+
+def _llama3(config: Any, theta: float, reader: Any) -> dict[str, Any]:
+    """The parameters that make a file's factors on the frequencies."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    stored = next(t.data for t in reader.tensors if t.name == _ROPE_FACTORS)
+    trial = copy.deepcopy(config)
+    plain = 1.0 / theta ** (torch.arange(0, 2 * len(stored), 2).float() / (2 * len(stored)))
+    for factor in _LLAMA3_FACTORS:
+        made = {"rope_type": "llama3", "rope_theta": theta, "factor": factor, **_LLAMA3}
+        trial.rope_parameters = made
+        frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](trial, "cpu")
+        if torch.allclose(plain / frequencies, torch.tensor(stored), rtol=1e-3):
+            return made
+    raise CompressError(
+        "rotary frequencies of Llama 3.1 or 3.2, where a GGUF file has its own",
+        f"others in {_ROPE_FACTORS}",
+        "Use the checkpoint in safetensors that the file was made from",
+    )
 
 
 def _unmarked(model: torch.nn.Module) -> torch.nn.Module:

@@ -37,13 +37,15 @@ def measure(work: Path, arguments: Namespace) -> list[Row]:
     pace, lines, rows = paces(work, arguments), {}, []
     ends = {}
     for name in _NAMES:
-        (learn,) = learners(recipe)[name]
+        learn = learners(recipe)[name]
         learn["distillation"] = None  # the model that it begins with would teach
-        if name == "fixed":
-            learn["tuning"]["steps"] = equal_steps(work, name, recipe, arguments)
+        training = "training" if name == "stf" else "tuning"
+        count = equal_steps(work, name, recipe, arguments)
+        learn[training] = {**learn[training], "steps": count}
         out = run(work, f"curve-{name}", recipe, arguments, model=str(begun), steps=[learn])
-        lines[name] = _curve(out, learn, pace)
-        ends[name] = _noted(out, "tuning.loss")
+        noted = "stf" if name == "stf" else "tuning"
+        lines[name] = _curve(_noted(out, f"{noted}.curve"), count * pace[name] / 60)
+        ends[name] = _noted(out, f"{noted}.loss")
         label = f"SST-2, {_NAMES[name]}"
         rows += [
             figure("curve", f"{label}: loss of the last steps", ends[name], unit="nats"),
@@ -60,20 +62,11 @@ def measure(work: Path, arguments: Namespace) -> list[Row]:
     return rows
 
 
-def _curve(out: Path, learn: dict[str, Any], pace: dict[str, float]) -> list[tuple[float, float]]:
+def _curve(points: Sequence[Any], minutes: float) -> list[tuple[float, float]]:
     """Minutes of one processor, and the loss by then: steps at the pace at which both were
     measured together, for the clock of a run is that of whatever else the machine did."""
-    found, start = [], 0.0
-    for name, key, learner in (("stf", "training", "stf"), ("tuning", "tuning", "fixed")):
-        if learn[key] is None:
-            continue
-        points: Sequence[Any] = _noted(out, f"{name}.curve")
-        whole = learn[key]["steps"] * pace[learner] / 60
-        found += [
-            (start + whole * at / len(points), loss) for at, (_, loss) in enumerate(points, 1)
-        ]
-        start += whole
-    return found
+    count = len(points)
+    return [(minutes * at / count, loss) for at, (_seconds, loss) in enumerate(points, 1)]
 
 
 def _noted(out: Path, name: str) -> Any:

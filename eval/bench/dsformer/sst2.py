@@ -24,8 +24,7 @@ from compress.eval.report import load_report
 
 CODE = (*dsformer.CODE, "recipes/dsformer/minilm-sst2*", "eval/bench/dsformer/minilm.py")
 LOW_RANK = ("svd", "fwsvd", "asvd", "svd_llm")
-# Low rank starts from fewer, larger numbers: the best of a few rates for it.
-RATES = {"low rank": 3e-4}
+RATE = 1e-3  # of low rank, as of STF
 Point = tuple[float, float]  # bytes, accuracy in percent
 
 
@@ -82,9 +81,9 @@ def _run(work: Path, method: str, ratio: str, arguments: Namespace) -> Path:
     recipe = shipped(work, ratio, arguments)
     if method == "stf":
         return run(work, f"sst2-stf-{RATIOS[ratio]}", recipe, arguments)
-    (learn,) = learners(recipe)["low rank"]
+    learn = learners(recipe)["low rank"]
     count = equal_steps(work, "low rank", recipe, arguments)
-    learn["training"] |= {"steps": count, "learning_rate": RATES["low rank"]}
+    learn["training"] = {**learn["training"], "steps": count, "learning_rate": RATE}
     first = {"method": method, "ratio": recipe.steps[0].ratio}
     name = f"sst2-{method}-{RATIOS[ratio]}"
     return run(work, name, recipe, arguments, steps=[first, learn])

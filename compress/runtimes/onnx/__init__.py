@@ -1,0 +1,1 @@
+"""ONNX graphs that onnxruntime runs, and a model that runs them."""
