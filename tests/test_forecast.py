@@ -23,6 +23,7 @@ _LEARNING = {"steps": 2, "batch": 1, "precision": "float32"}
 OPTIONS = {
     "shortgpt": {"remove": 1},
     "sleb": {"remove": 1},
+    "drop_blocks": {"blocks": [1]},
     "flatten": {"remove": 1},
     "fuse": {"remove": 1, "training": _LEARNING},
     "ffn_width": {"share": 0.25},

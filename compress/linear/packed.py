@@ -119,6 +119,11 @@ class PackedLinear(Layer):
             nonzero = sum(int(self._weights(*piece).count_nonzero()) for piece in pieces)
         return LayerSize(weights, nonzero, weights)
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """W [out, in], float32, unpacked at each reading: for code that looks at weights."""
+        return self.dense()
+
     def dense(self) -> torch.Tensor:
         return self._weights(0, self.in_features).t().contiguous()
 

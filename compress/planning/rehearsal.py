@@ -29,6 +29,7 @@ from compress.errors import CompressError
 from compress.linear.grid import QuantScheme, find_group_qparams
 from compress.linear.layer import Layer
 from compress.linear.matrix import as_linear, features, is_linear, matrix
+from compress.linear.packed import packed_weights
 from compress.linear.quantized import QuantizedLinear
 from compress.methods.base import DEPTH, HEADS, HIDDEN, MODULES, NEURONS, PRECISION
 from compress.models.anatomy import (
@@ -231,8 +232,10 @@ def _packed(model: PreTrainedModel, anatomy: Anatomy) -> torch.Tensor:
             module.set_submodule(name, QuantizedLinear.from_linear(linear, scheme, *grid))
     with tempfile.TemporaryDirectory(prefix="compress-rehearsal-") as folder:
         save_model(model, folder)
-        # Its own class, not an auto class: code of a checkpoint is not in this folder.
-        return _logits(type(model).from_pretrained(folder).eval())
+        # Its own class, not an auto class: code of a checkpoint is not in this folder. And as stock
+        # transformers read it: what only our packed linears can load, they would misread.
+        with packed_weights(False):
+            return _logits(type(model).from_pretrained(folder).eval())
 
 
 def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -15,7 +15,7 @@ from compress.errors import CompressError
 from compress.eval.bench import provenance, runs
 from compress.eval.bench.llama import write_llama
 from compress.eval.bench.memory import parameters
-from compress.eval.bench.process import measure
+from compress.eval.bench.process import Usage, measure
 from compress.eval.bench.resume import kill_within
 from compress.eval.bench.rows import Row, number, over_seeds, read_rows, write_rows
 from compress.eval.bench.runs import digests
@@ -108,9 +108,11 @@ def test_a_finished_run_is_taken_only_for_the_code_and_recipe_that_made_it(tmp_p
         out.mkdir()
         (out / "report.json").write_text("{}")
         made.append(out)
+        return Usage(seconds=1.0, cpu_seconds=2.0, peak_bytes=3)
 
     monkeypatch.setattr(runs, "measure", carry_out)
     first = runs.run_once(tmp_path, "a", "seed: 0\n")
+    assert runs.run_usage(first) == Usage(seconds=1.0, cpu_seconds=2.0, peak_bytes=3)
     assert runs.run_once(tmp_path, "a", "seed: 0  # the same\n") == first and len(made) == 1
     assert runs.run_once(tmp_path, "a", "seed: 1\n") != first
     monkeypatch.setattr(runs, "code_key", lambda: "another")

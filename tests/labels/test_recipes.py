@@ -95,7 +95,12 @@ def test_runs_compare_by_accuracy(done, data):
 def test_the_command_line_names_columns(capsys):
     options = dict.fromkeys(("text", "split", "subset", "images", "samples"))
     told = evaluation_section(
-        examples="a.csv", columns="question, answer,verdict", documents=False, tasks="", **options
+        examples="a.csv",
+        columns="question, answer,verdict",
+        documents=False,
+        lines=False,
+        tasks="",
+        **options,
     )
     fields = {"text": "question", "text_pair": "answer", "label": "verdict"}
     assert told["examples"] == {"source": "a.csv", "subset": None, **fields}
