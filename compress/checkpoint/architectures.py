@@ -23,11 +23,10 @@ from compress.checkpoint.embeddings import (
 from compress.checkpoint.guards import guarded
 from compress.checkpoint.records import BlockRecord, apply_record, module_specs
 from compress.checkpoint.serving import stored_state
+from compress.checkpoint.stock import OWN, own_head_dim
 from compress.errors import CompressError
 from compress.linear.layer import serve
 from compress.models.anatomy import find_blocks
-
-OWN = "Compress"  # prefix of class names
 
 # Auto class -> the table of its stock classes.
 _AUTO = {
@@ -76,6 +75,7 @@ def _own_class(
 
     def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any):
         if own_head_dim(config):
+            # Only where it is needed: what it imports patches how transformers builds blocks.
             from compress.checkpoint.per_layer import register_block_class
 
             register_block_class(config)
@@ -111,12 +111,6 @@ def _own_class(
         },
     )
     return own
-
-
-def own_head_dim(config: PreTrainedConfig) -> int:
-    """The size of a head that the stock class would not give it: where the class derives it from
-    the width of the stream, and the stream is narrower than the heads together. Else 0."""
-    return (getattr(config, "compress", None) or {}).get("head_dim", 0)
 
 
 def place_modules(model: PreTrainedModel) -> None:

@@ -15,9 +15,17 @@ from typing import Any
 import torch
 from transformers import AutoModel, PreTrainedConfig
 
-from compress.checkpoint.architectures import OWN, own_config_class, own_head_dim
+from compress.checkpoint.architectures import own_config_class
 from compress.checkpoint.embeddings import read_embeddings
 from compress.checkpoint.records import BlockRecord, module_specs, needs_own_experts
+from compress.checkpoint.stock import (
+    OWN,
+    as_class,
+    global_widths,
+    layer_widths,
+    own_head_dim,
+    stock_config,
+)  # fmt: skip
 from compress.checkpoint.targets import group_by_value, parse_pattern, target_patterns
 from compress.checkpoint.tensors_config import (
     quantization_section,
@@ -30,12 +38,10 @@ from compress.models.anatomy import anatomy_of, per_layer_lists, stock_type
 from compress.models.families import FAMILIES, Family
 from compress.models.loading import auto_class
 
-PREFIX = "compress_"
 SECTION_VERSION = 1
 # Fields of other names that some classes tie to the width of the residual stream.
 _LIKE_HIDDEN = ("word_embed_proj_dim", "embedding_size")
 _NOT_IN_RECORDS = ("head_dim", "embeddings")
-_OWN_KEYS = ("compressed_modules", "compress", "quantization_config", "per_layer_config")
 
 
 def apply_records(
@@ -184,22 +190,6 @@ def layer_count(config: PreTrainedConfig, family: Family) -> int:
     return 1 if family.shared_blocks else getattr(config, family.layers)
 
 
-def stock_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return a copy without anything of ours: stock class, global widths, no quantisation."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    new = copy.deepcopy(config)
-    new.per_layer_config = None
-    for key in _OWN_KEYS:
-        new.__dict__.pop(key, None)
-    if not config.model_type.startswith(PREFIX):
-        return new
-    stock = _as_class(CONFIG_MAPPING[stock_type(config)], new)
-    stock.architectures = [_strip(name) for name in config.architectures or []]
-    stock._attn_implementation = config._attn_implementation
-    return stock
-
-
 def stock_sizes(config: PreTrainedConfig) -> PreTrainedConfig:
     """The same, but for what no record says: the size of heads that the class would not derive, and
     the schemes of embeddings."""
@@ -210,23 +200,6 @@ def stock_sizes(config: PreTrainedConfig) -> PreTrainedConfig:
     if kept:
         new.compress = {"version": SECTION_VERSION, **kept}
     return new
-
-
-def layer_widths(
-    config: PreTrainedConfig, family: Family, index: int, built: dict[str, int]
-) -> dict[str, int]:
-    """Return {"heads", "kv_heads", "ffn"} of one layer, overrides included.
-
-    Args:
-        built: the widths that the class gives the layer without overrides.
-    """
-    if not config.is_heterogeneous:
-        return built
-    base = global_widths(config, family)
-    layer = global_widths(config.per_layer_config[index], family)
-    if family.kv_heads is not None and base["kv_heads"]:
-        layer["heads"] = layer["kv_heads"] * base["heads"] // base["kv_heads"]
-    return {key: layer[key] if layer[key] != base[key] else built[key] for key in built}
 
 
 def _built_widths(config: PreTrainedConfig, family: Family) -> list[dict[str, int]]:
@@ -243,26 +216,6 @@ def _built_widths(config: PreTrainedConfig, family: Family) -> list[dict[str, in
     with torch.device("meta"):
         model = kind.from_config(copy.deepcopy(config), trust_remote_code=own_code)
     return [block.widths for block in anatomy_of(model).blocks]
-
-
-def global_widths(config: PreTrainedConfig, family: Family) -> dict[str, int]:
-    """Return the widths that fields give to a layer without overrides (0: no such field)."""
-    plain = homogeneous(config)
-    heads = getattr(plain, family.heads, 0)
-    kv_heads = getattr(plain, family.kv_heads) if family.kv_heads else heads
-    ffn = getattr(plain, family.ffn, 0)
-    if ffn is None:  # GPT-2's n_inner
-        ffn = 4 * plain.hidden_size
-    return {"heads": heads, "kv_heads": kv_heads or heads, "ffn": ffn}
-
-
-def homogeneous(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return the config of a layer without overrides (a shallow copy where there are any)."""
-    if not config.is_heterogeneous:
-        return config
-    plain = copy.copy(config)
-    plain.per_layer_config = None
-    return plain
 
 
 def _set_widths(
@@ -372,17 +325,7 @@ def set_hidden(config: PreTrainedConfig, family: Family, hidden: int) -> int:
 
 
 def _own_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    new = _as_class(own_config_class(config.model_type), config)
+    new = as_class(own_config_class(config.model_type), config)
     new.architectures = [OWN + name for name in config.architectures or []]
     new._attn_implementation = config._attn_implementation
     return new
-
-
-def _as_class(config_class: type[PreTrainedConfig], config: PreTrainedConfig) -> PreTrainedConfig:
-    values = config.to_dict()
-    del values["model_type"]  # else it would hide the class's own
-    return config_class.from_dict(values)
-
-
-def _strip(architecture: str) -> str:
-    return architecture.removeprefix(OWN)

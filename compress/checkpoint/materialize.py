@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from compress.checkpoint.config import apply_records, stock_config
+from compress.checkpoint.config import apply_records
 from compress.checkpoint.export import export
 from compress.checkpoint.records import BlockRecord, dump_block
 from compress.checkpoint.save import require_empty, verify_shapes
 from compress.checkpoint.state import ModelState, SourceBlock
+from compress.checkpoint.stock import stock_config
 from compress.errors import CompressError
 from compress.linear.layer import CONVERTED, EXPERTS, Layer
 from compress.linear.matrix import is_conv1d

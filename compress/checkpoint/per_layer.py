@@ -18,8 +18,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig
 
-from compress.checkpoint.architectures import own_head_dim
-from compress.checkpoint.config import homogeneous, layer_widths, stock_config
+from compress.checkpoint.stock import homogeneous, layer_widths, own_head_dim, stock_config
 from compress.models.anatomy import block_anatomy, family_of, find_blocks, stock_type
 from compress.models.families import Family
 from compress.models.hidden import narrow_block

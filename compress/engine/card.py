@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from compress.checkpoint.config import PREFIX
+from compress.checkpoint.stock import PREFIX
 from compress.eval.cost.size import human_bytes
 from compress.eval.report.figures import figure_of
 from compress.eval.report.schema import Report

@@ -22,9 +22,10 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from compress.checkpoint.config import apply_records, keep_layers, stock_config
+from compress.checkpoint.config import apply_records, keep_layers
 from compress.checkpoint.records import record_block
 from compress.checkpoint.save import save_model
+from compress.checkpoint.stock import stock_config
 from compress.errors import CompressError
 from compress.linear.grid import QuantScheme, find_group_qparams
 from compress.linear.layer import Layer

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.checkpoint.config import stock_config
 from compress.checkpoint.embeddings import read_embeddings
 from compress.checkpoint.records import apply_record
 from compress.checkpoint.state import ModelState
+from compress.checkpoint.stock import stock_config
 from compress.errors import CompressError
 from compress.linear.grid import QuantScheme
 from compress.linear.layer import features_of

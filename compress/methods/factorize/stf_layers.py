@@ -6,6 +6,7 @@ first: atoms [B, r, b], coefficients [B, out, r].
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ _RIDGE = 1e-6  # of least squares, as a share of the mean of the diagonal
 _DESCENT = 4  # iterations of least squares on a new support
 
 
-class Factors(nn.Module):
+class Factors(nn.Module, ABC):
     """Stands in the place of a layer while its factors and their support learn.
 
     Args:
@@ -38,28 +39,28 @@ class Factors(nn.Module):
         super().__init__()
         self.inner = inner.requires_grad_(False)
 
+    @abstractmethod
     def learned(self) -> list[nn.Parameter]:
         """What an optimiser changes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def held(self) -> dict[str, torch.Tensor]:
         """What :meth:`choose` and :meth:`follow` change in place, by name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def choose(self) -> None:
         """Choose the support anew, while it is free."""
-        raise NotImplementedError
 
     def follow(self) -> None:
         """Between two choices, once a step."""
 
+    @abstractmethod
     def weight(self) -> torch.Tensor:
         """The product [out, in]; gradients reach what learns."""
-        raise NotImplementedError
 
+    @abstractmethod
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Atoms and coefficients as they are, the latter zero off the support."""
-        raise NotImplementedError
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         # The product in float32 wherever the rest is computed in 16 bits: it is rounded once.

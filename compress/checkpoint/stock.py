@@ -1,0 +1,82 @@
+"""The stock config that one of ours extends, and what its fields say of widths."""
+
+from __future__ import annotations
+
+import copy
+
+from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from compress.models.anatomy import stock_type
+from compress.models.families import Family
+
+PREFIX = "compress_"  # of model types
+OWN = "Compress"  # of class names
+_OWN_KEYS = ("compressed_modules", "compress", "quantization_config", "per_layer_config")
+
+
+def stock_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return a copy without anything of ours: stock class, global widths, no quantisation."""
+    new = copy.deepcopy(config)
+    new.per_layer_config = None
+    for key in _OWN_KEYS:
+        new.__dict__.pop(key, None)
+    if not config.model_type.startswith(PREFIX):
+        return new
+    stock = as_class(CONFIG_MAPPING[stock_type(config)], new)
+    stock.architectures = [_strip(name) for name in config.architectures or []]
+    stock._attn_implementation = config._attn_implementation
+    return stock
+
+
+def as_class(config_class: type[PreTrainedConfig], config: PreTrainedConfig) -> PreTrainedConfig:
+    values = config.to_dict()
+    del values["model_type"]  # else it would hide the class's own
+    return config_class.from_dict(values)
+
+
+def _strip(architecture: str) -> str:
+    return architecture.removeprefix(OWN)
+
+
+def own_head_dim(config: PreTrainedConfig) -> int:
+    """The size of a head that the stock class would not give it: where the class derives it from
+    the width of the stream, and the stream is narrower than the heads together. Else 0."""
+    return (getattr(config, "compress", None) or {}).get("head_dim", 0)
+
+
+def homogeneous(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the config of a layer without overrides (a shallow copy where there are any)."""
+    if not config.is_heterogeneous:
+        return config
+    plain = copy.copy(config)
+    plain.per_layer_config = None
+    return plain
+
+
+def global_widths(config: PreTrainedConfig, family: Family) -> dict[str, int]:
+    """Return the widths that fields give to a layer without overrides (0: no such field)."""
+    plain = homogeneous(config)
+    heads = getattr(plain, family.heads, 0)
+    kv_heads = getattr(plain, family.kv_heads) if family.kv_heads else heads
+    ffn = getattr(plain, family.ffn, 0)
+    if ffn is None:  # GPT-2's n_inner
+        ffn = 4 * plain.hidden_size
+    return {"heads": heads, "kv_heads": kv_heads or heads, "ffn": ffn}
+
+
+def layer_widths(
+    config: PreTrainedConfig, family: Family, index: int, built: dict[str, int]
+) -> dict[str, int]:
+    """Return {"heads", "kv_heads", "ffn"} of one layer, overrides included.
+
+    Args:
+        built: the widths that the class gives the layer without overrides.
+    """
+    if not config.is_heterogeneous:
+        return built
+    base = global_widths(config, family)
+    layer = global_widths(config.per_layer_config[index], family)
+    if family.kv_heads is not None and base["kv_heads"]:
+        layer["heads"] = layer["kv_heads"] * base["heads"] // base["kv_heads"]
+    return {key: layer[key] if layer[key] != base[key] else built[key] for key in built}
