@@ -34,8 +34,11 @@ def write_atomically(path: Path, text: str) -> None:
         raise disk_error(path.parent, error) from error
 
 
-def refuse_existing(*paths: Path) -> None:
+def refuse_existing(*paths: Path, replaceable: bool = True) -> None:
     """Refuse to write where something is: it may be somebody's work.
+
+    Args:
+        replaceable: whether the command has an option that replaces it.
 
     Raises:
         CompressError: naming the first of ``paths`` that exists, be it a link to nothing.
@@ -44,8 +47,8 @@ def refuse_existing(*paths: Path) -> None:
         if path.exists() or path.is_symlink():
             raise CompressError(
                 f"{path} not to exist yet", "a file of that name",
-                "Choose another place with --out (in Python: out), or replace it by --overwrite "
-                "(overwrite=True)",
+                "Choose another place with --out (in Python: out)"
+                + (", or replace it by --overwrite (overwrite=True)" if replaceable else ""),
             )  # fmt: skip
 
 

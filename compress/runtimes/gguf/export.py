@@ -102,7 +102,7 @@ def export_gguf(
             layers, a grid that the type does not hold, a tokenizer that it cannot express, a full
             disk. All but the last before any weight is read.
     """
-    refuse_existing(out)
+    refuse_existing(out, replaceable=False)
     decoder = open_decoder(source.folder, "GGUF", trust_remote_code)
     _check(decoder)
     stored = _TORCH.get(decoder.state.source.storage_dtype, "F32")
