@@ -84,7 +84,7 @@ def disk_error(folder: Path, error: OSError) -> CompressError:
     return CompressError(
         f"to write in {folder}",
         f"{error.strerror or error}{free}",
-        "Make room and run the same command again: it goes on from the last finished block",
+        "Make room and run the same command again: what is finished is not done again",
     )
 
 
