@@ -11,6 +11,7 @@ import compress
 from compress.errors import CompressError
 from compress.linear.absent import AbsentLinear
 from compress.methods.width.vib.choosing import Chooser
+from compress.methods.width.vib.correcting import correct
 from compress.methods.width.vib.gates import ATTENTION, FFN, KINDS, Gates
 from compress.methods.width.vib.learning import (
     chooser,
@@ -226,7 +227,7 @@ def sizes_of_neurons(full):
             },
         ),
         ("llama", {"uniform": True, "units": ["hidden", "heads", "neurons"]}),
-        ("llama", {"training": None, "tuning": None}),
+        ("llama", {"training": None, "tuning": None, "correction": True}),
         ("bert", {"mode": "fast", "data_share": 0.5, "distillation": None, "fine_tune": None}),
     ],
 )
@@ -240,6 +241,44 @@ def test_a_model_of_the_size_that_was_asked_for(family, step, calibrated, tiny, 
     slack = 0.04 if step.get("uniform") else 0.005
     assert 0.7 * (1 - slack) * sizes[0] <= sizes[1] <= 0.7 * sizes[0]
     assert bool(torch.isfinite(model(input_ids=tokens).logits).all())
+
+
+@pytest.mark.parametrize(
+    ("family", "kinds", "better"),
+    [
+        ("llama", KINDS[1:3], 0.7),
+        ("gpt2", KINDS, 0.8),
+        # Its norms stand behind the sums: what a lost channel carried on, no linear brings back.
+        ("bert", KINDS[1:3], 0.4),
+    ],
+)
+def test_what_stays_is_fitted_to_what_was(family, kinds, better, tiny, tokens, helpers):
+    """Closer to the model with all units than without the fit; the same where none has gone."""
+    model = tiny(family)
+    anatomy, sizes, gates = sizes_and_gates(model, kinds=kinds)
+    scattered(gates)
+    given, batches = copy.deepcopy(model.state_dict()), [{"input_ids": tokens}]
+
+    def decide(share):
+        keep(gates, chooser(gates, sizes, share * sizes.whole(), {}, False, 1).choose())
+
+    def difference(share, fitted, learned):
+        """Of the logits from those with all units, gates open or, if weights learned, at means."""
+        model.load_state_dict(given)
+        decide(1.0)
+        with placed(model, anatomy, gates), torch.no_grad():
+            gates.harden() if learned else gates.pass_all()
+            wanted = model(input_ids=tokens).logits
+            decide(share)
+            if fitted:
+                correct(model, anatomy, gates, batches, 1e-3, learned=learned)
+            gates.harden()
+            return helpers.difference(model(input_ids=tokens).logits, wanted)
+
+    for learned in (False, True):
+        first, last = (difference(0.8, fitted, learned) for fitted in (False, True))
+        assert last < better * first
+    assert difference(1.0, True, True) < 1e-4
 
 
 def test_learning_beats_the_start(calibrated, tokens):

@@ -111,6 +111,11 @@ class Gates(nn.Module):
         self._deviations = {k: (gate.log_variance / 2).exp() for k, gate in self.kinds.items()}
         self._channels = self[HIDDEN].soft(sharpness) if HIDDEN in self else None
 
+    def keep(self, kept: Mapping[str, torch.Tensor]) -> None:
+        """Decide what is kept: kind -> bool [units]."""
+        for kind, gate in self.kinds.items():
+            gate.kept = kept[kind].to(gate.mean.device)
+
     def harden(self) -> None:
         """Keep what is decided to be kept, and nothing else; likewise."""
         self.mode = HARD

@@ -94,8 +94,7 @@ def chooser(
 
 def keep(gates: Gates, choice: Choice) -> None:
     """Tell the gates what is kept."""
-    for kind, gate in gates.kinds.items():
-        gate.kept = torch.cat(choice.kept[kind]).to(gate.mean.device)
+    gates.keep({kind: torch.cat(choice.kept[kind]) for kind in gates.kinds})
 
 
 @dataclass(frozen=True)

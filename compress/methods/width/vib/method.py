@@ -50,6 +50,8 @@ class VIB(VIBOptions):
       ``start: fresh`` is TVA-Prune's start, which needs some thousand steps;
     - the final threshold meets the size exactly, rather than the best of several near it;
     - means go on learning once everything else is gone (``tuning``);
+    - what stays can be fitted in closed form to what the whole model computed (``correction``,
+      :mod:`.correcting`), before weights learn;
     - hidden states are compared channel by channel, without CoFi's learned projection; by default
       only predictions are compared.
     """
@@ -140,7 +142,7 @@ class VIB(VIBOptions):
     def keep(self, block: nn.Module) -> dict[str, torch.Tensor]:
         """What was decided of a block, and its weights if they learned beside the gates."""
         learned = vars(block).pop("vib_learned")
-        return learned | (_weights(block) if self.trains_weights else {})
+        return learned | (_weights(block) if self.changes_weights else {})
 
     def keep_outer(self, model: nn.Module) -> dict[str, torch.Tensor]:
         learned = vars(model).pop("vib_learned")
@@ -182,7 +184,10 @@ class VIB(VIBOptions):
     def _gated_bytes(self, shapes: Shapes) -> int:
         # Values and gradients of all gates are thousands; of weights there are three more copies.
         units = sum(max(shape) for shape in shapes)
-        return 40 * units + (self._tuned_bytes(shapes) if self.trains_weights else 0)
+        learning = self._tuned_bytes(shapes) if self.trains_weights else 0
+        # Gram matrices in float64 and copies that solvers make of them.
+        fits = 32 * max(width for _, width in shapes) ** 2 if self.correction else 0
+        return 40 * units + max(learning, fits)
 
     def _tuned_bytes(self, shapes: Shapes) -> int:
         return 12 * sum(out * width for out, width in shapes)

@@ -131,6 +131,17 @@ class VIBOptions(Method):
         description="Once it is decided what goes: mu of what stays learns on, everything else "
         "gone. By default 120 steps in mode faster, else none.",
     )
+    correction: bool = Field(
+        False,
+        description="After that: fit the linears of the blocks by least squares to what they "
+        "returned with all gates open, each on the inputs that it has now.",
+    )
+    correction_batches: int = Field(
+        32, ge=1, description="Calibration batches, at most, that these fits are on."
+    )
+    damping: float = Field(
+        0.01, gt=0, description="Ridge of these fits, as a share of the mean input energy."
+    )
     fine_tune: TrainingOptions | None = Field(
         default_factory=_fine_tune,
         description="After that: the weights of the narrow model learn. None by default in mode "
@@ -182,6 +193,11 @@ class VIBOptions(Method):
     def trains_weights(self) -> bool:
         """Whether weights learn beside gates."""
         return self.mode != "faster" and self.training is not None
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether weights are others once it is decided what goes."""
+        return self.trains_weights or self.correction
 
     @property
     def narrows_outer(self) -> bool:

@@ -13,6 +13,7 @@ from torch import nn
 
 from compress.methods.base import HEADS, HIDDEN
 from compress.methods.width.vib.choosing import Choice, heads_by_order
+from compress.methods.width.vib.correcting import correct
 from compress.methods.width.vib.gates import ATTENTION, FFN, Gates
 from compress.methods.width.vib.importance import fisher, start
 from compress.methods.width.vib.learning import (
@@ -34,7 +35,7 @@ from compress.models.outline import outline_of
 from compress.train.language import DistillationOptions, compared_layers
 from compress.train.moment import Moment, derive_seed
 from compress.train.teacher import ModelTeacher, Teacher
-from compress.train.whole import ModelWork, learn_language
+from compress.train.whole import ModelWork, learn_language, training_source
 
 _NAMED_HEADS = 12  # in the report
 
@@ -74,6 +75,10 @@ def learn_gates(work: ModelWork, method: VIBOptions) -> None:
         _note(work, method, gates, sizes, decided, target)
         if method.tuning is not None:
             _tune(work, method, gates, lesson)
+        if method.correction:
+            batches = _alike(work, method.correction_batches)
+            learned = method.trains_weights
+            correct(work.model, work.anatomy, gates, batches, method.damping, learned=learned)
     for block in blocks:
         found = learned_of_block(gates, decided, block.index)
         work.model.get_submodule(block.path).vib_learned = found
@@ -85,6 +90,16 @@ def learn_gates(work: ModelWork, method: VIBOptions) -> None:
 def _some(batches: list[Any], share: float) -> list[Any]:
     """The first batches, as many as a share of all."""
     return batches[: max(1, math.ceil(share * len(batches)))]
+
+
+def _alike(work: ModelWork, count: int) -> list[dict[str, torch.Tensor]]:
+    """The examples of the first batches, those of like length together: little of it is padding."""
+    chosen = work.batches[:count]
+    source = training_source(replace(work, batches=chosen))
+    lengths = getattr(source, "lengths", None)
+    order = torch.arange(len(source)) if lengths is None else lengths.argsort(stable=True)
+    size = len(next(iter(chosen[0].values())))
+    return [source.get(part) for part in order.split(size)]
 
 
 def _sizes(work: ModelWork, method: VIBOptions) -> Sizes:
