@@ -83,10 +83,22 @@ def _fine_tuned(work: Path, arguments: Namespace) -> Path:
     return run_once(work, "fine-tune", recipe.to_yaml(), arguments.data_root)
 
 
+def _evaluated(work: Path, arguments: Namespace) -> Path:
+    """The run that only evaluates a fine-tuned model."""
+    small = _SMALL if arguments.smoke else ()
+    overrides = [f"model={_base(work, arguments)}", "steps=[]", *_QUALITY, *small]
+    recipe = read_recipe("classify/minilm-sst2", overrides)
+    return run_once(work, "dense", recipe.to_yaml(), arguments.data_root)
+
+
 def fine_tune(work: Path, arguments: Namespace) -> list[Row]:
-    """The dense model: its accuracy, and what it took."""
-    out = _fine_tuned(work, arguments)
-    dense, command = load_report(out / "report.json").after, COMMAND.format("fine_tune")
+    """The dense model: its accuracy, and what it took; of a given one the accuracy alone."""
+    command = COMMAND.format("fine_tune")
+    if arguments.base is None:
+        out = _fine_tuned(work, arguments)
+    else:
+        out, command = _evaluated(work, arguments), f"{command} --base DIR"
+    dense = load_report(out / "report.json").after
     score = dense.labels.scores["accuracy"]
     low, high = score.interval
     percent: dict[str, Any] = {"unit": "%", "op": ">="}
@@ -95,7 +107,7 @@ def fine_tune(work: Path, arguments: Namespace) -> list[Row]:
         row(command, f"{LABEL}, dense: {ACCURACY}, from", 100 * low, **percent),
         row(command, f"{LABEL}, dense: {ACCURACY}, to", 100 * high, **percent),
     ]
-    if (usage := run_usage(out)) is not None:
+    if arguments.base is None and (usage := run_usage(out)) is not None:
         minutes = usage.cpu_seconds / 60
         rows.append(row(command, f"{LABEL}, dense: processor time of the whole run", minutes,
                         unit="min", bar=15.0))  # fmt: skip

@@ -17,6 +17,7 @@ LAYERS = "layers"
 Unit = Literal["hidden", "heads", "neurons", "layers"]
 UNITS: tuple[Unit, ...] = ("hidden", "heads", "neurons", "layers")
 _FAST = 0.03  # of the data, as the abstract says
+_CLIMB = 30.0  # of a multiplier under Adam, which takes steps of about its rate
 
 
 class Multiples(BaseModel):
@@ -113,7 +114,11 @@ class VIBOptions(Method):
     )
     mean_rate: float = Field(0.1, ge=0, description="Rate of mu, as a share of training's.")
     weight_rate: float = Field(2e-5, gt=0, description="Rate of weights beside gates.")
-    multiplier_rate: float = Field(0.1, gt=0, description="Rate of the constraint's multipliers.")
+    multiplier_rate: float | None = Field(
+        None, gt=0,
+        description="Rate of the constraint's multipliers. By default 30 / steps, with which they "
+        "climb as far in few steps as in many.",
+    )  # fmt: skip
     divergence: float = Field(
         0.01, ge=0,
         description="Price of a nat of the gates' KL divergence, averaged over the weights they "
@@ -178,6 +183,11 @@ class VIBOptions(Method):
     @property
     def schedule(self) -> Schedule:
         return Schedule(self.divergence, self.warmup, self.sharpness)
+
+    @property
+    def climb(self) -> float:
+        """Rate of the multipliers."""
+        return self.multiplier_rate or _CLIMB / self.training.steps
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -175,7 +175,7 @@ def _train(
             "params": [g.mean for g in gates.kinds.values()], "lr": rate * method.mean_rate,
             "weight_decay": 0.0,
         },
-        {"params": [gates.multipliers], "lr": method.multiplier_rate, "weight_decay": 0.0},
+        {"params": [gates.multipliers], "lr": method.climb, "weight_decay": 0.0},
     ]  # fmt: skip
     with _learning(work, method.trains_weights) as free:
         if free:
