@@ -10,7 +10,9 @@ import json
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -32,15 +34,26 @@ class PeakMemory(BaseModel):
 
 
 def peak_memory(
-    folder: str | Path, *, prefill_tokens: int = 512, trust_remote_code: bool = False
+    folder: str | Path,
+    *,
+    prefill_tokens: int = 512,
+    trust_remote_code: bool = False,
+    runtime: str = "torch",
+    checkpoint: str | Path | None = None,
 ) -> PeakMemory:
     """Load ``folder`` in a fresh process, run one forward, and return the peaks.
+
+    Args:
+        folder: a checkpoint; of another runtime what was exported for it, a folder or a file.
+        runtime: torch, onnx or gguf. torch is imported for all of them.
+        checkpoint: that a GGUF file was made from, for its config.
 
     Raises:
         CompressError: the process failed; its last words are in the message.
     """
     command = [sys.executable, "-m", "compress.eval.cost.memory", str(folder), "--tokens"]
     command += [str(prefill_tokens), *(["--trust-remote-code"] if trust_remote_code else [])]
+    command += ["--runtime", runtime, *(["--checkpoint", str(checkpoint)] if checkpoint else [])]
     root = Path(__file__).resolve().parents[2]
     program = "import sys, runpy; sys.path.insert(0, sys.argv.pop(1)); "
     program += "runpy.run_module('compress.eval.cost.memory', run_name='__main__', alter_sys=True)"
@@ -76,6 +89,8 @@ def _main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--trust-remote-code", action="store_true")
+    parser.add_argument("--runtime", default="torch")
+    parser.add_argument("--checkpoint")
     arguments = parser.parse_args()
     import torch
     import transformers
@@ -85,18 +100,39 @@ def _main() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     remote = {"trust_remote_code": arguments.trust_remote_code}
-    config = transformers.AutoConfig.from_pretrained(arguments.folder, **remote)
+    home = arguments.checkpoint or arguments.folder
+    config = transformers.AutoConfig.from_pretrained(home, **remote)
     auto = auto_class(config)
-    libraries = peak_rss()
-    model = auto.from_pretrained(arguments.folder, **remote).eval()
-    load = peak_rss()
     tokens = min(arguments.tokens, positions_of(config) or arguments.tokens)
+    load = _loader(arguments, config, auto, tokens)
+    libraries = peak_rss()
+    model = load()
+    loaded = peak_rss()
     ids = torch.full((1, tokens), 3)
     keep = {"logits_to_keep": 1} if auto is transformers.AutoModelForCausalLM else {}
     with torch.no_grad():
         model(input_ids=ids, **keep)
-    result = PeakMemory(libraries=libraries, load=load, prefill=peak_rss(), tokens=tokens)
+    result = PeakMemory(libraries=libraries, load=loaded, prefill=peak_rss(), tokens=tokens)
     print(json.dumps(result.model_dump()))
+
+
+def _loader(arguments: Any, config: Any, auto: Any, tokens: int) -> Callable[[], Any]:
+    """What loads the model, its libraries imported already."""
+    place = Path(arguments.folder)
+    if arguments.runtime == "onnx":
+        import onnxruntime  # noqa: F401
+
+        from compress.runtimes.onnx.model import load_onnx
+
+        return lambda: load_onnx(place)
+    remote = {"trust_remote_code": arguments.trust_remote_code}
+    if arguments.runtime == "gguf":
+        import llama_cpp  # noqa: F401
+
+        from compress.runtimes.gguf.model import LlamaCppForCausalLM
+
+        return lambda: LlamaCppForCausalLM(place, config, tokens, **remote)
+    return lambda: auto.from_pretrained(place, **remote).eval()
 
 
 if __name__ == "__main__":
