@@ -48,7 +48,7 @@ class Graph:
         """A constant; large ones go to the file at once."""
         from onnx import TensorProto, helper, numpy_helper
 
-        array = np.ascontiguousarray(values)
+        array = np.asarray(values, order="C")  # a scalar stays one
         name = name or f"{array.dtype}:{array.shape}:{array.tobytes().hex()[:64]}"
         if name in self._constants:
             return name
