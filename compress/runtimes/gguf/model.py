@@ -64,18 +64,28 @@ class LlamaCppForCausalLM(RuntimeModel):
         return f"llama-cpp-python {llama_cpp.__version__} on the CPU, {self.threads} threads"
 
     def forward(
-        self, input_ids: torch.Tensor, past_key_values: Any = None, **_: Any
+        self,
+        input_ids: torch.Tensor,
+        past_key_values: Any = None,
+        use_cache: bool = False,
+        logits_to_keep: int = 0,
+        **_: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits [1, 1, vocabulary] of the last of the tokens [1, tokens].
+        """Logits of token ids [batch, tokens]; of the last alone with a cache or where one is kept.
 
         Args:
-            past_key_values: what the call before returned; the tokens come behind its own.
+            past_key_values: what the call before returned; the tokens [1, tokens] come behind its
+                own.
+            use_cache: return the cache, to go on with.
+            logits_to_keep: 1, or 0 for all.
         """
+        if not use_cache and past_key_values is None and not logits_to_keep:
+            return CausalLMOutputWithPast(logits=self.base_model(input_ids)[0])
         import llama_cpp
 
         if past_key_values is None:
             self._next.reset()
-        self._next.eval(input_ids[0].tolist())
+        self._next.eval(input_ids[0].tolist())  # one sequence: the cache has one
         pointer = llama_cpp.llama_get_logits_ith(self._next._ctx.ctx, -1)
         values = np.ctypeslib.as_array(pointer, (self.config.vocab_size,)).copy()
         logits = torch.from_numpy(values)[None, None]
