@@ -51,7 +51,8 @@ class LlamaCppForCausalLM(RuntimeModel):
         self.file, self.context = file, context
         self.threads = threads or torch.get_num_threads()
         self._next = self._opened(context, every=False)
-        self._every: Any = None  # the same with the logits of all tokens
+        self._every: Any = None  # the same with the logits of all of so many tokens
+        self._places = 0
 
     @property
     def bytes(self) -> int:
@@ -85,6 +86,12 @@ class LlamaCppForCausalLM(RuntimeModel):
 
         if past_key_values is None:
             self._next.reset()
+        total = self._next.n_tokens + input_ids.shape[1]
+        if total > self.context:
+            raise CompressError(
+                f"at most {self.context} tokens, what the model was opened for", str(total),
+                "Open it with a longer context, or give a shorter text",
+            )  # fmt: skip
         self._next.eval(input_ids[0].tolist())  # one sequence: the cache has one
         pointer = llama_cpp.llama_get_logits_ith(self._next._ctx.ctx, -1)
         values = np.ctypeslib.as_array(pointer, (self.config.vocab_size,)).copy()
@@ -92,8 +99,9 @@ class LlamaCppForCausalLM(RuntimeModel):
         return CausalLMOutputWithPast(logits=logits, past_key_values=self)  # pyrefly: ignore
 
     def logits(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        if self._every is None or self._every.n_ctx() < ids.shape[1]:
-            self._every = self._opened(ids.shape[1], every=True)
+        if ids.shape[1] > self._places:
+            self._places = ids.shape[1]
+            self._every = self._opened(self._places, every=True)
         found = []
         for row in ids.tolist():
             self._every.reset()
