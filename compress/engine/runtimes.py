@@ -7,6 +7,7 @@ that of the compression.
 
 from __future__ import annotations
 
+import importlib
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,6 +30,13 @@ from compress.planning.evaluation_inputs import EvaluationInputs
 from compress.runtimes.requirements import NAMES
 from compress.system import memory
 from compress.system.files import files_below
+
+# What loads an export, from its place, the checkpoint and a number of tokens; another process does
+# it too, so it is a name.
+_LOADERS = {
+    "onnx": "compress.runtimes.onnx.model:open_onnx",
+    "gguf": "compress.runtimes.gguf.model:open_gguf",
+}
 
 
 def in_runtimes(
@@ -102,7 +110,7 @@ def _measured(
         figures["own_latency"] = _timed(own_model, model, spec)
     if spec.memory:
         figures["memory"] = peak_memory(
-            place, runtime=name, checkpoint=folder if name == "gguf" else None,
+            place, loader=_LOADERS[name], checkpoint=folder,
             trust_remote_code=lab.trust_remote_code,
         )  # fmt: skip
     files = files_below(place) if place.is_dir() else [place]
@@ -126,17 +134,13 @@ def opened(
         folder: of the checkpoint that it was made from.
         spec: of what it is to be asked: a cache in llama.cpp has a length.
     """
-    if name == "onnx":
-        from compress.runtimes.onnx.model import load_onnx
-
-        return load_onnx(place)
-    from compress.runtimes.gguf.model import LlamaCppForCausalLM
-
-    config = load_config(folder, trust_remote_code=trust_remote_code)
-    timed, limit = spec.latency_spec(), positions_of(config)
+    module, _, function = _LOADERS[name].partition(":")
+    limit = positions_of(load_config(folder, trust_remote_code=trust_remote_code))
+    timed = spec.latency_spec()
     tokens = max(64, timed.prefill_tokens + timed.decode_tokens if timed else 0)
-    context = min(tokens, limit) if limit else tokens
-    return LlamaCppForCausalLM(place, config, context, trust_remote_code=trust_remote_code)
+    tokens = min(tokens, limit) if limit else tokens
+    load = getattr(importlib.import_module(module), function)
+    return load(place, folder, tokens, trust_remote_code=trust_remote_code)
 
 
 def _timed(before: PreTrainedModel | nn.Module, after: Any, spec: EvaluationSpec) -> PairedLatency:

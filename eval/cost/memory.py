@@ -6,6 +6,7 @@ Run as a module, it is that process: ``python -m compress.eval.cost.memory FOLDE
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import resource
 import subprocess
@@ -38,22 +39,24 @@ def peak_memory(
     *,
     prefill_tokens: int = 512,
     trust_remote_code: bool = False,
-    runtime: str = "torch",
+    loader: str | None = None,
     checkpoint: str | Path | None = None,
 ) -> PeakMemory:
     """Load ``folder`` in a fresh process, run one forward, and return the peaks.
 
     Args:
-        folder: a checkpoint; of another runtime what was exported for it, a folder or a file.
-        runtime: torch, onnx or gguf. torch is imported for all of them.
-        checkpoint: that a GGUF file was made from, for its config.
+        folder: a checkpoint, or what was exported from one for another runtime.
+        loader: ``module:function`` that loads such an export, called with its place, the
+            checkpoint, the tokens of the forward and ``trust_remote_code``.
+        checkpoint: that was exported.
 
     Raises:
         CompressError: the process failed; its last words are in the message.
     """
     command = [sys.executable, "-m", "compress.eval.cost.memory", str(folder), "--tokens"]
     command += [str(prefill_tokens), *(["--trust-remote-code"] if trust_remote_code else [])]
-    command += ["--runtime", runtime, *(["--checkpoint", str(checkpoint)] if checkpoint else [])]
+    if loader is not None:
+        command += ["--loader", loader, "--checkpoint", str(checkpoint)]
     root = Path(__file__).resolve().parents[2]
     program = "import sys, runpy; sys.path.insert(0, sys.argv.pop(1)); "
     program += "runpy.run_module('compress.eval.cost.memory', run_name='__main__', alter_sys=True)"
@@ -89,7 +92,7 @@ def _main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--trust-remote-code", action="store_true")
-    parser.add_argument("--runtime", default="torch")
+    parser.add_argument("--loader")
     parser.add_argument("--checkpoint")
     arguments = parser.parse_args()
     import torch
@@ -104,7 +107,7 @@ def _main() -> None:
     config = transformers.AutoConfig.from_pretrained(home, **remote)
     auto = auto_class(config)
     tokens = min(arguments.tokens, positions_of(config) or arguments.tokens)
-    load = _loader(arguments, config, auto, tokens)
+    load = _loader(arguments, auto, tokens)
     libraries = peak_rss()
     model = load()
     loaded = peak_rss()
@@ -116,23 +119,14 @@ def _main() -> None:
     print(json.dumps(result.model_dump()))
 
 
-def _loader(arguments: Any, config: Any, auto: Any, tokens: int) -> Callable[[], Any]:
-    """What loads the model, its libraries imported already."""
-    place = Path(arguments.folder)
-    if arguments.runtime == "onnx":
-        import onnxruntime  # noqa: F401
-
-        from compress.runtimes.onnx.model import load_onnx
-
-        return lambda: load_onnx(place)
-    remote = {"trust_remote_code": arguments.trust_remote_code}
-    if arguments.runtime == "gguf":
-        import llama_cpp  # noqa: F401
-
-        from compress.runtimes.gguf.model import LlamaCppForCausalLM
-
-        return lambda: LlamaCppForCausalLM(place, config, tokens, **remote)
-    return lambda: auto.from_pretrained(place, **remote).eval()
+def _loader(arguments: Any, auto: Any, tokens: int) -> Callable[[], Any]:
+    """What loads the model, its module imported already."""
+    place, remote = Path(arguments.folder), {"trust_remote_code": arguments.trust_remote_code}
+    if arguments.loader is None:
+        return lambda: auto.from_pretrained(place, **remote).eval()
+    module, _, name = arguments.loader.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    return lambda: function(place, Path(arguments.checkpoint), tokens, **remote)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from compress.eval.report import load_report
 pytest.importorskip("onnxruntime")
 
 RTN = {"method": "rtn", "bits": 4, "group_size": 32}
+OPENED = "compress.runtimes.onnx.model:open_onnx"
 TIMED = {"prefill_tokens": 8, "decode_tokens": 2, "repeats": 3}
 
 
@@ -132,7 +133,7 @@ def test_a_checkpoint_is_measured_in_runtimes_too(ran, checkpoint, section, monk
     asked, original = [], checkpoint("llama", head_dim=16)
 
     def measured(folder, **options):
-        asked.append((Path(folder).name, options["runtime"]))
+        asked.append((Path(folder).name, options["loader"]))
         return PeakMemory(libraries=1, load=2, prefill=3, tokens=4)
 
     monkeypatch.setattr("compress.engine.runtimes.peak_memory", measured)
@@ -140,7 +141,7 @@ def test_a_checkpoint_is_measured_in_runtimes_too(ran, checkpoint, section, monk
     spec = {**section, "runtimes": ["onnx"], "memory": True, "latency": TIMED}
     report = compress.evaluate(ran.model, spec, against=original)
     (there,) = report.after.runtimes
-    assert there.own_latency and there.memory.prefill == 3 and asked == [("onnx", "onnx")]
+    assert there.own_latency and there.memory.prefill == 3 and asked == [("onnx", OPENED)]
     alone = compress.evaluate(ran.model, {**spec, "memory": False}).after.runtimes[0]
     assert alone.latency is None and alone.perplexity == there.perplexity
     with pytest.raises(CompressError, match="a model in memory or an exported one"):

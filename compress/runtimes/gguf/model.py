@@ -11,11 +11,24 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from compress.errors import CompressError
+from compress.models.loading import load_config
 from compress.runtimes.module import RuntimeModel
 from compress.runtimes.requirements import require
 from compress.system.intake import reason
 
 _BATCH = 512  # tokens of a prompt that are multiplied at once
+
+
+def open_gguf(
+    file: Path, checkpoint: Path, tokens: int, trust_remote_code: bool = False
+) -> LlamaCppForCausalLM:
+    """A GGUF file with room for so many tokens.
+
+    Args:
+        checkpoint: folder that it was made from.
+    """
+    config = load_config(checkpoint, trust_remote_code=trust_remote_code)
+    return LlamaCppForCausalLM(file, config, tokens, trust_remote_code=trust_remote_code)
 
 
 class LlamaCppForCausalLM(RuntimeModel):

@@ -31,6 +31,11 @@ def load_onnx(folder: Path, threads: int | None = None) -> OnnxModel:
     return cls(folder, description, threads)
 
 
+def open_onnx(folder: Path, *_: Any, **__: Any) -> OnnxModel:
+    """The same; an export knows its checkpoint's config and has room for any number of tokens."""
+    return load_onnx(folder)
+
+
 class OnnxModel(RuntimeModel):
     """A graph in onnxruntime behind the face of a transformers model."""
 
