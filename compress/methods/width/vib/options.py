@@ -129,7 +129,8 @@ class VIBOptions(Method):
     )
     sharpness: tuple[float, float] = Field(
         (2.0, 10.0),
-        description="Slope of the expected size at the threshold, at the start and the end.",
+        description="Slope of the expected size at the threshold, at the start and the end. A "
+        "steep one counts exactly and moves nothing far from there: short trainings want it low.",
     )
     tuning: TrainingOptions | None = Field(
         default_factory=_tuning,
