@@ -29,6 +29,7 @@ from compress.models.families import (
     Family,
     inferred_family,
 )
+from compress.models.mixtures import Mixture, mixture_in
 from compress.models.norms import NormFinder
 
 QKV, ATTENTION_OUT, UP, DOWN, OTHER = "qkv", "attention_out", "up", "down", "other"
@@ -92,7 +93,8 @@ class BlockAnatomy:
     does not show. ``others`` are path and shape of the parameters beside the linears' weights:
     their biases, norms, scales, tables. ``variant`` is what the config says of this layer by itself
     (``layer_types`` and other lists with an entry a layer): what differs in it computes another
-    function of the same weights.
+    function of the same weights. ``experts`` is the number of routed experts, ``mixture`` says
+    where they are; 0 and None where the block has none.
     """
 
     path: str
@@ -106,6 +108,8 @@ class BlockAnatomy:
     hidden: int = 0
     others: tuple[tuple[str, tuple[int, ...]], ...] = ()
     variant: tuple[tuple[str, str], ...] = ()
+    experts: int = 0
+    mixture: Mixture | None = None
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -116,7 +120,8 @@ class BlockAnatomy:
 
     @property
     def widths(self) -> dict[str, int]:
-        return {"heads": self.heads, "kv_heads": self.kv_heads, "ffn": self.ffn}
+        widths = {"heads": self.heads, "kv_heads": self.kv_heads, "ffn": self.ffn}
+        return {**widths, "experts": self.experts} if self.experts else widths
 
 
 @dataclass(frozen=True)
@@ -223,6 +228,7 @@ def block_anatomy(
     layers = tuple(f"{n}." for n, m in block.named_modules() if is_layer(m))
     names = [n for n, m in block.named_modules() if is_map(m) and not n.startswith(layers)]
     routed = tuple(n for path, _ in unfused_in(block) for n in names if n.startswith(f"{path}."))
+    mixture, experts = mixture_in(block) or (None, 0)
     roles: dict[str, list[str]] = {}
     for name in names:
         if name in routed:
@@ -230,7 +236,9 @@ def block_anatomy(
         roles.setdefault(_role(name, family), []).append(name)
     if OTHER in roles or len(roles.get(ATTENTION_OUT, [])) > 1 or len(roles.get(DOWN, [])) > 1:
         sites: tuple[Site, ...] = (Site(OTHER, tuple(names)),) if names else ()
-        return BlockAnatomy(path, index, sites, 0, 0, 0, 0, family)
+        return BlockAnatomy(
+            path, index, sites, 0, 0, 0, 0, family, experts=experts, mixture=mixture
+        )
     order = {key: i for i, key in enumerate("qkv")}
     roles.get(QKV, []).sort(key=lambda n: order.get(n.rpartition(".")[2].removeprefix("to_")[0], 0))
     sites = tuple(
@@ -247,7 +255,7 @@ def block_anatomy(
         sites = tuple(replace(s, find_norm=partial(norms.find, index, s.linears)) for s in sites)
     return BlockAnatomy(
         path, index, sites, heads, kv_heads, head_dim, ffn, family, _hidden(block, roles),
-        _others(block, names), _variant(config, family, index),
+        _others(block, names), _variant(config, family, index), experts, mixture,
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from compress.linear.layer import Layer
 from compress.linear.matrix import as_linear, features, is_linear, matrix
 from compress.linear.packed import packed_weights
 from compress.linear.quantized import QuantizedLinear
-from compress.methods.base import DEPTH, HEADS, HIDDEN, MODULES, NEURONS, PRECISION
+from compress.methods.base import DEPTH, EXPERTS, HEADS, HIDDEN, MODULES, NEURONS, PRECISION
 from compress.models.anatomy import (
     ATTENTION_OUT,
     DOWN,
@@ -42,17 +42,19 @@ from compress.models.anatomy import (
     family_of,
     stock_type,
 )
+from compress.models.experts import ROUTED, fuse_all, unfuse_all
 from compress.models.families import FAMILIES
 from compress.models.groups import set_blocks
 from compress.models.hidden import narrow_block, narrow_outer
 from compress.models.loading import auto_class
+from compress.models.mixtures import follow_experts, keep_experts
 from compress.models.units import narrow_columns, narrow_rows, unit_columns, units_of_rows
 from compress.models.widths import set_width_attributes
 
 _TOLERANCE = 1e-4
 _LENGTH = 12
 # Sizes of the miniature, where the config has such a field.
-_HEADS, _HEAD_DIM, _FFN, _VOCABULARY, _LAYERS = 4, 8, 32, 64, 4
+_HEADS, _HEAD_DIM, _FFN, _VOCABULARY, _LAYERS, _EXPERTS = 4, 8, 32, 64, 4, 4
 
 
 def rehearse(what: str, config: PreTrainedConfig) -> None:
@@ -62,7 +64,8 @@ def rehearse(what: str, config: PreTrainedConfig) -> None:
     conformance suite vouches for; the residual stream is tried with every family.
 
     Args:
-        what: ``heads``, ``neurons``, ``hidden``, ``depth``, ``modules`` or ``precision``.
+        what: ``heads``, ``neurons``, ``hidden``, ``experts``, ``depth``, ``modules`` or
+            ``precision``.
 
     Raises:
         CompressError: the family does not take the change, or it cannot be tried and would not show
@@ -145,22 +148,29 @@ def miniature(config: PreTrainedConfig) -> PreTrainedModel | None:
     layers = getattr(small, family.layers, 0) or 0
     heads = getattr(small, family.heads, 0)
     kv_heads = getattr(small, family.kv_heads or "num_key_value_heads", None)
+    groups = getattr(small, "n_group", None) or 1
+    experts = max(_EXPERTS, 2 * groups)
     sizes = {
         "vocab_size": _VOCABULARY,
         "hidden_size": _HEADS * _HEAD_DIM,
         "intermediate_size": _FFN,
         "ffn_dim": _FFN,
+        "moe_intermediate_size": _FFN,
+        "shared_expert_intermediate_size": _FFN,
         "num_hidden_layers": min(layers, _LAYERS),
         "num_attention_heads": _HEADS,
         "num_key_value_heads": _HEADS if kv_heads == heads else _HEADS // 2,
         "head_dim": _HEAD_DIM,
         "rotary_dim": _HEAD_DIM // 2,
         "max_position_embeddings": 64,
+        family.experts or "num_experts": experts,
     }
     try:
         for key, value in list(vars(small).items()):
             if "layer" in key and isinstance(value, (list, tuple)) and len(value) == layers:
                 setattr(small, key, list(value[:_LAYERS]))
+            elif key in ROUTED and isinstance(value, int):
+                setattr(small, key, min(value, experts // 2))
             elif key.endswith("_token_id") and isinstance(value, int):
                 setattr(small, key, min(value, _VOCABULARY - 1))
         for field, value in sizes.items():
@@ -208,6 +218,8 @@ def _try(what: str, model: PreTrainedModel) -> float:
         return _difference(_without_a_layer(model, anatomy), _logits(model))
     if what == "precision":
         return _difference(_packed(model, anatomy), _logits(model))
+    if what == EXPERTS:
+        return _difference(_with_fewer_experts(model, anatomy), _logits(model))
     if what == HIDDEN:
         return _difference(_with_a_narrow_stream(model, anatomy), _logits(model))
     if what == "modules":
@@ -332,6 +344,22 @@ def _with_a_narrow_stream(model: PreTrainedModel, anatomy: Anatomy) -> torch.Ten
     config = apply_records(
         model.config, anatomy.family, records, anatomy.blocks_path, after.blocks[0].hidden
     )
+    return _rebuilt(config, model.state_dict())
+
+
+@torch.no_grad()
+def _with_fewer_experts(model: PreTrainedModel, anatomy: Anatomy) -> torch.Tensor:
+    """Take an expert out of every mixture of a live model; return the logits of one rebuilt so."""
+    unfuse_all(model)
+    for block in anatomy.blocks:
+        if block.mixture is not None:
+            kept = [number for number in range(block.experts) if number != 1]
+            keep_experts(model.get_submodule(block.path), block.mixture, kept)
+    after = anatomy_of(model)
+    follow_experts(model, *(max(b.experts for b in a.blocks) for a in (anatomy, after)))
+    records = [record_block(model.get_submodule(b.path), b) for b in after.blocks]
+    config = apply_records(model.config, anatomy.family, records, anatomy.blocks_path)
+    fuse_all(model)
     return _rebuilt(config, model.state_dict())
 
 

@@ -60,7 +60,16 @@ _LEARN = {"steps": 2, "batch": 2, "learning_rate": 0.003, "clip": None}
 
 # Methods with the same passes differ in what they solve, which does not know whether a model is
 # streamed. So one of each kind of pass is streamed on every family, the others on one.
-STREAMED = ("wanda", "gptq", "svd_llm", "ffn_width", "head_width", "shortgpt", "maskllm in float32")
+STREAMED = (
+    "wanda",
+    "gptq",
+    "svd_llm",
+    "ffn_width",
+    "head_width",
+    "shortgpt",
+    "drop_experts",
+    "maskllm in float32",
+)
 
 # A new method needs an entry here: test_methods.py fails without.
 CASES: dict[str, Case] = {
@@ -109,6 +118,9 @@ CASES: dict[str, Case] = {
     },
     "ffn_width": Case({"share": 0.25}, {"share": 0.0}),
     "head_width": Case({"share": 0.5}, {"share": 0.0}),
+    "drop_experts": Case(
+        {"keep": 2}, {"share": 0.0}, families=("mixtral", "qwen2_moe", "qwen3_moe")
+    ),
     # Gates alone on all widths, and weights with them on some.
     "vib in float32": Case(
         {
