@@ -1,5 +1,5 @@
-"""Labelled texts, pairs of texts, and texts with a label for each word: from a hub, a data root, or
-files of one's own."""
+"""Labelled texts, pairs of texts, texts with a label for each word, and images: from a hub, a data
+root, or files of one's own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from compress.data.catalog import Local, canonical, find, splits
 from compress.data.glue import DATASET, GLUE, GlueTask
+from compress.data.images import DIGITS
+from compress.data.pictures import (
+    COLUMNS,
+    class_names,
+    image_place,
+    image_rows_of,
+    images_bytes,
+    images_digest,
+)
 from compress.data.readers import expand, is_file_source, read_rows
 from compress.data.text import PART, take_part
 from compress.errors import CompressError, did_you_mean
@@ -29,14 +38,15 @@ Words = tuple[str, ...]  # a text that comes as words, each with a label
 
 
 class ExamplesSpec(BaseModel):
-    """Which labelled texts, and in which columns they are."""
+    """Which labelled texts or images, and in which columns they are."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str = Field(
         description="a task of GLUE by its name (sst2), a hub data set (owner/name), or a file or "
         "pattern with rows (.jsonl .json .parquet .csv .tsv, also .gz), or a folder that "
-        "datasets' save_to_disk wrote"
+        "datasets' save_to_disk wrote; of images also a folder with a folder for each class, an "
+        ".npz file, a folder of IDX files, or digits (of scikit-learn)"
     )
     subset: str | None = Field(None, description="configuration of a hub data set")
     split: str = Field("train", description="split of a hub data set")
@@ -47,6 +57,11 @@ class ExamplesSpec(BaseModel):
     )
     text_pair: str | None = Field(
         None, description="column with the second text of each pair, where there are pairs"
+    )
+    image: str | None = Field(
+        None,
+        description="column with the images, for a model that reads images; by default image, img "
+        "or images",
     )
     label: str | None = Field(
         None,
@@ -117,15 +132,18 @@ def evaluation_examples(value: Any) -> ExamplesSpec:
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled texts.
+    """Labelled texts or images.
 
     Attributes:
-        texts: in the order of the source; where words have labels, the words of each.
+        texts: in the order of the source; where words have labels, the words of each. None of
+            images.
         pairs: the second text of each; None where there are no pairs.
         labels: as the source has them, strings or numbers; where words have labels, those of each
             text.
         names: of the labels by number, where the source or the recipe tells.
         description: one line for a report.
+        images: as the source has them (:func:`compress.data.pictures.picture` makes arrays of
+            them); none of texts.
     """
 
     texts: tuple[str, ...] | tuple[Words, ...]
@@ -133,14 +151,15 @@ class Examples:
     labels: tuple[str | float, ...] | tuple[tuple[str | float, ...], ...]
     names: tuple[str, ...]
     description: str
+    images: tuple[Any, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.labels)
 
     @property
     def by_word(self) -> bool:
         """Whether each word has a label."""
-        return not isinstance(self.texts[0], str)
+        return not self.images and not isinstance(self.texts[0], str)
 
     @property
     def flat_labels(self) -> tuple[str | float, ...]:
@@ -149,19 +168,22 @@ class Examples:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of texts and labels."""
-        told = json.dumps([self.texts, self.pairs, self.labels, self.names])
+        """sha256 of texts or images, and labels."""
+        told = [self.texts, self.pairs, self.labels, self.names]
+        told = json.dumps([*told, images_digest(self.images)] if self.images else told)
         return hashlib.sha256(told.encode()).hexdigest()
 
     @cached_property
     def bytes(self) -> int:
-        """Of the texts in UTF-8."""
+        """Of the texts in UTF-8, or of the images as they are held."""
+        if self.images:
+            return images_bytes(self.images)
         texts = map(" ".join, self.texts) if self.by_word else self.texts
         return sum(len(text.encode()) for text in (*texts, *(self.pairs or ())))
 
 
 def load_examples(spec: ExamplesSpec, data_root: str | Path | None = None) -> Examples:
-    """Read labelled texts.
+    """Read labelled texts or images.
 
     Args:
         data_root: a folder with local copies of hub data sets, asked before any network is used.
@@ -171,14 +193,18 @@ def load_examples(spec: ExamplesSpec, data_root: str | Path | None = None) -> Ex
             are no text, examples without a label, or none at all.
     """
     rows, about = _read(spec, data_root)
-    return examples_of(rows, spec, about)
+    place = None if spec.source == DIGITS else image_place(spec.source, spec.split, data_root)
+    return examples_of(rows, spec, about, class_names(place))
 
 
-def examples_of(rows: list[dict[str, Any]], spec: ExamplesSpec, about: str) -> Examples:
-    """Labelled texts from rows, as the spec describes them.
+def examples_of(
+    rows: list[dict[str, Any]], spec: ExamplesSpec, about: str, names: tuple[str, ...] = ()
+) -> Examples:
+    """Labelled texts or images from rows, as the spec describes them.
 
     Args:
         about: a line on where the rows are from.
+        names: of the labels by number, where the place of the rows tells them.
 
     Raises:
         CompressError: as :func:`load_examples`.
@@ -190,10 +216,16 @@ def examples_of(rows: list[dict[str, Any]], spec: ExamplesSpec, about: str) -> E
             "none" if spec.part == "all" else f"nothing in part {spec.part}",
             "Choose another source, split or part",
         )
-    first, second = _columns(spec, rows[0])
     label = _label_column(spec, rows[0])
-    pairs = None if second is None else tuple(_text(row, second, n) for n, row in enumerate(rows))
     part = "" if spec.part == "all" else f", part {spec.part}"
+    if (image := _image_column(spec, rows[0])) is not None:
+        return Examples(
+            (), None, tuple(_label(row, label, n) for n, row in enumerate(rows)),
+            spec.names or names, f"{len(rows):,} images of {about}{part}",
+            tuple(_image(row, image, n) for n, row in enumerate(rows)),
+        )  # fmt: skip
+    first, second = _columns(spec, rows[0])
+    pairs = None if second is None else tuple(_text(row, second, n) for n, row in enumerate(rows))
     if isinstance(rows[0].get(first), (list, tuple)):
         both = [_words(row, first, label, n) for n, row in enumerate(rows)]
         return Examples(
@@ -211,9 +243,13 @@ def examples_of(rows: list[dict[str, Any]], spec: ExamplesSpec, about: str) -> E
 
 def _read(spec: ExamplesSpec, data_root: str | Path | None) -> tuple[list[dict[str, Any]], str]:
     """The rows and a line about them."""
+    place = None if spec.source == DIGITS else image_place(spec.source, spec.split, data_root)
+    if spec.source == DIGITS or place is not None:
+        rows = image_rows_of(spec.split, place, spec.image, spec.label, spec.limit)
+        return rows, f"{spec.source} {spec.split}"
     if is_file_source(spec.source):
         paths = expand(spec.source, spec.split)
-        rows = [row for path in paths for row in read_rows(path, Local(str(path)))]
+        rows = [_beside(row, path) for path in paths for row in read_rows(path, Local(str(path)))]
         return rows, spec.source + (f" ({len(paths)} files)" if len(paths) > 1 else "")
     dataset, subset = canonical(spec.source, spec.subset)
     name = f"{dataset} {subset} {spec.split}".replace("  ", " ")
@@ -246,6 +282,31 @@ def _columns(spec: ExamplesSpec, row: dict[str, Any]) -> tuple[str, str | None]:
             return names[0], names[1] if len(names) > 1 else None
     _require(row, candidates[-1][0], "text")
     raise AssertionError  # the column is missing, which _require has told
+
+
+def _image_column(spec: ExamplesSpec, row: dict[str, Any]) -> str | None:
+    """The column of the images; None of texts."""
+    if spec.image is not None:
+        _require(row, spec.image, "image")
+        return spec.image
+    if spec.text is not None or spec.task is not None:
+        return None
+    return next((name for name in COLUMNS if name in row), None)
+
+
+def _image(row: dict[str, Any], name: str, number: int) -> Any:
+    if row.get(name) is None:
+        raise CompressError(
+            f"an image in the column {name!r} of each example", f"none in row {number + 1}",
+            "Name another column, or remove the row",
+        )  # fmt: skip
+    return row[name]
+
+
+def _beside(row: dict[str, Any], table: Path) -> dict[str, Any]:
+    """A row whose images are files: their paths are seen from the table."""
+    found = {n: str(table.parent / row[n]) for n in COLUMNS if isinstance(row.get(n), str)}
+    return {**row, **found} if found else row
 
 
 def _label_column(spec: ExamplesSpec, row: dict[str, Any]) -> str:

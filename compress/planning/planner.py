@@ -12,15 +12,18 @@ from typing import Any
 
 import psutil
 import torch
+from transformers import PreTrainedConfig
 
 from compress.checkpoint.embeddings import read_embeddings
 from compress.checkpoint.export import foreign_links
 from compress.checkpoint.state import ModelState
+from compress.data.calibration_spec import CalibrationSpec
 from compress.errors import CompressError
 from compress.methods.base import Method
 from compress.methods.passes import merged
 from compress.models.anatomy import Anatomy, stock_type
 from compress.models.described import attach
+from compress.models.images import image_tokens, reads_images
 from compress.models.outline import Outline, outline_of
 from compress.models.sources.source import Source, load_config, resolve
 from compress.models.supported import check_kind
@@ -72,7 +75,7 @@ class Plan:
             return 0
         blocks = sum(s.after.bytes for s in self.steps) if self.steps else 0
         observed = any(s.method.needs != "nothing" for s in self.steps)
-        calibration = self.recipe.calibration if observed else None
+        calibration = _observed(self.recipe, self.state.config) if observed else None
         most = max(merged(s.method.passes()) for s in self.steps)
         activations = forecast.activation_bytes(self.original, calibration, most)
         kept = sum(
@@ -134,11 +137,11 @@ def plan(
     notes = check_inputs(recipe, source.folder, streamed.model, data_root)
     device = device_of(recipe.device)
     compute = calibration_dtype(recipe.compute, device)
-    steps, base = [], resident()
+    steps, base, calibration = [], resident(), _observed(recipe, config)
     for number, method in enumerate(recipe.steps):
         after = passed(number, method, streamed, outline)
-        work = forecast.work(method, outline, recipe.calibration)
-        peak = base + forecast.peak_bytes(method, outline, recipe.calibration, compute, original)
+        work = forecast.work(method, outline, calibration)
+        peak = base + forecast.peak_bytes(method, outline, calibration, compute, original)
         seconds = work.seconds(outline, compute, forecast.learning_dtype(method, device))
         steps.append(PlannedStep(method, outline, after, work.macs, peak, seconds))
         outline = after
@@ -165,6 +168,13 @@ def _source(recipe: Recipe, cache_dir: str | Path | None) -> Source:
         cache_dir=cache_dir,
         trust_remote_code=recipe.model.trust_remote_code,
     )
+
+
+def _observed(recipe: Recipe, config: PreTrainedConfig) -> CalibrationSpec | None:
+    """What the model sees, in the tokens that blocks get: of an image as many as it has patches."""
+    if recipe.calibration is None or not reads_images(config):
+        return recipe.calibration
+    return recipe.calibration.model_copy(update={"length": image_tokens(config)})
 
 
 def _mark_quantized(outline: Outline, state: ModelState) -> Outline:

@@ -81,6 +81,7 @@ def _main() -> None:
     import transformers
 
     import compress  # noqa: F401  registers the model types that only the toolkit can load
+    from compress.models.images import image_tokens, random_image, reads_images
     from compress.models.loading import auto_class
 
     transformers.utils.logging.set_verbosity_error()
@@ -90,11 +91,14 @@ def _main() -> None:
     libraries = peak_rss()
     model = auto.from_pretrained(arguments.folder, **remote).eval()
     load = peak_rss()
-    tokens = min(arguments.tokens, positions_of(config) or arguments.tokens)
-    ids = torch.full((1, tokens), 3)
+    if reads_images(config):
+        tokens, inputs = image_tokens(config), random_image(config)
+    else:
+        tokens = min(arguments.tokens, positions_of(config) or arguments.tokens)
+        inputs = {"input_ids": torch.full((1, tokens), 3)}
     keep = {"logits_to_keep": 1} if auto is transformers.AutoModelForCausalLM else {}
     with torch.no_grad():
-        model(input_ids=ids, **keep)
+        model(**inputs, **keep)
     result = PeakMemory(libraries=libraries, load=load, prefill=peak_rss(), tokens=tokens)
     print(json.dumps(result.model_dump()))
 
