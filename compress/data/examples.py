@@ -13,10 +13,19 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from compress.data.catalog import Local, canonical, find, splits
+from compress.data.columns import (
+    beside,
+    image_column,
+    image_of,
+    label_column,
+    label_of,
+    text_columns,
+    text_of,
+    words_of,
+)
 from compress.data.glue import DATASET, GLUE, GlueTask
 from compress.data.images import DIGITS
 from compress.data.pictures import (
-    COLUMNS,
     class_names,
     image_place,
     image_rows_of,
@@ -25,14 +34,8 @@ from compress.data.pictures import (
 )
 from compress.data.readers import expand, is_file_source, read_rows
 from compress.data.text import PART, take_part
-from compress.errors import CompressError, did_you_mean
+from compress.errors import CompressError
 from compress.system.intake import at_home
-
-_COLUMNS = (
-    ("text", "text_pair"), ("text",), ("sentence1", "sentence2"), ("sentence",), ("tokens",),
-    ("words",),
-)  # fmt: skip
-_LABELS = ("label", "labels", "ner_tags", "pos_tags", "tags")
 
 Words = tuple[str, ...]  # a text that comes as words, each with a label
 
@@ -216,26 +219,26 @@ def examples_of(
             "none" if spec.part == "all" else f"nothing in part {spec.part}",
             "Choose another source, split or part",
         )
-    label = _label_column(spec, rows[0])
+    label = label_column(spec, rows[0])
     part = "" if spec.part == "all" else f", part {spec.part}"
-    if (image := _image_column(spec, rows[0])) is not None:
+    if (image := image_column(spec, rows[0])) is not None:
         return Examples(
-            (), None, tuple(_label(row, label, n) for n, row in enumerate(rows)),
+            (), None, tuple(label_of(row, label, n) for n, row in enumerate(rows)),
             spec.names or names, f"{len(rows):,} images of {about}{part}",
-            tuple(_image(row, image, n) for n, row in enumerate(rows)),
+            tuple(image_of(row, image, n) for n, row in enumerate(rows)),
         )  # fmt: skip
-    first, second = _columns(spec, rows[0])
-    pairs = None if second is None else tuple(_text(row, second, n) for n, row in enumerate(rows))
+    first, second = text_columns(spec, rows[0])
+    pairs = None if second is None else tuple(text_of(row, second, n) for n, row in enumerate(rows))
     if isinstance(rows[0].get(first), (list, tuple)):
-        both = [_words(row, first, label, n) for n, row in enumerate(rows)]
+        both = [words_of(row, first, label, n) for n, row in enumerate(rows)]
         return Examples(
             tuple(words for words, _ in both), None, tuple(labels for _, labels in both),
             spec.names, f"{len(rows):,} texts of {about}, a label a word{part}",
         )  # fmt: skip
     return Examples(
-        tuple(_text(row, first, n) for n, row in enumerate(rows)),
+        tuple(text_of(row, first, n) for n, row in enumerate(rows)),
         pairs,
-        tuple(_label(row, label, n) for n, row in enumerate(rows)),
+        tuple(label_of(row, label, n) for n, row in enumerate(rows)),
         spec.names,
         f"{len(rows):,} examples of {about}{part}",
     )
@@ -249,7 +252,11 @@ def _read(spec: ExamplesSpec, data_root: str | Path | None) -> tuple[list[dict[s
         return rows, f"{spec.source} {spec.split}"
     if is_file_source(spec.source):
         paths = expand(spec.source, spec.split)
-        rows = [_beside(row, path) for path in paths for row in read_rows(path, Local(str(path)))]
+        rows = [
+            beside(row, path, spec.image)
+            for path in paths
+            for row in read_rows(path, Local(str(path)))
+        ]
         return rows, spec.source + (f" ({len(paths)} files)" if len(paths) > 1 else "")
     dataset, subset = canonical(spec.source, spec.subset)
     name = f"{dataset} {subset} {spec.split}".replace("  ", " ")
@@ -267,104 +274,3 @@ def _read(spec: ExamplesSpec, data_root: str | Path | None) -> tuple[list[dict[s
     return read_hub_rows(
         dataset, subset or None, spec.split, limit=spec.limit, data_root=data_root, have=have
     ), name  # fmt: skip
-
-
-def _columns(spec: ExamplesSpec, row: dict[str, Any]) -> tuple[str, str | None]:
-    """The columns of the text and of the second text."""
-    if spec.text is not None or spec.text_pair is not None:
-        first = spec.text or next((n for n in ("text", "sentence") if n in row), "text")
-        for name in filter(None, (first, spec.text_pair)):
-            _require(row, name, "text" if name == first else "text_pair")
-        return first, spec.text_pair
-    candidates = spec.task.columns if spec.task else _COLUMNS
-    for names in candidates:
-        if all(name in row for name in names):
-            return names[0], names[1] if len(names) > 1 else None
-    _require(row, candidates[-1][0], "text")
-    raise AssertionError  # the column is missing, which _require has told
-
-
-def _image_column(spec: ExamplesSpec, row: dict[str, Any]) -> str | None:
-    """The column of the images; None of texts."""
-    if spec.image is not None:
-        _require(row, spec.image, "image")
-        return spec.image
-    if spec.text is not None or spec.task is not None:
-        return None
-    return next((name for name in COLUMNS if name in row), None)
-
-
-def _image(row: dict[str, Any], name: str, number: int) -> Any:
-    if row.get(name) is None:
-        raise CompressError(
-            f"an image in the column {name!r} of each example", f"none in row {number + 1}",
-            "Name another column, or remove the row",
-        )  # fmt: skip
-    return row[name]
-
-
-def _beside(row: dict[str, Any], table: Path) -> dict[str, Any]:
-    """A row whose images are files: their paths are seen from the table."""
-    found = {n: str(table.parent / row[n]) for n in COLUMNS if isinstance(row.get(n), str)}
-    return {**row, **found} if found else row
-
-
-def _label_column(spec: ExamplesSpec, row: dict[str, Any]) -> str:
-    known = (spec.label,) if spec.label else spec.task.label if spec.task else _LABELS
-    found = next((name for name in known if name in row), None)
-    if found is None:
-        _require(row, known[0], "label")
-    return found
-
-
-def _require(row: dict[str, Any], name: str, option: str) -> None:
-    if name not in row:
-        known = [key for key in row if isinstance(key, str)]
-        raise CompressError(
-            f"the column {name!r} in each example", f"columns {', '.join(known) or 'none'}",
-            f"Set {option} to the column's name. {did_you_mean(name, known)}",
-        )  # fmt: skip
-
-
-def _words(
-    row: dict[str, Any], first: str, label: str, number: int
-) -> tuple[Words, tuple[str | float, ...]]:
-    """The words of a text and their labels."""
-    words, labels = row.get(first), row.get(label)
-    listed = all(isinstance(value, (list, tuple)) for value in (words, labels))
-    if not listed or len(words) != len(labels) or not words:
-        raise CompressError(
-            f"words in the column {first!r} and as many labels in {label!r}",
-            f"{words!r:.40} and {labels!r:.40} in row {number + 1}",
-            "Mend the row, or name other columns (text, label)",
-        )  # fmt: skip
-    told = {"word": words, "label": labels}
-    pairs = [{name: value[i] for name, value in told.items()} for i in range(len(words))]
-    return (
-        tuple(_text(pair, "word", number) for pair in pairs),
-        tuple(_label(pair, "label", number) for pair in pairs),
-    )
-
-
-def _text(row: dict[str, Any], name: str, number: int) -> str:
-    value = row.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise CompressError(
-            f"a text in the column {name!r} of each example", f"{value!r:.60} in row {number + 1}",
-            "Name another column, or remove the row",
-        )  # fmt: skip
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _label(row: dict[str, Any], name: str, number: int) -> str | float:
-    value = row.get(name)
-    if isinstance(value, bool):
-        value = int(value)
-    if isinstance(value, str):
-        value = value.strip()
-    if value is None or value == "" or not isinstance(value, (str, int, float)):
-        raise CompressError(
-            f"a label in the column {name!r} of each example", f"{value!r:.60} in row {number + 1}",
-            "Remove examples without a label",
-        )  # fmt: skip
-    return value

@@ -29,6 +29,7 @@ from compress.models.families import (
     Family,
     inferred_family,
 )
+from compress.models.images import reads_images
 from compress.models.mixtures import Mixture, mixture_in
 from compress.models.norms import NormFinder
 
@@ -169,7 +170,8 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     ALBERT's single shared layer counts as a list of one.
 
     Raises:
-        CompressError: the model has no such list (not a transformer of a known build).
+        CompressError: the model has no such list (not a transformer of a known build), or reads
+            images and has a list for each of several stages.
     """
     wanted = family_of(model.config).blocks
     best: tuple[str, nn.ModuleList] | None = None
@@ -190,6 +192,15 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
             "Supported families are listed by `compress methods --families`; of a new one the "
             "recipe can name the list (model.family.blocks)",
         )
+    outside = best[0].rpartition(".")[0].rpartition(".")
+    if outside[2].isdigit() and reads_images(model.config):
+        stages = len(model.get_submodule(outside[0]))
+        if stages > 1:  # Swin, ConvNeXt: the resolution changes from one to the next
+            raise CompressError(
+                "an encoder whose blocks are all in one list (ViT, DeiT and their kin)",
+                f"{type(model).__name__}, which has {stages} stages of blocks",
+                "Models of several resolutions are not supported",
+            )
     return best
 
 

@@ -29,7 +29,9 @@ from compress.data.text import TextSpec
 from compress.data.tokens import check_tokenizer
 from compress.errors import CompressError
 from compress.eval import EvaluationSpec
+from compress.models.anatomy import find_blocks
 from compress.models.heads import Head, head_of
+from compress.models.images import reads_images
 from compress.models.positions import positions_of
 from compress.models.sources.source import load_tokenizer
 from compress.planning.evaluation_material import check_objective
@@ -161,6 +163,8 @@ def check_evaluation(
             "a language model, or a model with a head of labels, to evaluate", type(model).__name__,
             "Give one with such a head, or leave the evaluation out", where="evaluation",
         )  # fmt: skip
+    if (head := head_of(model)) is not None and head.task == "image":
+        _in_part("evaluation", _check_encoder, model)
     if kind == "labels" and (text is not None or spec.tasks):
         raise CompressError(
             "examples to evaluate a model with a head of labels on",
@@ -202,6 +206,16 @@ def check_evaluation(
     except CompressError as error:
         raise error.within("evaluation") from None
     return found
+
+
+def _check_encoder(model: Any) -> None:
+    """Refuse a model that labels images and is no transformer of patches."""
+    find_blocks(model)
+    if not reads_images(model.config):
+        raise CompressError(
+            "image_size and num_channels in the config of a model that reads images",
+            model.config.model_type, "Use a ViT or one of its kin",
+        )  # fmt: skip
 
 
 def _check_window(spec: Any, kind: str, positions: int | None) -> None:
