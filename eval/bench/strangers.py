@@ -252,7 +252,9 @@ def _built(work: Path) -> Path:
 
 def _commands(folder: Path, built: Path) -> Iterator[tuple[str, list[Any]]]:
     tool = folder / ".venv" / "bin" / "compress"
-    yield "install", [folder / ".venv" / "bin" / "pip", "install", "-q", built]
+    # The versions that everything here is measured with; without them pip takes the newest.
+    pinned = ["-c", ROOT / "constraints.txt"]
+    yield "install", [folder / ".venv" / "bin" / "pip", "install", "-q", *pinned, built]
     yield "plan", [tool, "plan", "mine.yaml"]
     yield "first", [tool, "run", "mine.yaml", "--out", "zeros", "-q"]
     yield "second", [

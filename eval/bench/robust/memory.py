@@ -38,9 +38,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "flatten": _DEPTH, "fuse": {**_DEPTH, **_TRAINING},
     "ffn_width": _WIDTH, "head_width": _WIDTH, "vib": {**_WIDTH, **_TRAINING}, "svd": _RANK,
     "asvd": _RANK, "svd_llm": _RANK, "fwsvd": _RANK, "drone": _RANK,
-    "dense_sparse": {"ratio": 2.0}, "maskllm": _TRAINING, "distill": _TRAINING,
+    "dense_sparse": _RANK, "stf": _TRAINING, "maskllm": _TRAINING, "distill": _TRAINING,
 }  # fmt: skip
-BEFORE = {"distill": [{"method": "magnitude", "pattern": "2:4"}]}  # steps that it needs in front
+BEFORE = {  # steps that a method needs in front
+    "distill": [{"method": "magnitude", "pattern": "2:4"}],
+    "stf": [{"method": "dense_sparse", **_RANK}],
+}
 
 
 def measure(work: Path, arguments: argparse.Namespace) -> list[Row]:

@@ -36,9 +36,9 @@ class Flatten(DepthMethod):
     the blocks concatenated. From the front on, each such block then keeps the key/value heads with
     the largest output-weighted norm and the neurons of highest ridge leverage, whose down
     projection takes over what the others did; the statistics are those of inputs that have passed
-    the blocks flattened and narrowed before. At last the down projection is fitted to what the
-    blocks of the group returned in the model as it was (ours). The result is of the same
-    architecture.
+    the blocks flattened and narrowed before. At last the down projection, narrowed or not, is
+    fitted to what the blocks of the group returned in the model as it was (ours). The result is of
+    the same architecture.
 
     Blocks are put side by side exactly or not at all. That excludes
 
@@ -65,8 +65,8 @@ class Flatten(DepthMethod):
         "held at once, and the inputs of the FFN's output are as much wider.",
     )  # fmt: skip
     restore_width: bool = Field(
-        True, description="Narrow the blocks to the width of one; without, no weight is lost and "
-        "the model only becomes shallower, with blocks of unequal width.",
+        True, description="Narrow the blocks to the width of one; without, no head or neuron is "
+        "lost and the model only becomes shallower, with blocks of unequal width.",
     )  # fmt: skip
     ridge: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
         "auto", description="lambda of the neurons' leverage and of the correction, as a multiple "
@@ -79,7 +79,7 @@ class Flatten(DepthMethod):
     )  # fmt: skip
 
     refit: bool = Field(
-        True, description="Fit the down projection of each narrowed block, by least squares, to "
+        True, description="Fit the down projection of each merged block, by least squares, to "
         "what the model that enters the step has behind the last block of the group (not of the "
         "paper).",
     )  # fmt: skip
@@ -139,10 +139,10 @@ class Flatten(DepthMethod):
             self.targets, self.solve, self.statistic, memory=self.solving_bytes,
             work=self.solving_work,
         )  # fmt: skip
-        fit = Learn(self.fit, None, fitting_bytes, forwards=1.05)
-        actions = (sites, fit) if self.refit else (sites,)
+        fit = Learn(self.fit, None, self.fitting_bytes, forwards=1.05)
+        actions = (sites,) * self.restore_width + (fit,) * self.refit
         stream = Stream(
-            actions if self.restore_width else (), groups=lambda d, _anatomy: d["groups"],
+            actions, groups=lambda d, _anatomy: d["groups"],
             merge=flatten_blocks, most=self._most, only=self._worked,
         )  # fmt: skip
         return similarity_survey(self.decide), stream
@@ -194,6 +194,12 @@ class Flatten(DepthMethod):
             restore_neurons(work, blocks, self._ridges)
         else:
             restore_heads(work, blocks, self.attention_correction)
+
+    def fitting_bytes(self, shapes: Shapes) -> int:
+        """The shapes are those of one block; one that keeps its width is as wide as a group."""
+        if self.restore_width:
+            return fitting_bytes(shapes)
+        return fitting_bytes([(out, self._most * width) for out, width in shapes])
 
     def fit(self, work: BlockWork) -> None:
         refit(work, RIDGES)
