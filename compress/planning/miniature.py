@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from compress.checkpoint.stock import stock_config
 from compress.models.anatomy import family_of
 from compress.models.experts import ROUTED
+from compress.models.images import random_image, reads_images
 from compress.models.loading import auto_class
 
 _LENGTH = 12
