@@ -109,8 +109,8 @@ class TrainSpec(BaseModel):
     length: int | None = Field(
         None,
         ge=2,
-        description="tokens a sequence of text, special ones included; of labelled texts 128 by "
-        "default, or what the model has positions for",
+        description="tokens a sequence of text, special ones included; where a checkpoint learns "
+        "labels 128 by default, or what it has positions for; images have as many as patches",
     )
     packing: Literal["stream", "documents"] = Field(
         "stream",
@@ -151,7 +151,8 @@ class TrainSpec(BaseModel):
         data = [x for x in (self.text, self.images, self.examples) if x is not None]
         if len(data) != 1:
             raise ValueError("one of text, images and examples to train on")
-        if self.text is not None and self.length is None:
+        tuned = self.examples is not None and self.from_ is not None
+        if self.images is None and self.length is None and not tuned:
             raise ValueError("length, the tokens a sequence of text")
         if (self.examples is not None) != (self.objective.kind == "labels"):
             raise ValueError("objective labels with examples, and in no other case")
