@@ -1,7 +1,8 @@
 """The image processor saved with a model, carried out on arrays.
 
 ``preprocessor_config.json`` says how an image becomes what the model reads: resize, crop, rescale,
-normalise, each a formula. They are carried out here, as transformers does with its torch backend,
+normalise, each a formula. They are carried out here as transformers' torchvision backend does it
+(what is resized differs by one level of brightness in 255 at most, where rounding falls otherwise),
 so that neither Pillow nor torchvision has to be there and figures do not depend on which is. What
 the file asks for beyond these steps is refused.
 """
@@ -54,10 +55,10 @@ class ImageProcessor:
         odd = sorted(name for name in {*odd, *_OTHERS} if said.get(name))
         if odd:
             raise _refused("resize, crop, rescale and normalise only", ", ".join(odd))
-        self.size = _size(said["size"], known) if said.get("do_resize") else None
-        self.crop = _size(said["crop_size"], {}) if said.get("do_center_crop") else None
+        self.size = _size(said.get("size"), known) if said.get("do_resize") else None
+        self.crop = _size(said.get("crop_size"), {}) if said.get("do_center_crop") else None
         if self.crop is not None and len(self.crop) != 2:
-            raise _refused("a crop_size of height and width", repr(said["crop_size"]))
+            raise _refused("a crop_size of height and width", repr(said.get("crop_size")))
         number = said.get("resample", 2)
         if self.size is not None and number not in _FILTERS:
             raise _refused(f"a resample of {sorted(_FILTERS)}", repr(number))
