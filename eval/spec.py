@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from compress.errors import CompressError
-from compress.eval.cost import CostResult, PairedLatency
+from compress.eval.cost import CostResult, PairedLatency, PeakMemory
 from compress.eval.quality.continuations import Continuation
 from compress.eval.quality.generator import GeneratorResult, GeneratorSpec
 from compress.eval.quality.labels import LabelsResult
@@ -190,6 +190,11 @@ class EvaluationSpec(BaseModel):
         default=ToleranceSpec(), description="what change the report calls within or outside"
     )
     memory: bool = Field(default=True, description="peak memory in a fresh process; needs a folder")
+    runtimes: tuple[Literal["onnx", "gguf"], ...] = Field(
+        default=(),
+        description="beside transformers: the result is exported (docs/export.md) to be measured "
+        "in onnxruntime or llama.cpp too: speed, memory, bytes, quality of what runs there",
+    )
     context: int | None = Field(
         default=None,
         ge=1,
@@ -208,6 +213,28 @@ class EvaluationSpec(BaseModel):
         if isinstance(self.latency, LatencySpec):
             return self.latency
         return LatencySpec() if self.latency else None
+
+
+class RuntimeResult(BaseModel):
+    """What one model scored and costs where another runtime runs it; round-trips through JSON."""
+
+    model_config = _FROZEN
+
+    runtime: Literal["onnx", "gguf"]
+    execution: str = Field(description="which version of it ran, and where")
+    bytes: int = Field(description="of all files: graph, weights, config, tokenizer")
+    memory: PeakMemory | None = Field(
+        default=None, description="of a fresh process; torch is among its libraries"
+    )
+    latency: PairedLatency | None = Field(
+        default=None, description="before: the original in transformers, float32"
+    )
+    own_latency: PairedLatency | None = Field(
+        default=None, description="before: the original in the same runtime, float32"
+    )
+    perplexity: PerplexityResult | None = None
+    masked: MaskedResult | None = None
+    continuations: tuple[Continuation, ...] = ()
 
 
 class EvaluationResult(BaseModel):
@@ -232,6 +259,9 @@ class EvaluationResult(BaseModel):
     cost: CostResult
     latency: PairedLatency | None = Field(
         default=None, description="against the original; before is the original, after this model"
+    )
+    runtimes: tuple[RuntimeResult, ...] = Field(
+        default=(), description="the same model exported to other runtimes"
     )
     seconds: dict[str, float] = Field(
         description="part of the evaluation -> seconds it took; for one from the cache, those when "

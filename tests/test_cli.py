@@ -167,7 +167,7 @@ def complete(cli, monkeypatch, words: str) -> list[str]:
     [
         (["run", "nowhere.yaml"], "the name of a shipped recipe"),
         (["run", "quickstrat"], "'quickstart'"),
-        (["plan", "quickstart", "--set", "steps.0.shar=1"], "'share'"),
+        (["plan", "quickstart", "--set", "steps.0.bit=4"], "'bits'"),
         (["plan", "quickstart", "--max-memory", "lots"], "512MB"),
         (["methods", "gtpq"], "'gptq'"),
         (["inspect", "./nowhere"], "pypi:"),

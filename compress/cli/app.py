@@ -124,6 +124,8 @@ def run(
             print(f"report  {result.folder / 'report.html'}")
         if parsed.steps:
             print(f"model   {result.model}")
+        for runtime, place in result.exports.items():
+            print(f"{runtime:<7} {place}")
 
 
 @app.command()
@@ -339,6 +341,7 @@ def _run_data(result: RunResult) -> dict[str, Any]:
     return {
         "folder": str(result.folder), "model": str(result.model), "seconds": result.seconds,
         "peak_bytes": result.peak_bytes, "report": report,
+        "exports": {runtime: str(place) for runtime, place in result.exports.items()},
     }  # fmt: skip
 
 

@@ -61,6 +61,11 @@ def add_to_run(
             that has been evaluated on this already; nothing to measure; tasks with another limit
             than those in the report; and what :func:`compress.evaluate` raises.
     """
+    if spec.runtimes:
+        raise CompressError(
+            "an evaluation of quality to add to the run's report", "runtimes",
+            f"Measure {Workspace(folder).model} in them, against the original",
+        )  # fmt: skip
     spec = spec.model_copy(update={"latency": False, "memory": False})
     if text is None and not spec.tasks and spec.examples is None and spec.images is None:
         raise CompressError(

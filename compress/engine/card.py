@@ -35,10 +35,25 @@ _FORMATS = {
     "bits_per_weight": ("bits a weight of the blocks", "{:.3g}"),
     "checkpoint_bytes": ("weights on disk", "bytes"),
 }
+_LOADING_ONNX = """```python
+import compress  # pip install onnxruntime
+
+model, tokenizer = compress.load("this folder", runtime="onnx")
+ids = tokenizer("Once", return_tensors="pt").input_ids
+print(tokenizer.decode(model.generate(ids, max_new_tokens=40)[0]))
+```
+
+`model.onnx` and `model.onnx.data` are a graph of onnxruntime's own operators, which any program
+that links it can run."""
 
 
 def model_card(
-    name: str, source: Source, steps: tuple[Method, ...], config: Any, report: Report | None
+    name: str,
+    source: Source,
+    steps: tuple[Method, ...],
+    config: Any,
+    report: Report | None,
+    runtime: str = "torch",
 ) -> str:
     """A card in the form that hubs read.
 
@@ -47,9 +62,10 @@ def model_card(
         source: the model that the recipe began with.
         config: of the result.
         report: of the run; None where nothing was evaluated.
+        runtime: what the folder is for: torch or onnx.
     """
     parts = [
-        _front(source, steps),
+        _front(source, steps, runtime),
         f"# {name}",
         f"Made from {_code(_origin(source))} by compress.",
         "## What was done",
@@ -57,14 +73,16 @@ def model_card(
     ]
     if report is not None:
         parts += _figures(report)
-    parts += ["## How to load it", _loading(config), "## Licence", _licence(source)]
+    loading = _loading(config) if runtime == "torch" else _LOADING_ONNX
+    parts += ["## How to load it", loading, "## Licence", _licence(source)]
     return "\n\n".join(parts) + "\n"
 
 
-def _front(source: Source, steps: tuple[Method, ...]) -> str:
+def _front(source: Source, steps: tuple[Method, ...], runtime: str) -> str:
     """The YAML that a hub indexes."""
     written = sorted({part for method in steps for part in method.writes})
-    fields: dict[str, Any] = {"library_name": "transformers", "tags": ["compress", *written]}
+    library = "transformers" if runtime == "torch" else "onnxruntime"
+    fields: dict[str, Any] = {"library_name": library, "tags": ["compress", *written]}
     if source.license:
         fields["license"] = source.license.lower()
     if source.kind == "hub":

@@ -16,6 +16,7 @@ from compress.engine.added_evaluation import add_to_run, is_run
 from compress.engine.exporting import check_runtime, exported_digest, load_exported
 from compress.engine.lab import Lab, finished_report, source_info
 from compress.engine.live import check_model_class
+from compress.engine.runtimes import in_runtimes
 from compress.errors import CompressError
 from compress.eval import EvaluationResult, EvaluationSpec
 from compress.eval.report import Report, RunInfo
@@ -25,6 +26,7 @@ from compress.models.sources.source import load_config
 from compress.models.stream import build_meta
 from compress.planning.checks import check_data_root, check_evaluation, find_reader, reader_of
 from compress.planning.evaluation_inputs import evaluation_inputs
+from compress.planning.export_check import check_runtime_of
 from compress.planning.recipe import split_evaluation
 from compress.system.files import refuse_existing
 from compress.system.intake import user_path
@@ -154,6 +156,7 @@ def _measured(
         chosen, spec, reader, shape, data_root, timed=against is not None, given=given
     ):
         lab.progress.say(f"note: {warning}")
+    _check_runtimes(spec, shape, live or exported)
     inputs = evaluation_inputs(
         chosen, spec, shape.config, reader, data_root, head_of(shape), given
     )  # fmt: skip
@@ -164,7 +167,27 @@ def _measured(
         subject, inputs, folder=home, baseline=baseline,
         figures=None if live or exported else lab.figures(home, spec),
     )  # fmt: skip
+    if home is not None and spec.runtimes:
+        del subject, baseline
+        named = isinstance(against, (str, Path))
+        original = lab.resolve(against).folder if named else None  # pyrefly: ignore
+        found = in_runtimes(home, inputs, lab, original=original)
+        result = result.model_copy(update={"runtimes": found})
     return info, inputs.entries(), result
+
+
+def _check_runtimes(spec: EvaluationSpec, shape: PreTrainedModel, elsewhere: bool) -> None:
+    """Refuse runtimes that a model cannot be measured in, before anything is loaded."""
+    if spec.runtimes and elsewhere:
+        raise CompressError(
+            "a checkpoint to measure in other runtimes", "a model in memory or an exported one",
+            "Save it first, or leave evaluation.runtimes out",
+        )  # fmt: skip
+    for name in spec.runtimes:
+        try:
+            check_runtime_of(name, shape, running=True)
+        except CompressError as error:
+            raise error.within("evaluation.runtimes") from None
 
 
 def _require_own_report(out: Any, against: Any, tokenizer: Any) -> None:

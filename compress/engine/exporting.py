@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any, Literal, get_args
 
 from compress.errors import CompressError
 from compress.models.sources.source import load_tokenizer, resolve
+from compress.planning.export_check import check_options
+from compress.runtimes.requirements import require
 from compress.system.intake import user_path
 
 Format = Literal["gguf", "onnx"]
-# Packages that a format needs; those of onnx are the optional extra `onnx`.
-_PACKAGES = {"gguf": ("gguf",), "onnx": ("onnx", "onnxruntime")}
 
 
 def export(
@@ -53,7 +52,7 @@ def export(
         raise CompressError(f"a format ({', '.join(get_args(Format))})", repr(to))
     require(to)
     place = user_path(out, "a new file or folder for the exported model")
-    _check_options(to, type=type, embeddings=embeddings, activations=activations)
+    check_options(to, type=type, embeddings=embeddings, activations=activations)
     source = resolve(model, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     if to == "gguf":
         from compress.runtimes.gguf.export import export_gguf
@@ -103,29 +102,3 @@ def exported_digest(folder: Path) -> str:
 
     files = read_description(folder).files
     return hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
-
-
-def require(to: str) -> None:
-    """Raise unless the packages of a format are installed."""
-    missing = [name for name in _PACKAGES[to] if importlib.util.find_spec(name) is None]
-    if missing:
-        raise CompressError(
-            f"the package {' and '.join(missing)}, which {to} needs", "a Python without",
-            f"pip install {' '.join(missing)}",
-        )  # fmt: skip
-
-
-def _check_options(to: str, **given: str) -> None:
-    known: dict[str, tuple[str, ...]]
-    if to == "gguf":
-        from compress.runtimes.gguf.blocks import ALL_TYPES
-
-        known = {"type": ALL_TYPES, "embeddings": ALL_TYPES, "activations": ("int8",)}
-    else:
-        known = {"type": ("auto",), "embeddings": ("auto", "8", "4"),
-                 "activations": ("int8", "float32")}  # fmt: skip
-    for option, value in given.items():
-        if value not in known[option]:
-            raise CompressError(
-                f"--{option} for {to} to be one of {', '.join(known[option])}", repr(value)
-            )

@@ -19,6 +19,8 @@ from compress.system.files import content_digest, files_below
 from compress.system.intake import at_home
 from compress.system.tensors import TensorIndex, file_sha256
 
+_GONE = "is gone"
+
 
 def digests(paths: Iterable[Path], root: Path) -> dict[str, str]:
     """Path below ``root`` -> digest of the content."""
@@ -56,6 +58,16 @@ def check_finished(workspace: Workspace) -> bool:
         CompressError: a file of the model is not the one that the run wrote. It may be somebody's
             work, so it is not replaced.
     """
+    for event in workspace.find(event="exported"):
+        wrong = _wrong(workspace.folder, event)
+        if any(what != _GONE for what in wrong.values()):
+            raise CompressError(
+                f"the {event['to']} export that the run wrote in {workspace.folder}",
+                _listed(wrong), "Move it away and run the same command again to have it made anew",
+            )  # fmt: skip
+        if wrong:
+            workspace.rewind(event, f"{_listed(wrong)}, so it is exported again")
+            return False
     for event in workspace.find(event="written"):
         wrong = _wrong(workspace.folder, event)
         if workspace.model.exists() and not wrong:
@@ -111,7 +123,8 @@ def _needed(workspace: Workspace) -> list[dict[str, Any]]:
         if e["event"] == "block" and _stored(e) and e["step"] in finished
     } - _partial(workspace)
     entering = max(whole, default=-1)
-    return [e for e in with_files if e["event"] in ("written", "outer") or e["step"] >= entering]
+    free = ("written", "outer", "exported")
+    return [e for e in with_files if e["event"] in free or e["step"] >= entering]
 
 
 def _partial(workspace: Workspace) -> set[int]:
@@ -137,7 +150,7 @@ def _wrong(folder: Path, event: dict[str, Any]) -> dict[str, str]:
             if content_digest(path) != digest:
                 wrong[name] = "does not hold what was written"
         except FileNotFoundError:
-            wrong[name] = "is gone"
+            wrong[name] = _GONE
         except OSError as error:
             wrong[name] = f"cannot be read ({error.strerror})"
     return wrong

@@ -27,6 +27,7 @@ from compress.engine.intact import digests, model_digests, rewind_damaged
 from compress.engine.lab import Lab
 from compress.engine.original import Original
 from compress.engine.run_evaluation import RunEvaluation
+from compress.engine.run_exports import export_result, exported_places
 from compress.engine.sink import JournalSink
 from compress.engine.steps import run_step
 from compress.engine.workspace import Workspace
@@ -278,16 +279,24 @@ class Job:
         fits = fresh.BASE_BYTES + (needed if whole else 0) < free
         return whole, fits and fresh.needs_fresh_process(self.state.config)
 
+    def export(self) -> None:
+        """Write the result for the other runtimes that the recipe names."""
+        result = self.workspace.model if self.recipe.steps else self.plan.source.folder
+        export_result(self.workspace, self.recipe, result, self.progress)
+
     def report(self) -> Any:
-        """Evaluate what was written, put all of it into the report and the card."""
+        """Evaluate what was written, put all of it into the report and the cards."""
         report = None
         if self.evaluator is not None:
             report = self.evaluator.report(self.calibration, self.command)
-        if self.recipe.steps:
-            card = model_card(
-                self.recipe.name, self.plan.source, self.recipe.steps, self.state.config, report
-            )
-            write_atomically(self.workspace.model / CARD, card)
+        homes = {"torch": self.workspace.model} if self.recipe.steps else {}
+        for runtime, home in (homes | exported_places(self.workspace)).items():
+            if home.is_dir():  # a GGUF file says of itself what it is
+                card = model_card(
+                    self.recipe.name, self.plan.source, self.recipe.steps, self.state.config,
+                    report, runtime,
+                )  # fmt: skip
+                write_atomically(home / CARD, card)
         return report
 
 

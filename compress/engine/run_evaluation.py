@@ -11,6 +11,8 @@ from typing import Any
 
 from compress.data.calibration import Calibration
 from compress.engine.lab import Lab, finished_report, source_info
+from compress.engine.run_exports import exported_places
+from compress.engine.runtimes import in_runtimes
 from compress.engine.workspace import Workspace
 from compress.eval import EvaluationResult, EvaluationSpec
 from compress.eval.report import DataEntry, Report, RunInfo, StepEntry
@@ -124,7 +126,15 @@ class RunEvaluation:
         )
         del model, baseline
         memory.give_back()
-        return result
+        if not self.inputs.spec.runtimes:
+            return result
+        started = time.perf_counter()
+        found = in_runtimes(
+            self.workspace.model, self.inputs, self.lab, original=self.plan.source.folder,
+            exported=exported_places(self.workspace), scratch=self.workspace.work,
+        )  # fmt: skip
+        seconds = {**result.seconds, "runtimes": time.perf_counter() - started}
+        return result.model_copy(update={"runtimes": found, "seconds": seconds})
 
     def _run_info(self, command: str | None) -> RunInfo:
         started = self.workspace.find(event="started")[0]["at"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from compress.engine.intact import check_finished, check_source
 from compress.engine.job import Job
 from compress.engine.mended import as_begun
 from compress.engine.planned import planned
+from compress.engine.run_exports import exported_places
 from compress.engine.workspace import Workspace
 from compress.errors import CompressError
 from compress.planning.imports import is_file
@@ -28,6 +29,7 @@ class RunResult:
 
     Attributes:
         folder: the run's folder. model: the checkpoint in it.
+        exports: format -> what the result was exported to.
         report: the compress.eval.Report, None where the recipe has no evaluation.
         seconds: of all steps. peak_bytes: highest resident memory of any step.
     """
@@ -37,6 +39,7 @@ class RunResult:
     report: Any
     seconds: float
     peak_bytes: int
+    exports: dict[str, Path] = field(default_factory=dict)
 
 
 def run(
@@ -102,6 +105,7 @@ def _run(
             job.evaluate_before()
             job.compress()
             job.write()
+            job.export()
             report = job.report()
             workspace.append({"event": "done"})
             workspace.clean()
@@ -160,6 +164,7 @@ def _finished(workspace: Workspace, report: Any = None) -> RunResult:
         report,
         sum(s["seconds"] for s in steps),
         max([s["peak_bytes"] for s in steps], default=0),
+        exported_places(workspace),
     )
 
 
@@ -176,7 +181,7 @@ def kept(folder: Path) -> str:
         what = f"{done} finished blocks of step {last['step'] + 1} ({last['stage']})"
     elif last.get("event") == "step":
         what = f"everything up to the end of step {last['step'] + 1} ({last['method']})"
-    elif last.get("event") in ("written", "verified", "done"):
+    elif last.get("event") in ("written", "verified", "exported", "done"):
         what = "the compressed model"
     else:
         what = "what was prepared"

@@ -29,6 +29,7 @@ from compress.models.sources.source import Source, load_config, resolve
 from compress.models.supported import check_kind
 from compress.planning import forecast
 from compress.planning.checks import check_inputs
+from compress.planning.export_check import check_exports
 from compress.planning.order import check_needs, check_order
 from compress.planning.recipe import Recipe, split_evaluation
 from compress.planning.step_check import passed
@@ -70,7 +71,7 @@ class Plan:
 
     @property
     def disk_bytes(self) -> int:
-        """Room that the run's folder needs: finished blocks, activations, the checkpoint."""
+        """Room that the run's folder needs: finished blocks, activations, checkpoint, exports."""
         if not self.steps:
             return 0
         blocks = sum(s.after.bytes for s in self.steps) if self.steps else 0
@@ -83,7 +84,8 @@ class Plan:
             + forecast.survey_disk_bytes(s.method, s.before, calibration)
             for s in self.steps
         )
-        return round(blocks + self.result.bytes + activations + kept)
+        exported = self.result.bytes * len(self.recipe.output.exports)
+        return round(blocks + self.result.bytes + exported + activations + kept)
 
     @property
     def result(self) -> Outline:
@@ -145,6 +147,7 @@ def plan(
         seconds = work.seconds(outline, compute, forecast.learning_dtype(method, device))
         steps.append(PlannedStep(method, outline, after, work.macs, peak, seconds))
         outline = after
+    check_exports(recipe, streamed.model, streamed.anatomy, [(s.method, s.after) for s in steps])
     made = Plan(
         recipe, source, state, streamed.anatomy, tuple(steps), original,
         _evaluation_bytes(recipe, original, outline),

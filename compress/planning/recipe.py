@@ -63,6 +63,27 @@ class ModelSpec(BaseModel):
         return self
 
 
+class ExportSpec(BaseModel):
+    """What the result is exported to, as ``compress export`` does it (docs/export.md)."""
+
+    model_config = _FROZEN
+
+    to: Literal["onnx", "gguf"] = Field(
+        description="the folder onnx for onnxruntime, or the file model.gguf for llama.cpp, both "
+        "in the run's folder"
+    )
+    type: str = Field("auto", description="gguf: type of the blocks' linears")
+    embeddings: str = Field("auto", description="type of embedding and head; auto: as they are")
+    activations: Literal["int8", "float32"] = Field(
+        "int8", description="onnx: what inputs of weight-only integers are multiplied in"
+    )
+
+    @field_validator("embeddings", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value
+
+
 class OutputSpec(BaseModel):
     """How the result is written."""
 
@@ -72,6 +93,24 @@ class OutputSpec(BaseModel):
         None, description="of unquantised values; default: as in the source"
     )
     max_shard_size: str = Field("5GB", description="largest safetensors file")
+    exports: tuple[ExportSpec, ...] = Field(
+        (),
+        description="other runtimes that the result is written for as well: sections, or short for "
+        "their `to`, onnx or gguf",
+    )
+
+    @field_validator("exports", mode="before")
+    @classmethod
+    def _short_exports(cls, value: Any) -> Any:
+        items = value if isinstance(value, (list, tuple)) else (value,)
+        return tuple({"to": item} if isinstance(item, str) else item for item in items)
+
+    @field_validator("exports")
+    @classmethod
+    def _each_once(cls, value: tuple[ExportSpec, ...]) -> tuple[ExportSpec, ...]:
+        if len({spec.to for spec in value}) < len(value):
+            raise ValueError("one export a format")
+        return value
 
     @field_validator("max_shard_size")
     @classmethod

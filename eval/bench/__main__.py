@@ -4,13 +4,12 @@ from __future__ import annotations
 
 BENCHMARKS = (
     # name, what, minutes on 2 cores, GB of disk
-    ("quickstart", "the shipped quickstart recipe", "5", "1"),
+    ("quickstart", "the shipped quickstart recipe, to a model that runs", "7", "2"),
     ("peers", "quality, time and memory against llm-compressor", "30", "6"),
     ("memory", "7B- and 1.1B-shaped models within 2 GB of memory", "60", "45"),
     ("resume", "killed ten times, ten times the same bytes", "15", "0.1"),
     ("evaluation", "speed and agreement of perplexity against lm-eval", "5", "0.6"),
     ("speedup", "prefill speed-up of narrower and shallower models", "8", "1.5"),
-    ("export_speed", "results in onnxruntime and llama.cpp: speed, perplexity, bytes", "40", "3"),
     ("robust", "right on every machine: faults, families, memory, precision", "150", "45"),
     ("strangers", "twelve unknown model types, metrics, a wheel in an empty folder", "20", "6"),
     ("maskllm", "learned 2:4 masks, block by block and on the whole model", "200", "5"),
@@ -20,7 +19,7 @@ BENCHMARKS = (
     ("vib_smollm2", "learned widths of a language model", "150", "3"),
     ("masked", "masked generators: the digits demo, every method, text, rxnfp", "90", "0.5"),
     ("masked_estimators", "estimators of a masked generator's likelihood", "5", "0.1"),
-    ("runtime", "memory and speed of quantised models inside transformers", "15", "1.5"),
+    ("runtime", "results in transformers, onnxruntime and llama.cpp", "70", "4"),
 )
 
 

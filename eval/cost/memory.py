@@ -6,11 +6,14 @@ Run as a module, it is that process: ``python -m compress.eval.cost.memory FOLDE
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -32,15 +35,28 @@ class PeakMemory(BaseModel):
 
 
 def peak_memory(
-    folder: str | Path, *, prefill_tokens: int = 512, trust_remote_code: bool = False
+    folder: str | Path,
+    *,
+    prefill_tokens: int = 512,
+    trust_remote_code: bool = False,
+    loader: str | None = None,
+    checkpoint: str | Path | None = None,
 ) -> PeakMemory:
     """Load ``folder`` in a fresh process, run one forward, and return the peaks.
+
+    Args:
+        folder: a checkpoint, or what was exported from one for another runtime.
+        loader: ``module:function`` that loads such an export, called with its place, the
+            checkpoint, the tokens of the forward and ``trust_remote_code``.
+        checkpoint: that was exported.
 
     Raises:
         CompressError: the process failed; its last words are in the message.
     """
     command = [sys.executable, "-m", "compress.eval.cost.memory", str(folder), "--tokens"]
     command += [str(prefill_tokens), *(["--trust-remote-code"] if trust_remote_code else [])]
+    if loader is not None:
+        command += ["--loader", loader, "--checkpoint", str(checkpoint)]
     root = Path(__file__).resolve().parents[2]
     program = "import sys, runpy; sys.path.insert(0, sys.argv.pop(1)); "
     program += "runpy.run_module('compress.eval.cost.memory', run_name='__main__', alter_sys=True)"
@@ -76,6 +92,8 @@ def _main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--trust-remote-code", action="store_true")
+    parser.add_argument("--loader")
+    parser.add_argument("--checkpoint")
     arguments = parser.parse_args()
     import torch
     import transformers
@@ -86,21 +104,33 @@ def _main() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     remote = {"trust_remote_code": arguments.trust_remote_code}
-    config = transformers.AutoConfig.from_pretrained(arguments.folder, **remote)
+    home = arguments.checkpoint or arguments.folder
+    config = transformers.AutoConfig.from_pretrained(home, **remote)
     auto = auto_class(config)
-    libraries = peak_rss()
-    model = auto.from_pretrained(arguments.folder, **remote).eval()
-    load = peak_rss()
     if reads_images(config):
         tokens, inputs = image_tokens(config), random_image(config)
     else:
         tokens = min(arguments.tokens, positions_of(config) or arguments.tokens)
         inputs = {"input_ids": torch.full((1, tokens), 3)}
+    load = _loader(arguments, auto, tokens)
+    libraries = peak_rss()
+    model = load()
+    loaded = peak_rss()
     keep = {"logits_to_keep": 1} if auto is transformers.AutoModelForCausalLM else {}
     with torch.no_grad():
         model(**inputs, **keep)
-    result = PeakMemory(libraries=libraries, load=load, prefill=peak_rss(), tokens=tokens)
+    result = PeakMemory(libraries=libraries, load=loaded, prefill=peak_rss(), tokens=tokens)
     print(json.dumps(result.model_dump()))
+
+
+def _loader(arguments: Any, auto: Any, tokens: int) -> Callable[[], Any]:
+    """What loads the model, its module imported already."""
+    place, remote = Path(arguments.folder), {"trust_remote_code": arguments.trust_remote_code}
+    if arguments.loader is None:
+        return lambda: auto.from_pretrained(place, **remote).eval()
+    module, _, name = arguments.loader.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    return lambda: function(place, Path(arguments.checkpoint), tokens, **remote)
 
 
 if __name__ == "__main__":

@@ -43,24 +43,33 @@ def continuations(
     starts = [i * (len(tokens) - PROMPT) // max(1, count - 1) for i in range(count)]
     prompts = torch.stack([tokens[start : start + PROMPT] for start in starts])
     front = torch.tensor(prefix, dtype=prompts.dtype).expand(count, -1)
-    training, made = model.training, []
+    given = torch.cat([front, prompts], dim=1).to(model.device)
+    # Some runtimes have one cache, for one sequence.
+    batches = given.split(1) if getattr(model, "one_by_one", False) else (given,)
+    training = model.training
     model.eval()
     try:
-        given = torch.cat([front, prompts], dim=1).to(model.device)
-        output = model(input_ids=given, use_cache=True)
-        for left in reversed(range(min(LENGTH, room))):
-            made.append(output.logits[:, -1:].argmax(-1))
-            if left:
-                cache = output.past_key_values
-                output = model(input_ids=made[-1], past_key_values=cache, use_cache=True)
+        made = [_greedy(model, batch, min(LENGTH, room)) for batch in batches]
     finally:
         model.train(training)
     end = getattr(tokenizer, "eos_token_id", None)
-    found = torch.cat(made, dim=1).tolist()
+    found = torch.cat(made).tolist()
     return tuple(
         Continuation(prompt=tokenizer.decode(prompt), text=tokenizer.decode(_until(ids, end)))
         for prompt, ids in zip(prompts.tolist(), found, strict=True)
     )
+
+
+def _greedy(model: nn.Module, given: torch.Tensor, count: int) -> torch.Tensor:
+    """The likeliest next tokens [batch, count] behind given ones [batch, tokens]."""
+    made: list[torch.Tensor] = []
+    output = model(input_ids=given, use_cache=True)
+    while True:
+        made.append(output.logits[:, -1:].argmax(-1))
+        if len(made) == count:
+            return torch.cat(made, dim=1)
+        cache = output.past_key_values
+        output = model(input_ids=made[-1], past_key_values=cache, use_cache=True)
 
 
 def _until(ids: list[int], end: int | None) -> list[int]:

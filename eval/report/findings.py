@@ -11,6 +11,7 @@ from compress.eval.report.cells import number
 from compress.eval.report.figures import figure_of
 from compress.eval.report.label_rows import NAMES
 from compress.eval.report.rows import quality_ratio, times
+from compress.eval.report.runtime_rows import runtime_findings
 from compress.eval.report.schema import Finding, Report
 from compress.eval.report.verdicts import (
     Loss,
@@ -47,6 +48,7 @@ def findings(report: Report) -> tuple[Finding, ...]:
         *_zeros(report),
         *_precision(report),
         *_disk(report),
+        *runtime_findings(report),
     ]
     order = {"warning": 0, "good": 1, "note": 2}
     return tuple(sorted(found, key=lambda f: order[f.level]))

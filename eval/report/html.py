@@ -11,6 +11,7 @@ from compress.eval.report.page import definitions, figure, page, rows_table, sec
 from compress.eval.report.plot import scatter
 from compress.eval.report.points import QualityAxis, cost_axes, format_quality, point, quality_axis
 from compress.eval.report.rows import cost_rows, count, quality_rows, seconds, times
+from compress.eval.report.runtime_rows import HEAD, NOTE, places, runtime_rows
 from compress.eval.report.samples import continuations_section, samples_section
 from compress.eval.report.schema import Report, RunInfo
 from compress.eval.report.verdict import Verdict, short_source, verdict
@@ -30,6 +31,7 @@ def render_html(report: Report) -> str:
             continuations_section(report),
             samples_section(report),
             section("Cost", rows_table(cost_rows(report)), _cost_note(report)),
+            _runtimes(report),
             section("Steps", steps_table(report)),
             section("Data", _data(report)),
             section("What was run", *_run(report)),
@@ -192,6 +194,15 @@ def _cost_note(report: Report) -> str:
             f"{timing.threads} threads; medians, and an interval of the median ratio."
         )
     return f'<p class="small">{text(note)}</p>'
+
+
+def _runtimes(report: Report) -> str:
+    rows = runtime_rows(report)
+    if not rows:
+        return ""
+    ran = "; ".join(place.execution for place in places(report.after) if place.execution)
+    note = f'<p class="small">{text(f"{NOTE} What ran: {ran}.")}</p>'
+    return section("Runtimes", table(HEAD, rows), note)
 
 
 def steps_table(report: Report) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from compress.eval.cost.size import human_bytes
 from compress.eval.report.html import shipped_as, written_options
 from compress.eval.report.rows import Row, cost_rows, quality_rows, seconds
+from compress.eval.report.runtime_rows import HEAD, NOTE, runtime_rows
 from compress.eval.report.samples import continued, samples_table
 from compress.eval.report.schema import Report
 from compress.eval.report.verdict import verdict
@@ -36,6 +37,8 @@ def render_markdown(report: Report) -> str:
     for heading, rows in (("Quality", quality_rows(report)), ("Cost", cost_rows(report))):
         if rows:
             parts += [f"## {heading}", rows_markdown(rows)]
+    if rows := runtime_rows(report):
+        parts += ["## Runtimes", grid(HEAD, rows), plain(NOTE)]
     shown = continued(report)
     parts += ["## Continuations"] if shown else []
     for prompt, told in shown:

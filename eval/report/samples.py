@@ -9,6 +9,7 @@ from compress.eval.quality.generation import GenerationResult, StepPoint
 from compress.eval.report.cells import count, error_of, number
 from compress.eval.report.page import figure, section, table, text
 from compress.eval.report.plot import Point, curves
+from compress.eval.report.runtime_rows import NAMES
 from compress.eval.report.schema import Report
 
 
@@ -68,9 +69,11 @@ def continued(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
     before = report.before.continuations if report.before else ()
     if [c.prompt for c in before] != [c.prompt for c in after]:
         return [(c.prompt, [("model", c.text)]) for c in after] if not before else []
+    named = [("original", before), ("compressed", after)]
+    named += [(f"compressed, {NAMES[r.runtime]}", r.continuations) for r in report.after.runtimes]
     return [
-        (new.prompt, [("original", old.text), ("compressed", new.text)])
-        for old, new in zip(before, after, strict=True)
+        (new.prompt, [(name, said[i].text) for name, said in named if len(said) > i])
+        for i, new in enumerate(after)
     ]
 
 

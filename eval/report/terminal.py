@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from compress.eval.report.rows import Row, cost_rows, quality_rows
+from compress.eval.report.runtime_rows import HEAD, runtime_rows
 from compress.eval.report.schema import Report
 from compress.eval.report.verdict import verdict
 from compress.system.intake import printable
@@ -12,6 +13,7 @@ from compress.system.intake import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
+_SHOWN = 6  # columns of the table of runtimes that fit a terminal
 _TONES = {-1: "red", 0: "", 1: "green"}
 
 
@@ -36,10 +38,27 @@ def print_report(report: Report, console: Console | None = None) -> None:
             table.add_row(*_cells(row, paired))
         table.add_section()
     console.print(table)
+    _print_runtimes(report, console)
     for finding in report.findings:
         tone = {"warning": "red", "good": "green", "note": "dim"}[finding.level]
         # Text, not markup: square brackets of an interval would be read as style tags.
         console.print(Text(f"{finding.level:>7}  ", style=tone) + Text(printable(finding.text)))
+
+
+def _print_runtimes(report: Report, console: Console) -> None:
+    """Speeds against the original in transformers; the rest of the table is in the files."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = runtime_rows(report)
+    if not rows:
+        return
+    table = Table(header_style="bold")
+    for name in HEAD[:_SHOWN]:
+        table.add_column(name, justify="left" if name == HEAD[0] else "right")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row[:_SHOWN]))
+    console.print(table)
 
 
 def _cells(row: Row, paired: bool) -> list:

@@ -8,7 +8,7 @@ import pytest
 
 from compress.eval.report import StepEntry, findings, render_html, render_markdown
 from compress.eval.report.rows import cost_rows, number, quality_rows
-from compress.eval.spec import EvaluationSpec
+from compress.eval.spec import EvaluationSpec, RuntimeResult
 
 
 @pytest.fixture
@@ -132,3 +132,27 @@ def test_a_drop_of_masked_accuracy_is_not_praised(said, masked) -> None:
     coarse = said(masked(0.87, wobble=0.5), masked(0.76))
     assert "note: Masked accuracy went from" in coarse and "good: Masked acc" not in coarse
     assert "good: Masked accuracy" in said(before, before)
+
+
+def test_runtimes_say_what_the_runtime_does_and_what_the_compression(said, result, report) -> None:
+    after = result(3.02, size=350, speedup=(0.7, 0.8, 0.9))
+    fast, own = (result(speedup=s).latency for s in ((7.0, 8.0, 9.0), (0.99, 1.0, 1.01)))
+    there = RuntimeResult(
+        runtime="onnx", execution="onnxruntime 1", bytes=300, latency=fast, own_latency=own,
+        perplexity=result(3.04).perplexity, memory=after.cost.memory,
+    )  # fmt: skip
+    after = after.model_copy(update={"runtimes": (there,)})
+    shipped = {"source_bytes": 400, "source_format": "GGUF"}
+    text = said(result(), after, **shipped)
+    assert (
+        "good: In onnxruntime, prefill is 8.00x [7.00, 9.00] as fast as the original in "
+        "transformers and 1.00x [0.99, 1.01] as fast as the original in onnxruntime, so "
+        "compression gains nothing there." in text
+    )
+    assert "warning: Perplexity in onnxruntime is 1.02x that of the same result" in text
+    assert "good: Exported for onnxruntime it takes 300 B, all files, of the 400 B" in text
+    assert "note: What to run the result with: to read long inputs, onnxruntime;" in text
+    for form in (render_html, render_markdown):
+        shown = form(report(result(), after, **shipped))
+        assert "the original in transformers" in shown and "8.00x" in shown
+    assert "Runtimes" not in render_html(report(result(), result()))

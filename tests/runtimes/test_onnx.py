@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 
@@ -173,10 +174,39 @@ def test_bad_input_to_an_exported_model(checkpoint, tokens, tmp_path):
         exported(torch.zeros(1, 129, dtype=torch.long))
     with pytest.raises(CompressError, match="Export the model first"):
         compress.load(checkpoint("llama"), runtime="onnx")
-    weights = folder / "model.onnx.data"
-    weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(CompressError, match="cut short"):
-        compress.load(folder, runtime="onnx")
+    for name, change, words in (
+        ("model.onnx.data", lambda old: old[:-1], "cut short"),
+        ("model.onnx", lambda old: old[:-1] + bytes([old[-1] ^ 1]), "cut short"),
+        ("compress_onnx.json", lambda _old: b"{", "a description of the model"),
+        ("compress_onnx.json", lambda _old: None, "Export the model first"),
+    ):
+        file = folder / name
+        whole = file.read_bytes()
+        changed = change(whole)
+        file.unlink() if changed is None else file.write_bytes(changed)
+        with pytest.raises(CompressError, match=words):
+            compress.load(folder, runtime="onnx")
+        file.write_bytes(whole)
+    compress.load(folder, runtime="onnx")
+
+
+def test_what_a_session_can_compute_is_not_in_the_file(tiny, tokenizer, tokens, tmp_path):
+    """Scales that float16 holds are half as long; cosines and sines are not there at all."""
+    found = {}
+    for scales in ("float16", "stored"):
+        model = tiny("llama", head_dim=16, max_position_embeddings=65536)
+        compress.apply(model, [{**RTN, "bits": 4, "scales": scales}])
+        folder = compress.save(model, tmp_path / scales, tokenizer)
+        out = tmp_path / f"{scales}-onnx"
+        compress.export(folder, "onnx", out, activations="float32")
+        found[scales] = (out / "model.onnx.data").stat().st_size
+        exported, _ = compress.load(out, runtime="onnx")
+        with torch.no_grad():
+            torch.testing.assert_close(exported(tokens).logits, model(tokens).logits)
+        before, after = (p / "tokenizer.json" for p in (folder, out))
+        assert json.loads(before.read_text()) == json.loads(after.read_text())
+        assert after.stat().st_size <= before.stat().st_size
+    assert found["float16"] < found["stored"] < 65536 * 8
 
 
 @pytest.mark.parametrize("name, to", [("onnx", "onnx"), ("onnxruntime", "onnx"), ("gguf", "gguf")])

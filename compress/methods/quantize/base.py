@@ -25,9 +25,11 @@ from compress.methods.work import OuterWork, SiteWork
 from compress.models.anatomy import Anatomy
 from compress.models.outline import LinearOutline, Outline, token_tables
 
-# The search for a tighter grid (GPTQ's code, Quantizer with mse=True): shrink the range in steps of
+# The search for a better grid (GPTQ's code, Quantizer with mse=True): shrink the range in steps of
 # one hundredth down to a fifth, and weigh errors by a power that punishes outliers a little more.
-_SHRINK_STEPS, _SMALLEST, _POWER = 100, 0.2, 2.4
+# Beyond that code, a range up to a tenth wider is tried too: zero points are whole numbers, and the
+# values of a small group, which few levels hold, may lie nearer to those of another step.
+_SHRINK_STEPS, _SMALLEST, _GROWN, _POWER = 100, 0.2, 0.1, 2.4
 # Values of an embedding that are rounded at once.
 _PIECE = 2**20
 
@@ -48,7 +50,7 @@ class QuantizeMethod(LinearMethod):
     )
     observer: Literal["minmax", "mse"] = Field(
         "minmax",
-        description="How the range of a group is fitted: to its extremes, or shrunk to the least "
+        description="How the range of a group is fitted: to its extremes, or scaled to the least "
         "error (slower, usually better at 4 bits and below).",
     )
 
@@ -166,7 +168,9 @@ class QuantizeMethod(LinearMethod):
         scheme = scheme.model_copy(update={"group_size": None})
         best_scale, best_zero = scale.reshape(-1, 1), zero_point.reshape(-1, 1)
         best_error = _error(flat, best_scale, best_zero, scheme)
-        for step in range(1, int(_SHRINK_STEPS * (1 - _SMALLEST))):
+        for step in range(-round(_SHRINK_STEPS * _GROWN), int(_SHRINK_STEPS * (1 - _SMALLEST))):
+            if step == 0:
+                continue
             factor = 1 - step / _SHRINK_STEPS
             trial, zero = find_group_qparams(flat * factor, scheme, dtype, bits)
             error = _error(flat, trial, zero, scheme)

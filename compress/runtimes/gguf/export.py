@@ -30,6 +30,7 @@ from compress.system.files import disk_error, refuse_existing, sync
 # pairs that are turned together next to each other.
 _ARCHITECTURES = {"llama": ("llama", True), "mistral": ("llama", True),
                   "qwen2": ("qwen2", False), "qwen3": ("qwen3", False)}  # fmt: skip
+FAMILIES = tuple(_ARCHITECTURES)
 _NAMES = {
     "q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output",
     "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down",

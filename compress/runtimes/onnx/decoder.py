@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 
 from compress.runtimes.decoder import Decoder, Layer, LayerWeights
 from compress.runtimes.onnx.graph import MICROSOFT, Graph
@@ -29,11 +28,7 @@ def build_decoder(
     graph.input("start", np.int64, [1])
     graph.input("lengths", np.int32, ["batch"])
     graph.input("total", np.int32, [])
-    angles = torch.outer(torch.arange(decoder.positions).float(), decoder.frequencies)
-    rotary = [
-        graph.constant((function(angles) * decoder.rotary_scale).numpy(), name)
-        for function, name in ((torch.cos, "cosines"), (torch.sin, "sines"))
-    ]
+    rotary = _rotary(graph, decoder)
     stream, delta = embedding.rows(graph, ids), ""
     for index, weights in enumerate(decoder.blocks()):
         layer = decoder.layers[index]
@@ -52,6 +47,17 @@ def build_decoder(
     logits = head.product(graph, last, accuracy)
     graph.node("Identity", logits, outputs=["logits"])
     graph.output("logits", np.float32, ["batch", "wanted", decoder.vocabulary])
+
+
+def _rotary(graph: Graph, decoder: Decoder) -> list[str]:
+    """Cosines and sines [positions, head_dim / 2], which the session computes when it is opened:
+    as numbers in the file they would be megabytes."""
+    ends = [graph.constant(np.float32(value)) for value in (0, decoder.positions, 1)]
+    places = graph.node("Unsqueeze", graph.node("Range", *ends), graph.constant(np.array([1])))
+    frequencies = graph.constant(decoder.frequencies.numpy(), "frequencies")
+    angles = graph.node("Mul", places, frequencies)
+    scale = graph.constant(np.float32(decoder.rotary_scale))
+    return [graph.node("Mul", graph.node(function, angles), scale) for function in ("Cos", "Sin")]
 
 
 def _norm(

