@@ -5,6 +5,7 @@ No weight is read. Sizes follow from shapes; :mod:`compress.planning.forecast` s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from compress.methods.base import Method
 from compress.methods.passes import merged
 from compress.models.anatomy import Anatomy, stock_type
 from compress.models.described import attach
-from compress.models.images import image_tokens, reads_images
+from compress.models.images import image_shape, image_tokens, reads_images
 from compress.models.outline import Outline, outline_of
 from compress.models.sources.source import Source, load_config, resolve
 from compress.models.supported import check_kind
@@ -139,7 +140,8 @@ def plan(
     notes = check_inputs(recipe, source.folder, streamed.model, data_root)
     device = device_of(recipe.device)
     compute = calibration_dtype(recipe.compute, device)
-    steps, base, calibration = [], resident(), _observed(recipe, config)
+    calibration = _observed(recipe, config)
+    steps, base = [], resident() + _held_images(calibration, config)
     for number, method in enumerate(recipe.steps):
         after = passed(number, method, streamed, outline)
         work = forecast.work(method, outline, calibration)
@@ -178,6 +180,13 @@ def _observed(recipe: Recipe, config: PreTrainedConfig) -> CalibrationSpec | Non
     if recipe.calibration is None or not reads_images(config):
         return recipe.calibration
     return recipe.calibration.model_copy(update={"length": image_tokens(config)})
+
+
+def _held_images(calibration: CalibrationSpec | None, config: PreTrainedConfig) -> int:
+    """Bytes of the pixel values that a run holds; token ids are next to nothing."""
+    if calibration is None or not reads_images(config):
+        return 0
+    return 4 * calibration.samples * math.prod(image_shape(config))
 
 
 def _mark_quantized(outline: Outline, state: ModelState) -> Outline:
