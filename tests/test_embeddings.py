@@ -9,10 +9,12 @@ from safetensors.torch import load_file
 
 import compress
 from compress.conformance.tiny import TinyFamily, difference, logits
+from compress.conformance.trial import Trial
 from compress.errors import CompressError
 from compress.eval.cost import macs_per_token, size
 from compress.linear.layer import is_layer
 from compress.linear.tables import PackedEmbedding
+from compress.methods.quantize.gptq import GPTQ
 
 STEP = {"method": "rtn", "bits": 4, "group_size": 8}
 
@@ -77,3 +79,38 @@ def test_groups_must_divide(tmp_path):
     tiny = TinyFamily("llama", tmp_path)
     with pytest.raises(CompressError, match="group_size 24"):
         compress.apply(tiny.model(), [{"method": "rtn", "group_size": 24, "embeddings": 8}])
+
+
+@pytest.mark.parametrize("family", ("gpt2", "llama"))
+def test_gptq_rounds_the_head_by_what_enters_it(family, tmp_path):
+    """Tied in gpt2; of an untied llama the embedding is rounded to nearest."""
+    tiny = TinyFamily(family, tmp_path)
+    shared = {"bits": 8, "group_size": 8, "embeddings": 4}
+    step = {"method": "gptq", **shared}
+    batches = tiny.batches
+    found = compress.apply(tiny.model(), [step], batches)
+    nearest = compress.apply(tiny.model(), [{"method": "rtn", **shared}])
+    dense = tiny.model()
+    tied = dense.get_output_embeddings().weight is dense.get_input_embeddings().weight
+    assert tied == (family == "gpt2")
+    seen = []
+    hook = dense.get_output_embeddings().register_forward_pre_hook(lambda _m, x: seen.append(x[0]))
+    with torch.no_grad():
+        for batch in batches:
+            dense(**batch)
+    hook.remove()
+    inputs = torch.cat([x.flatten(0, -2) for x in seen])
+
+    def lost(model):
+        change = model.get_output_embeddings().weight - dense.get_output_embeddings().weight
+        return float((inputs @ change.detach().t()).square().sum())
+
+    assert lost(found) < 0.8 * lost(nearest)
+    if not tied:
+        words = [model.get_input_embeddings().weight for model in (found, nearest)]
+        assert torch.equal(*words)
+    if tied:
+        trial = Trial(GPTQ(**shared), tiny, tmp_path)
+        trial.streamed_equals_live()
+        trial.saved_checkpoint_is_the_model()
+        trial.interrupted_run_resumes()

@@ -8,12 +8,14 @@ durable) and a live model (blocks change in place).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from compress.engine.blocks import BlockHere, SpanHere, act, look
 from compress.engine.context import StepContext, hidden_file
@@ -27,7 +29,7 @@ from compress.methods.work import GroupWork, OuterWork
 from compress.models.anatomy import block_anatomy
 from compress.models.groups import Groups, covered
 from compress.models.replay import BlockReplay
-from compress.models.stream import StreamedModel, capture_inputs
+from compress.models.stream import StreamedModel, capture_inputs, head_input
 from compress.system.activations import Activations, LostActivations
 
 
@@ -93,6 +95,9 @@ class Streaming:
             context.guard()
             entered = self.hidden
             note = {} if span[0] >= self.end else self._span(span)
+            if span[-1] + 1 == count and isinstance(self.step, Stream) and self.step.closing:
+                # Before the last block is recorded: what is recorded is not done again.
+                self._changed_outer(self.step.closing, self._head_inputs)
             carried = None
             if self.hidden is not None and self.hidden is not entered:
                 carried = self.hidden.state()
@@ -158,7 +163,23 @@ class Streaming:
         source.release_outer()
         return calls
 
-    def _changed_outer(self, change: Any) -> StreamedModel:
+    def _head_inputs(self, model: PreTrainedModel) -> Iterator[torch.Tensor]:
+        """See :class:`OuterWork`."""
+        context, anatomy = self.context, self.context.source.anatomy
+        for index in range(0 if self.hidden is None else len(self.hidden)):
+            context.guard()
+            batch = {k: v.to(context.source.device) for k, v in context.batches[index].items()}
+            states = self.hidden.read(index).to(context.source.device)
+            entering = head_input(model, anatomy, batch, states)
+            if entering is None:
+                return
+            yield self.calls[-1][index].tokens(entering).flatten(0, -2)
+
+    def _changed_outer(
+        self,
+        change: Callable[[OuterWork], None],
+        head_inputs: Callable[[PreTrainedModel], Iterator[torch.Tensor]] | None = None,
+    ) -> StreamedModel:
         """The model with what lies outside its blocks as the pass makes it."""
         context, source = self.context, self.context.source
         learned = context.learned.outside() if context.learned is not None else {}
@@ -167,13 +188,13 @@ class Streaming:
             source = StreamedModel(copy.deepcopy(source.model), source.tensors, source.device)
         source.fill_outer()
         context.sink.touch_outer(source.model)
+        work = OuterWork(
+            source.model, context.source.anatomy, self.decision, learned, context.storage_dtype
+        )
+        if head_inputs is not None:
+            work.head_inputs = partial(head_inputs, source.model)
         with torch.no_grad():
-            change(
-                OuterWork(
-                    source.model, context.source.anatomy, self.decision, learned,
-                    context.storage_dtype,
-                )
-            )  # fmt: skip
+            change(work)
         context.sink.store_outer(self.stage, source.model)
         return source
 

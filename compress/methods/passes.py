@@ -174,6 +174,8 @@ class Stream:
             all of them.
         outer: changes what lies outside the blocks, before the first of them. The residual stream
             may become narrower so, if the actions make every block fit it.
+        closing: changes what lies outside the blocks, behind the last of them; what enters the head
+            by then is told. The blocks see the embedding as it was.
         share: of so many blocks, those that are worked on, as a share; for the forecast.
     """
 
@@ -189,6 +191,7 @@ class Stream:
     most: int = 1
     only: Callable[[Any, Anatomy], Collection[int]] | None = None
     outer: Callable[[OuterWork], None] | None = None
+    closing: Callable[[OuterWork], None] | None = None
     share: Callable[[int], float] = all_blocks
 
     @property
@@ -294,7 +297,8 @@ def uses_original(passes: tuple[Pass | Rounds, ...]) -> bool:
 
 def changes_outer(passes: tuple[Pass | Rounds, ...]) -> bool:
     """Whether what lies outside the blocks may change."""
-    return any(isinstance(p, Stream) and p.outer is not None for p in each_once(passes))
+    streams = [p for p in each_once(passes) if isinstance(p, Stream)]
+    return any(p.outer is not None or p.closing is not None for p in streams)
 
 
 def trains(passes: tuple[Pass | Rounds, ...]) -> bool:

@@ -144,6 +144,10 @@ class GroupWork:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+def _no_inputs() -> Iterator[torch.Tensor]:
+    return iter(())
+
+
 @dataclass
 class OuterWork:
     """What lies outside the blocks, to be changed: embeddings, final norm, head.
@@ -154,6 +158,9 @@ class OuterWork:
         decision: what an earlier pass of the step decided, None where none did.
         learned: what an earlier pass of the step kept of what lies outside the blocks, by name.
         storage_dtype: as in :class:`SiteWork`.
+        head_inputs: what enters the head, [tokens, hidden size] a calibration batch, without
+            padding, from the blocks as they are by now; empty where the model has no head that
+            predicts tokens, before the first block, and where the pass carries no inputs along.
     """
 
     model: PreTrainedModel
@@ -161,3 +168,4 @@ class OuterWork:
     decision: Any = None
     learned: dict[str, torch.Tensor] = field(default_factory=dict)
     storage_dtype: torch.dtype = torch.float32
+    head_inputs: Callable[[], Iterator[torch.Tensor]] = _no_inputs

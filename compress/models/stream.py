@@ -324,6 +324,32 @@ def tail_logits(
             del block.forward
 
 
+def head_input(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    batch: dict[str, torch.Tensor],
+    hidden: torch.Tensor,
+) -> torch.Tensor | None:
+    """What enters the head that predicts tokens, from the hidden states that left the last block:
+    behind the final norm and all that a model has there. None where there is no such head."""
+    head = model.get_output_embeddings()
+    if head is None:
+        return None
+    found: list[torch.Tensor] = []
+
+    def reached(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        found.append(args[0])
+        raise _Captured  # the logits would be the largest tensor
+
+    hook = head.register_forward_pre_hook(reached)
+    try:
+        with torch.no_grad(), contextlib.suppress(_Captured):
+            tail_logits(model, anatomy, batch, hidden)
+    finally:
+        hook.remove()
+    return found[0] if found else None
+
+
 def trunk_hidden(
     model: PreTrainedModel,
     anatomy: Anatomy,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from compress.errors import CompressError
 from compress.linear.grid import (
@@ -32,6 +34,10 @@ from compress.models.outline import LinearOutline, Outline, token_tables
 _SHRINK_STEPS, _SMALLEST, _GROWN, _POWER = 100, 0.2, 0.1, 2.4
 # Values of an embedding that are rounded at once.
 _PIECE = 2**20
+
+GridOfRows = tuple[torch.Tensor, torch.Tensor]  # scale and zero point [rows, groups]
+# Rows [some, width] of a table -> as they are on the grid, and the grid.
+TableRounding = Callable[[torch.Tensor], tuple[torch.Tensor, GridOfRows]]
 
 
 class QuantizeMethod(LinearMethod):
@@ -61,8 +67,9 @@ class QuantizeMethod(LinearMethod):
     )
     embeddings: Literal[8, 4] | None = Field(
         None,
-        description="Bits of the embedding of tokens and of the head, to nearest, on the same kind "
-        "of grid; what is tied stays tied. Stock transformers cannot read the result, `import "
+        description="Bits of the embedding of tokens and of the head, on the same kind of grid: to "
+        "nearest; by gptq the head, and an embedding tied to it, with regard to what enters the "
+        "head. What is tied stays tied. Stock transformers cannot read the result, `import "
         "compress` can. null: they are left as they are.",
     )
 
@@ -154,9 +161,9 @@ class QuantizeMethod(LinearMethod):
 
     def fit(self, weight: torch.Tensor, work: SiteWork) -> tuple[torch.Tensor, torch.Tensor]:
         """Fit the grid of a weight [out, in]: scale and zero point [out, groups]."""
-        return self._fitted(weight, self.scheme, work.storage_dtype)
+        return self.fitted(weight, self.scheme, work.storage_dtype)
 
-    def _fitted(
+    def fitted(
         self, weight: torch.Tensor, scheme: QuantScheme, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         bits = half_scale_bits(scheme) if self.scales == "float16" else None
@@ -186,12 +193,24 @@ class QuantizeMethod(LinearMethod):
         assert scheme is not None
         for module in token_tables(work.model):
             weight, grids = module.weight.data, []
+            round_rows = self.table_rounding(work, module)
             for rows in weight.split(max(1, _PIECE // weight.shape[1])):
-                grid = self._fitted(rows, scheme, work.storage_dtype)
-                rows.copy_(fake_quantize(rows, *grid, scheme))
+                rounded, grid = round_rows(rows)
+                rows.copy_(rounded)
                 grids.append(grid)
             scale, zero_point = (torch.cat(parts) for parts in zip(*grids, strict=True))
             module.grid = Grid(scheme, scale, None if scheme.symmetric else zero_point)
+
+    def table_rounding(self, work: OuterWork, table: nn.Module) -> TableRounding:
+        """How the rows of an embedding or a head are rounded: each weight to the nearest."""
+        scheme = self.embedding_scheme
+        assert scheme is not None
+
+        def nearest(rows: torch.Tensor) -> tuple[torch.Tensor, GridOfRows]:
+            grid = self.fitted(rows, scheme, work.storage_dtype)
+            return fake_quantize(rows, *grid, scheme), grid
+
+        return nearest
 
     def round_tables(self, work: SiteWork) -> None:
         """Round the numbers of layers that no input passes one by one, each to the nearest."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from compress.linear.algebra import inverse_cholesky
 from compress.linear.grid import QuantScheme
 from compress.linear.matrix import is_sparse
-from compress.linear.statistics import GRAM
+from compress.linear.statistics import GRAM, InputStatistics
 from compress.linear.sweep import sweep, sweep_bytes, sweep_work
-from compress.methods.quantize.base import QuantizeMethod
-from compress.methods.work import SiteWork
+from compress.methods.passes import Pass, Stream
+from compress.methods.quantize.base import GridOfRows, QuantizeMethod, TableRounding
+from compress.methods.work import OuterWork, SiteWork
 from compress.models.anatomy import Site
 
 
@@ -52,41 +55,75 @@ class GPTQ(QuantizeMethod):
     def solving_work(self, shapes: list[tuple[int, int]]) -> float:
         return sweep_work(shapes)
 
+    def passes(self) -> tuple[Pass, ...]:
+        closing = self.round_embeddings if self.embeddings else None
+        return (Stream((self.sites,), closing=closing),)
+
     def solve(self, work: SiteWork) -> None:
         for paths, statistics in work.groups():
-            gram = statistics.gram
-            order = None
-            if self.actorder:
-                order = gram.diagonal().argsort(descending=True, stable=True)
-                gram = gram[order][:, order]
-            upper, _ = inverse_cholesky(gram, self.damping, work.label(paths[0]))
             weights = [work.weight(path) for path in paths]
-            weight = torch.cat(weights)
             keep = torch.cat([self._kept(work, p, w) for p, w in zip(paths, weights, strict=True)])
+            sweeping = self._sweeping(
+                self.scheme, statistics.gram, work.storage_dtype, work.label(paths[0])
+            )
+            solved, (scale, zero_point) = sweeping(torch.cat(weights), keep)
+            sizes = [len(w) for w in weights]
+            parts = zip(
+                paths, weights, solved.split(sizes), scale.split(sizes), zero_point.split(sizes),
+                strict=True,
+            )  # fmt: skip
+            for path, target, rows, row_scale, row_zero in parts:
+                target.copy_(rows)
+                self.install(work, path, row_scale, row_zero)
+        self.round_tables(work)
+
+    def table_rounding(self, work: OuterWork, table: nn.Module) -> TableRounding:
+        """The head is a linear as all others: an error in it counts by what enters it. Where the
+        embedding is tied to it that decides, as the embedding's own errors cost a twentieth of the
+        head's (SmolLM2-135M, 4 bits: 0.3 % of perplexity to nearest, against 8 %)."""
+        scheme, statistics = self.embedding_scheme, None
+        assert scheme is not None
+        head = work.model.get_output_embeddings()
+        if head is not None and head.weight is table.weight:
+            for x in work.head_inputs():
+                if statistics is None:
+                    statistics = InputStatistics(x.shape[-1], GRAM, x.device)
+                statistics.update(x)
+        if statistics is None:
+            return super().table_rounding(work, table)
+        return self._sweeping(scheme, statistics.gram, work.storage_dtype, "the head")
+
+    def _sweeping(
+        self, scheme: QuantScheme, gram: torch.Tensor, dtype: torch.dtype, label: str
+    ) -> Callable[..., tuple[torch.Tensor, GridOfRows]]:
+        """A function that rounds rows [out, in] of weights whose inputs have this Gram matrix, and
+        keeps the zeros of ``keep`` (a mask; None: there are none)."""
+        order = None
+        if self.actorder:
+            order = gram.diagonal().argsort(descending=True, stable=True)
+            gram = gram[order][:, order]
+        upper, _ = inverse_cholesky(gram, self.damping, label)
+        size = self.block_size
+        if self.group_size:
+            size = -(-size // self.group_size) * self.group_size
+
+        def fit(weight: torch.Tensor) -> GridOfRows:
+            return self.fitted(weight, scheme, dtype)
+
+        def sweep_rows(
+            weight: torch.Tensor, keep: torch.Tensor | None = None
+        ) -> tuple[torch.Tensor, GridOfRows]:
             # A whole channel is fitted beforehand in any case: no column precedes it.
-            fitted = self.fit(weight, work) if self.actorder or not self.group_size else None
+            found = fit(weight) if self.actorder or not self.group_size else None
             if order is not None:
-                weight, keep = weight[:, order], keep[:, order]
-            rounding = _Grid(self, work, weight.shape, keep, fitted, order)
-            size = self.block_size
-            if self.group_size:
-                size = -(-size // self.group_size) * self.group_size
+                weight, keep = weight[:, order], None if keep is None else keep[:, order]
+            rounding = _Grid(scheme, fit, weight, keep, found, order)
             solved = sweep(weight, upper, rounding, size)
             if order is not None:
                 solved = solved[:, order.argsort()]
-            sizes = [len(w) for w in weights]
-            parts = zip(
-                paths,
-                weights,
-                solved.split(sizes),
-                rounding.scale.split(sizes),
-                rounding.zero_point.split(sizes),
-                strict=True,
-            )
-            for path, target, rows, scale, zero_point in parts:
-                target.copy_(rows)
-                self.install(work, path, scale, zero_point)
-        self.round_tables(work)
+            return solved, (rounding.scale, rounding.zero_point)
+
+        return sweep_rows
 
     @staticmethod
     def _kept(work: SiteWork, path: str, weight: torch.Tensor) -> torch.Tensor:
@@ -101,25 +138,25 @@ class _Grid:
 
     def __init__(
         self,
-        method: GPTQ,
-        work: SiteWork,
-        shape: torch.Size,
-        keep: torch.Tensor,
-        fitted: tuple[torch.Tensor, torch.Tensor] | None,
+        scheme: QuantScheme,
+        fit: Callable[[torch.Tensor], GridOfRows],
+        weight: torch.Tensor,
+        keep: torch.Tensor | None,
+        fitted: GridOfRows | None,
         order: torch.Tensor | None,
     ) -> None:
-        self.method, self.work = method, work
-        rows, columns = shape
-        self.group = method.group_size or columns
-        self.keep = None if bool(keep.all()) else keep.t()
+        self.fit = fit
+        rows, columns = weight.shape
+        self.group = scheme.group_size or columns
+        self.keep = None if keep is None or bool(keep.all()) else keep.t()
         # Group of each column in the order of the sweep.
         source = torch.arange(columns) if order is None else order.cpu()
         self.group_of = (source // self.group).tolist()
-        self.low, self.high = method.scheme.code_range
+        self.low, self.high = scheme.code_range
         groups = columns // self.group
         if fitted is None:
-            self.scale = torch.ones(rows, groups, device=keep.device)
-            self.zero_point = torch.zeros(rows, groups, dtype=torch.int8, device=keep.device)
+            self.scale = torch.ones(rows, groups, device=weight.device)
+            self.zero_point = torch.zeros(rows, groups, dtype=torch.int8, device=weight.device)
         else:
             self.scale, self.zero_point = fitted
         self.fit_on_entry = fitted is None
@@ -135,7 +172,7 @@ class _Grid:
         if self.fit_on_entry and index % self.group == 0:
             first = index - self.start
             current = block[first : first + self.group].t()
-            scale, zero_point = self.method.fit(current.contiguous(), self.work)
+            scale, zero_point = self.fit(current.contiguous())
             self.scale[:, group : group + 1], self.zero_point[:, group : group + 1] = (
                 scale,
                 zero_point,
