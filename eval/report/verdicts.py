@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from compress.eval.quality.agreement import change
+from compress.eval.quality.agreement import TOP5, change, change_of_hits
 from compress.eval.quality.labels import LabelsResult
 from compress.eval.quality.masked import MaskedResult
 from compress.eval.quality.perplexity import PerplexityResult
@@ -114,7 +114,9 @@ def label_loss(
         lost = old.value - after.scores[name].value if old else 0.0
         return Loss(lost, None, tolerance.accuracy)
     said = before.predictions, after.predictions
-    if after.lengths is not None:
+    if name == TOP5:
+        value, (low, high) = change_of_hits(before.among_five or (), after.among_five or ())
+    elif after.lengths is not None:
         value, (low, high) = word_change(name, after.lengths, after.labels, *said, after.names)
     else:
         value, (low, high) = change(name, after.labels, *said, len(after.names))
