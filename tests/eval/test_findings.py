@@ -66,6 +66,16 @@ def test_dense_zeros_earn_no_praise(said, result, report) -> None:
     assert rows["Prefill, 8 tokens"].better == rows["Non-zero parameters"].better == 0
 
 
+def test_products_of_packed_weights_are_others(said, result, report) -> None:
+    rounded = StepEntry(method="y", writes=("precision",))
+    before, packed = result(), result(speedup=(1.06, 1.08, 1.1))
+    cost = packed.cost.model_copy(update={"execution": "packed bits in 4 of 5 linears on cpu"})
+    packed = packed.model_copy(update={"cost": cost})
+    text = said(before, packed, steps=(rounded,))
+    assert "good: Prefill is 1.08x" in text and "the same products" not in text
+    assert "stay packed" in text and "decompressed by stock" not in text
+
+
 def test_a_result_is_held_against_what_was_downloaded(said, result, report) -> None:
     shipped = {"source_bytes": 400, "source_format": "GGUF"}
     larger = report(result(), result(size=500), **shipped)
