@@ -8,6 +8,7 @@ import pytest
 
 from compress.eval.report import StepEntry, findings, render_html, render_markdown
 from compress.eval.report.rows import cost_rows, number, quality_rows
+from compress.eval.report.verdict import verdict
 from compress.eval.spec import EvaluationSpec, RuntimeResult
 
 
@@ -162,6 +163,7 @@ def test_runtimes_say_what_the_runtime_does_and_what_the_compression(said, resul
     assert "warning: Perplexity in onnxruntime is 1.02x that of the same result" in text
     assert "good: Exported for onnxruntime it takes 300 B, all files, of the 400 B" in text
     assert "note: What to run the result with: to read long inputs, onnxruntime;" in text
+    assert "1.25x slower, 8x faster in onnxruntime." in verdict(report(result(), after)).text
     for form in (render_html, render_markdown):
         shown = form(report(result(), after, **shipped))
         assert "the original in transformers" in shown and "8.00x" in shown
