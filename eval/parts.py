@@ -24,7 +24,7 @@ from compress.eval.quality.perplexity import PerplexityResult, perplexity
 from compress.eval.quality.tasks import TasksResult, run_tasks, task_data
 from compress.eval.spec import EvaluationSpec
 from compress.generators.description import MaskedGeneration
-from compress.models.inputs import Rows
+from compress.models.inputs import ImageRows, Rows
 from compress.models.positions import positions_of
 
 Progress = Callable[[str, int, int], None]
@@ -183,7 +183,11 @@ def generator_part(
 
 
 def labels_part(
-    parts: Parts, model: nn.Module, spec: EvaluationSpec, rows: Rows, progress: Progress | None
+    parts: Parts,
+    model: nn.Module,
+    spec: EvaluationSpec,
+    rows: Rows | ImageRows,
+    progress: Progress | None,
 ) -> None:
     batch = max(spec.batch_size, 32)
     told = _named("labels", progress)

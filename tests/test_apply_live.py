@@ -190,3 +190,12 @@ def test_rounded_weights_are_not_changed(tiny, tokens):
         with pytest.raises(CompressError, match="rounded already|has quantised"):
             compress.apply(model, [STEPS[method]], tokens)
     assert same(model, before)
+
+
+def test_a_model_that_was_never_run_before_still_records_what_it_is_asked_for(tiny, tokens):
+    """transformers sets its recording hooks in the first forward, here one of calibration."""
+    model = compress.apply(tiny("mixtral"), [STEPS["wanda"]], tokens)
+    with torch.no_grad():
+        found = model(tokens, output_router_logits=True, output_hidden_states=True)
+    blocks = model.config.num_hidden_layers
+    assert len(found.router_logits) == blocks and len(found.hidden_states) == blocks + 1

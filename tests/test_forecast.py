@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import weakref
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import LlamaConfig
+from transformers import LlamaConfig, MixtralConfig, MixtralForCausalLM
 
 import compress
 from compress.engine.steps import run_step
@@ -28,6 +29,7 @@ OPTIONS = {
     "fuse": {"remove": 1, "training": _LEARNING},
     "ffn_width": {"share": 0.25},
     "head_width": {"share": 0.25},
+    "drop_experts": {"keep": 2},
     "svd": {"ratio": 0.3},
     "asvd": {"ratio": 0.3},
     "svd_llm": {"ratio": 0.3},
@@ -89,12 +91,26 @@ def model(tmp_path_factory):
     return write_llama(tmp_path_factory.mktemp("memory") / "llama", config, torch.bfloat16)
 
 
+@pytest.fixture(scope="module")
+def mixture(model, tmp_path_factory):
+    """The same with four experts in each block."""
+    config = MixtralConfig(
+        hidden_size=256, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, vocab_size=300, max_position_embeddings=64, num_local_experts=4,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("memory") / "mixtral"
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors*", "config.json"))
+    MixtralForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("name", "compute"),
     [(name, "float32") for name in sorted(BUILT_IN)]
     + [(name, "bfloat16") for name in ("wanda", "gptq", "shortgpt", "sleb")],
 )
-def test_steps_hold_what_was_planned(name, compute, model, text, tmp_path, monkeypatch):
+def test_steps_hold_what_was_planned(name, compute, request, text, tmp_path, monkeypatch):
+    model = request.getfixturevalue("mixture" if name == "drop_experts" else "model")
     step = {"method": name, **OPTIONS.get(name, {})}
     held, planned = held_and_planned(step, compute, model, text, tmp_path, monkeypatch)
     assert held <= 1.1 * planned, f"{held / 1e6:.1f} of {planned / 1e6:.1f} MB"

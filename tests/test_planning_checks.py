@@ -79,7 +79,7 @@ def test_live_models_meet_the_same_checks(tiny, tokens):
         compress.apply(tiny("llama"), wanda(include=["*", "*.qproj"]), tokens)
 
 
-def test_other_kinds_are_not_evaluated(recipe, tiny, tokenizer, tmp_path):
+def test_a_model_of_images_answers_examples_only(recipe, tiny, tokenizer, tmp_path):
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1,
@@ -87,7 +87,7 @@ def test_other_kinds_are_not_evaluated(recipe, tiny, tokenizer, tmp_path):
     ViTForImageClassification(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     made = recipe(model=str(tmp_path), evaluation={"tasks": ["arc_easy"]})
-    with pytest.raises(CompressError, match="a language model, or a model with a head of labels"):
+    with pytest.raises(CompressError, match="examples to evaluate a model with a head of labels"):
         compress.plan(made)
 
 

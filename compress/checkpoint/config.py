@@ -227,6 +227,7 @@ def _set_widths(
     """
     built = _built_widths(config, family)
     before = global_widths(config, family)
+    _set_experts(config, family, widths, built)
     per_layer: dict[int, dict[str, int]] = {}
 
     def changed(key: str) -> list[int]:
@@ -282,6 +283,27 @@ def _set_widths(
         )
     override(family.kv_heads, "kv_heads")
     return per_layer
+
+
+def _set_experts(
+    config: PreTrainedConfig,
+    family: Family,
+    widths: Sequence[dict[str, int]],
+    built: Sequence[dict[str, int]],
+) -> None:
+    """Set the number of experts that all mixtures of a model have."""
+    found = [(w.get("experts", 0), b.get("experts", 0)) for w, b in zip(widths, built, strict=True)]
+    counts = {experts for experts, _ in found if experts}
+    if all(experts in (0, before) for experts, before in found):
+        return
+    if len(counts) != 1 or family.experts is None or not hasattr(config, family.experts):
+        raise CompressError(
+            "one number of experts in all layers, which a field of config.json holds",
+            f"{', '.join(map(str, sorted(counts)))} in {config.model_type}",
+            "Take as many experts from every layer; of a new family the recipe can name the field "
+            "(model.family.experts)",
+        )
+    setattr(config, family.experts, counts.pop())
 
 
 def _set_heads(

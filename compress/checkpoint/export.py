@@ -24,6 +24,7 @@ from compress.checkpoint.stored import opened_block
 from compress.errors import CompressError
 from compress.linear.matrix import matrix
 from compress.linear.pattern import UNSTRUCTURED
+from compress.models.images import random_image, reads_images
 from compress.models.positions import positions_of
 from compress.models.sources.source import Source, load_config
 from compress.system.files import whole_folder
@@ -181,13 +182,10 @@ def _masks(
 
 def _probe(config: PreTrainedConfig) -> dict[str, torch.Tensor]:
     """Inputs to compare two models on: random tokens, or a random image for vision encoders."""
+    if reads_images(config):
+        return random_image(config)
     generator = torch.Generator().manual_seed(0)
-    vocabulary = getattr(config.get_text_config(), "vocab_size", None)
-    if vocabulary is None:
-        size = config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        shape = (1, config.num_channels, height, width)
-        return {"pixel_values": torch.randn(shape, generator=generator)}
+    vocabulary = config.get_text_config().vocab_size
     length = min(16, positions_of(config) or 16)
     return {"input_ids": torch.randint(vocabulary, (1, length), generator=generator)}
 

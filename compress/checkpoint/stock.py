@@ -62,7 +62,9 @@ def global_widths(config: PreTrainedConfig, family: Family) -> dict[str, int]:
     ffn = getattr(plain, family.ffn, 0)
     if ffn is None:  # GPT-2's n_inner
         ffn = 4 * plain.hidden_size
-    return {"heads": heads, "kv_heads": kv_heads or heads, "ffn": ffn}
+    widths = {"heads": heads, "kv_heads": kv_heads or heads, "ffn": ffn}
+    experts = getattr(plain, family.experts, 0) if family.experts else 0
+    return {**widths, "experts": experts} if experts else widths
 
 
 def layer_widths(
@@ -79,4 +81,5 @@ def layer_widths(
     layer = global_widths(config.per_layer_config[index], family)
     if family.kv_heads is not None and base["kv_heads"]:
         layer["heads"] = layer["kv_heads"] * base["heads"] // base["kv_heads"]
-    return {key: layer[key] if layer[key] != base[key] else built[key] for key in built}
+    differing = {key for key in layer if layer[key] != base[key]}
+    return {key: layer[key] if key in differing else built[key] for key in built}

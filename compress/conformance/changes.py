@@ -29,7 +29,7 @@ def changed_kinds(before: PreTrainedModel, after: PreTrainedModel) -> set[str]:
     for (first, anatomy), (second, narrowed) in zip(old, new, strict=True):
         if _widths(anatomy) != _widths(narrowed):
             kinds.add(WIDTH)
-        for name in anatomy.linears:
+        for name in set(anatomy.linears) & set(narrowed.linears):  # experts may have gone
             kinds |= _of_linear(first.get_submodule(name), second.get_submodule(name))
         if not kinds & {WIDTH, MODULES, PRECISION} and _differ(
             _kept(first.state_dict(), second.state_dict()), second.state_dict()

@@ -27,6 +27,7 @@ _COMMON = {
     "eos_token_id": 2,
 }
 _GROUPED = {**_COMMON, "num_key_value_heads": KV_HEADS}
+_ROUTED = {"num_experts": 4, "moe_intermediate_size": 32}
 _IDS = {k: _COMMON[k] for k in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")}
 
 # model type -> (config class, fields, model class)
@@ -85,6 +86,18 @@ TINY: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "ModernBertForMaskedLM",
     ),
+    **{
+        kind: (
+            f"{name}Config",
+            {**_GROUPED, "head_dim": 8, "num_experts_per_tok": 2, **fields},
+            f"{name}ForCausalLM",
+        )
+        for kind, name, fields in (
+            ("mixtral", "Mixtral", {"num_local_experts": 4}),
+            ("qwen2_moe", "Qwen2Moe", {**_ROUTED, "shared_expert_intermediate_size": 32}),
+            ("qwen3_moe", "Qwen3Moe", {**_ROUTED, "norm_topk_prob": True}),
+        )
+    },
     "mamba": (
         "MambaConfig",
         {**_IDS, "hidden_size": 32, "state_size": 4, "num_hidden_layers": LAYERS},

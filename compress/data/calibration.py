@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 
 from compress.data.framing import Frame, frame_for, is_masked_lm, pad_rows, with_note
 from compress.data.labelled import load_rows, rows_digest
+from compress.data.processor import ImageProcessor
 from compress.data.text import Text, load_text
 from compress.data.tokens import (
     check_ids,
@@ -44,7 +45,8 @@ class Calibration:
 
     Attributes:
         batches: ``{"input_ids": [batch, length]}``, with ``attention_mask`` where rows are padded
-            (documents), and ``token_type_ids`` where the model tells two texts apart; masked
+            (documents), and ``token_type_ids`` where the model tells two texts apart; of a model
+            that reads images ``{"pixel_values": [batch, channels, height, width]}``. Masked
             models also get ``labels`` aside, in ``labels`` (-100 where nothing was masked), and so
             do models with a head of labels.
         text: where the tokens come from; None for images and examples.
@@ -94,7 +96,7 @@ def calibration_batches(
     (:func:`compress.data.framing.frame_for`); ``spec.length`` counts them.
 
     Args:
-        reader: the model's tokenizer, or its codebook for images.
+        reader: the model's tokenizer, its codebook for images as tokens, or its image processor.
 
     Raises:
         CompressError: no tokenizer or codebook or one of another model, a text that is empty or too
@@ -128,7 +130,7 @@ def calibration_batches(
 def _labelled(
     spec: CalibrationSpec, reader: Any, config: PreTrainedConfig, seed: int, data_root: Any
 ) -> Calibration:
-    """Labelled texts, a sample each, in the order that the selection gives."""
+    """Labelled texts or images, a sample each, in the order that the selection gives."""
     check_length(spec, config)
     head = head_of(config)
     # The head of the data is enough for its first samples.
@@ -172,6 +174,8 @@ def check_kind(spec: CalibrationSpec, reader: Any) -> None:
             "calibration.images, without a codebook beside the model",
             "Images need the codebook.safetensors that the model was trained with",
         )
+    if spec.examples is not None and isinstance(reader, ImageProcessor):
+        return  # whether the model reads images shows when they are read
     if spec.images is None and not callable(getattr(reader, "get_vocab", None)):
         raise CompressError(
             "calibration.images for a model whose tokens are patches of images",

@@ -13,9 +13,12 @@ import torch
 
 from compress.data.chat import render_chats
 from compress.data.framing import frame_for
+from compress.data.pictures import COLUMNS, in_channels, picture, undecoded
+from compress.data.processor import ImageProcessor
 from compress.data.readers import CHAT, TEXT, Chat, is_chat
 from compress.data.tokens import check_ids, check_tokenizer
 from compress.errors import CompressError
+from compress.models.images import PIXELS, image_shape
 from compress.models.inputs import LABELS
 from compress.models.positions import positions_of
 
@@ -25,7 +28,8 @@ PAIR = "text_pair"  # beside a text: the second one of a pair
 FORMS = (
     "token ids [samples, length] (a tensor, an array), what a tokenizer returns, or an iterable of "
     "samples or batches (lists of ids, tensors, dicts of model inputs, a DataLoader, a "
-    "datasets.Dataset); texts, pairs {text, text_pair} and conversations together with `tokenizer`"
+    "datasets.Dataset); texts, pairs {text, text_pair}, conversations and images {image} together "
+    "with `tokenizer`, or the image processor in its place"
 )
 # Tokenizers and data sets hand these out whether or not the model has a use for them.
 _EXTRAS = {
@@ -97,7 +101,7 @@ class _Reader:
         else:
             # A table has columns that are nobody's inputs; a list of dicts says what it means.
             loose = bool(getattr(getattr(given, "dataset", given), "column_names", None))
-            for item in given:
+            for item in undecoded(given):
                 texts = item.get(TEXT, item) if isinstance(item, Mapping) else item
                 if isinstance(texts, (list, tuple)) and _all_texts(texts):  # of a DataLoader
                     yield from map(self._text, texts)
@@ -129,6 +133,9 @@ class _Reader:
         if isinstance(item, str) or is_chat(item):
             return self._text(item)
         if isinstance(item, Mapping):
+            image = next((n for n in COLUMNS if n in item and PIXELS not in item), None)
+            if image is not None and self.main == PIXELS:
+                return self._image(item[image])
             for text in () if self.accepted & set(item) else (item.get(TEXT), item.get(CHAT)):
                 if isinstance(text, str) and isinstance(item.get(PAIR), str):
                     return self._pair(text, item[PAIR])
@@ -195,6 +202,16 @@ class _Reader:
             return_token_type_ids=self._typed,
         )  # fmt: skip
         return {name: values for name, values in read.items() if name != "attention_mask"}
+
+    def _image(self, image: Any) -> Batch:
+        """An image through the image processor."""
+        if self.tokenizer is None:
+            raise CompressError(
+                "calibration images together with an image processor", "images alone",
+                "Give compress.apply tokenizer=… too (what compress.load returned)",
+            )  # fmt: skip
+        array = in_channels(picture(image), image_shape(self.config)[0])
+        return {PIXELS: ImageProcessor.of(self.tokenizer).pixels(array)[None]}
 
     def checked(self, batch: Batch, where: str) -> Batch:
         """Refuse what the model would fail on, or silently go wrong with, in its depths."""

@@ -1,5 +1,5 @@
-"""Labelled texts, pairs of texts, and texts with a label for each word: from a hub, a data root, or
-files of one's own."""
+"""Labelled texts, pairs of texts, texts with a label for each word, and images: from a hub, a data
+root, or files of one's own."""
 
 from __future__ import annotations
 
@@ -13,30 +13,43 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from compress.data.catalog import Local, canonical, find, splits
+from compress.data.columns import (
+    beside,
+    image_column,
+    image_of,
+    label_column,
+    label_of,
+    text_columns,
+    text_of,
+    words_of,
+)
 from compress.data.glue import DATASET, GLUE, GlueTask
+from compress.data.images import DIGITS
+from compress.data.pictures import (
+    class_names,
+    image_place,
+    image_rows_of,
+    images_bytes,
+    images_digest,
+)
 from compress.data.readers import expand, is_file_source, read_rows
 from compress.data.text import PART, take_part
-from compress.errors import CompressError, did_you_mean
+from compress.errors import CompressError
 from compress.system.intake import at_home
-
-_COLUMNS = (
-    ("text", "text_pair"), ("text",), ("sentence1", "sentence2"), ("sentence",), ("tokens",),
-    ("words",),
-)  # fmt: skip
-_LABELS = ("label", "labels", "ner_tags", "pos_tags", "tags")
 
 Words = tuple[str, ...]  # a text that comes as words, each with a label
 
 
 class ExamplesSpec(BaseModel):
-    """Which labelled texts, and in which columns they are."""
+    """Which labelled texts or images, and in which columns they are."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str = Field(
         description="a task of GLUE by its name (sst2), a hub data set (owner/name), or a file or "
         "pattern with rows (.jsonl .json .parquet .csv .tsv, also .gz), or a folder that "
-        "datasets' save_to_disk wrote"
+        "datasets' save_to_disk wrote; of images also a folder with a folder for each class, an "
+        ".npz file, a folder of IDX files, or digits (of scikit-learn)"
     )
     subset: str | None = Field(None, description="configuration of a hub data set")
     split: str = Field("train", description="split of a hub data set")
@@ -47,6 +60,11 @@ class ExamplesSpec(BaseModel):
     )
     text_pair: str | None = Field(
         None, description="column with the second text of each pair, where there are pairs"
+    )
+    image: str | None = Field(
+        None,
+        description="column with the images, for a model that reads images; by default image, img "
+        "or images",
     )
     label: str | None = Field(
         None,
@@ -117,15 +135,18 @@ def evaluation_examples(value: Any) -> ExamplesSpec:
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled texts.
+    """Labelled texts or images.
 
     Attributes:
-        texts: in the order of the source; where words have labels, the words of each.
+        texts: in the order of the source; where words have labels, the words of each. None of
+            images.
         pairs: the second text of each; None where there are no pairs.
         labels: as the source has them, strings or numbers; where words have labels, those of each
             text.
         names: of the labels by number, where the source or the recipe tells.
         description: one line for a report.
+        images: as the source has them (:func:`compress.data.pictures.picture` makes arrays of
+            them); none of texts.
     """
 
     texts: tuple[str, ...] | tuple[Words, ...]
@@ -133,14 +154,15 @@ class Examples:
     labels: tuple[str | float, ...] | tuple[tuple[str | float, ...], ...]
     names: tuple[str, ...]
     description: str
+    images: tuple[Any, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.labels)
 
     @property
     def by_word(self) -> bool:
         """Whether each word has a label."""
-        return not isinstance(self.texts[0], str)
+        return not self.images and not isinstance(self.texts[0], str)
 
     @property
     def flat_labels(self) -> tuple[str | float, ...]:
@@ -149,19 +171,22 @@ class Examples:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of texts and labels."""
-        told = json.dumps([self.texts, self.pairs, self.labels, self.names])
+        """sha256 of texts or images, and labels."""
+        told = [self.texts, self.pairs, self.labels, self.names]
+        told = json.dumps([*told, images_digest(self.images)] if self.images else told)
         return hashlib.sha256(told.encode()).hexdigest()
 
     @cached_property
     def bytes(self) -> int:
-        """Of the texts in UTF-8."""
+        """Of the texts in UTF-8, or of the images as they are held."""
+        if self.images:
+            return images_bytes(self.images)
         texts = map(" ".join, self.texts) if self.by_word else self.texts
         return sum(len(text.encode()) for text in (*texts, *(self.pairs or ())))
 
 
 def load_examples(spec: ExamplesSpec, data_root: str | Path | None = None) -> Examples:
-    """Read labelled texts.
+    """Read labelled texts or images.
 
     Args:
         data_root: a folder with local copies of hub data sets, asked before any network is used.
@@ -171,14 +196,18 @@ def load_examples(spec: ExamplesSpec, data_root: str | Path | None = None) -> Ex
             are no text, examples without a label, or none at all.
     """
     rows, about = _read(spec, data_root)
-    return examples_of(rows, spec, about)
+    place = None if spec.source == DIGITS else image_place(spec.source, spec.split, data_root)
+    return examples_of(rows, spec, about, class_names(place))
 
 
-def examples_of(rows: list[dict[str, Any]], spec: ExamplesSpec, about: str) -> Examples:
-    """Labelled texts from rows, as the spec describes them.
+def examples_of(
+    rows: list[dict[str, Any]], spec: ExamplesSpec, about: str, names: tuple[str, ...] = ()
+) -> Examples:
+    """Labelled texts or images from rows, as the spec describes them.
 
     Args:
         about: a line on where the rows are from.
+        names: of the labels by number, where the place of the rows tells them.
 
     Raises:
         CompressError: as :func:`load_examples`.
@@ -190,20 +219,26 @@ def examples_of(rows: list[dict[str, Any]], spec: ExamplesSpec, about: str) -> E
             "none" if spec.part == "all" else f"nothing in part {spec.part}",
             "Choose another source, split or part",
         )
-    first, second = _columns(spec, rows[0])
-    label = _label_column(spec, rows[0])
-    pairs = None if second is None else tuple(_text(row, second, n) for n, row in enumerate(rows))
+    label = label_column(spec, rows[0])
     part = "" if spec.part == "all" else f", part {spec.part}"
+    if (image := image_column(spec, rows[0])) is not None:
+        return Examples(
+            (), None, tuple(label_of(row, label, n) for n, row in enumerate(rows)),
+            spec.names or names, f"{len(rows):,} images of {about}{part}",
+            tuple(image_of(row, image, n) for n, row in enumerate(rows)),
+        )  # fmt: skip
+    first, second = text_columns(spec, rows[0])
+    pairs = None if second is None else tuple(text_of(row, second, n) for n, row in enumerate(rows))
     if isinstance(rows[0].get(first), (list, tuple)):
-        both = [_words(row, first, label, n) for n, row in enumerate(rows)]
+        both = [words_of(row, first, label, n) for n, row in enumerate(rows)]
         return Examples(
             tuple(words for words, _ in both), None, tuple(labels for _, labels in both),
             spec.names, f"{len(rows):,} texts of {about}, a label a word{part}",
         )  # fmt: skip
     return Examples(
-        tuple(_text(row, first, n) for n, row in enumerate(rows)),
+        tuple(text_of(row, first, n) for n, row in enumerate(rows)),
         pairs,
-        tuple(_label(row, label, n) for n, row in enumerate(rows)),
+        tuple(label_of(row, label, n) for n, row in enumerate(rows)),
         spec.names,
         f"{len(rows):,} examples of {about}{part}",
     )
@@ -211,9 +246,17 @@ def examples_of(rows: list[dict[str, Any]], spec: ExamplesSpec, about: str) -> E
 
 def _read(spec: ExamplesSpec, data_root: str | Path | None) -> tuple[list[dict[str, Any]], str]:
     """The rows and a line about them."""
+    place = None if spec.source == DIGITS else image_place(spec.source, spec.split, data_root)
+    if spec.source == DIGITS or place is not None:
+        rows = image_rows_of(spec.split, place, spec.image, spec.label, spec.limit)
+        return rows, f"{spec.source} {spec.split}"
     if is_file_source(spec.source):
         paths = expand(spec.source, spec.split)
-        rows = [row for path in paths for row in read_rows(path, Local(str(path)))]
+        rows = [
+            beside(row, path, spec.image)
+            for path in paths
+            for row in read_rows(path, Local(str(path)))
+        ]
         return rows, spec.source + (f" ({len(paths)} files)" if len(paths) > 1 else "")
     dataset, subset = canonical(spec.source, spec.subset)
     name = f"{dataset} {subset} {spec.split}".replace("  ", " ")
@@ -231,79 +274,3 @@ def _read(spec: ExamplesSpec, data_root: str | Path | None) -> tuple[list[dict[s
     return read_hub_rows(
         dataset, subset or None, spec.split, limit=spec.limit, data_root=data_root, have=have
     ), name  # fmt: skip
-
-
-def _columns(spec: ExamplesSpec, row: dict[str, Any]) -> tuple[str, str | None]:
-    """The columns of the text and of the second text."""
-    if spec.text is not None or spec.text_pair is not None:
-        first = spec.text or next((n for n in ("text", "sentence") if n in row), "text")
-        for name in filter(None, (first, spec.text_pair)):
-            _require(row, name, "text" if name == first else "text_pair")
-        return first, spec.text_pair
-    candidates = spec.task.columns if spec.task else _COLUMNS
-    for names in candidates:
-        if all(name in row for name in names):
-            return names[0], names[1] if len(names) > 1 else None
-    _require(row, candidates[-1][0], "text")
-    raise AssertionError  # the column is missing, which _require has told
-
-
-def _label_column(spec: ExamplesSpec, row: dict[str, Any]) -> str:
-    known = (spec.label,) if spec.label else spec.task.label if spec.task else _LABELS
-    found = next((name for name in known if name in row), None)
-    if found is None:
-        _require(row, known[0], "label")
-    return found
-
-
-def _require(row: dict[str, Any], name: str, option: str) -> None:
-    if name not in row:
-        known = [key for key in row if isinstance(key, str)]
-        raise CompressError(
-            f"the column {name!r} in each example", f"columns {', '.join(known) or 'none'}",
-            f"Set {option} to the column's name. {did_you_mean(name, known)}",
-        )  # fmt: skip
-
-
-def _words(
-    row: dict[str, Any], first: str, label: str, number: int
-) -> tuple[Words, tuple[str | float, ...]]:
-    """The words of a text and their labels."""
-    words, labels = row.get(first), row.get(label)
-    listed = all(isinstance(value, (list, tuple)) for value in (words, labels))
-    if not listed or len(words) != len(labels) or not words:
-        raise CompressError(
-            f"words in the column {first!r} and as many labels in {label!r}",
-            f"{words!r:.40} and {labels!r:.40} in row {number + 1}",
-            "Mend the row, or name other columns (text, label)",
-        )  # fmt: skip
-    told = {"word": words, "label": labels}
-    pairs = [{name: value[i] for name, value in told.items()} for i in range(len(words))]
-    return (
-        tuple(_text(pair, "word", number) for pair in pairs),
-        tuple(_label(pair, "label", number) for pair in pairs),
-    )
-
-
-def _text(row: dict[str, Any], name: str, number: int) -> str:
-    value = row.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise CompressError(
-            f"a text in the column {name!r} of each example", f"{value!r:.60} in row {number + 1}",
-            "Name another column, or remove the row",
-        )  # fmt: skip
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _label(row: dict[str, Any], name: str, number: int) -> str | float:
-    value = row.get(name)
-    if isinstance(value, bool):
-        value = int(value)
-    if isinstance(value, str):
-        value = value.strip()
-    if value is None or value == "" or not isinstance(value, (str, int, float)):
-        raise CompressError(
-            f"a label in the column {name!r} of each example", f"{value!r:.60} in row {number + 1}",
-            "Remove examples without a label",
-        )  # fmt: skip
-    return value

@@ -12,6 +12,7 @@ import torch
 
 from compress.data.chat import render_chats
 from compress.data.examples import Examples, ExamplesSpec, examples_of
+from compress.data.pictures import undecoded
 from compress.data.readers import CHAT, TEXT, Chat, is_chat
 from compress.data.text import Text
 from compress.errors import CompressError
@@ -77,7 +78,7 @@ def given_text(given: Any) -> GivenText:
 
 def given_examples(given: Any) -> Examples:
     """Read labelled examples: a list of objects, or a ``datasets.Dataset``, with the columns text
-    (and text_pair) or those of GLUE, and label.
+    (and text_pair), those of GLUE, or image, and label.
 
     Raises:
         CompressError: other rows, columns that are missing, or none at all.
@@ -88,7 +89,7 @@ def given_examples(given: Any) -> Examples:
             type(given).__name__, where="examples",
         )  # fmt: skip
     rows = []
-    for number, row in enumerate(given, 1):
+    for number, row in enumerate(undecoded(given), 1):
         if not isinstance(row, Mapping):
             raise CompressError(
                 "examples with the columns text and label", f"{row!r:.60} as number {number}",

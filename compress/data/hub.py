@@ -62,7 +62,7 @@ def read_hub_rows(
     have: Sequence[str] = (),
     endpoint: str | None = None,
 ) -> list[dict[str, Any]]:
-    """The first rows of a split with all their columns, at most ``limit`` and 64 MiB of text.
+    """The first rows of a split with all their columns, at most ``limit`` and 64 MiB.
 
     Arguments and errors are those of :func:`read_hub_dataset`.
     """
@@ -72,9 +72,16 @@ def read_hub_rows(
         for row in rows:
             if (limit is not None and len(found) >= limit) or size >= MAX_BYTES:
                 break
-            size += sum(len(value) for value in row.values() if isinstance(value, str))
+            size += sum(map(_size, row.values()))
             found.append(row)
     return found
+
+
+def _size(value: Any) -> int:
+    """Characters of a text, or of the bytes of an image in base64."""
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return len(value) if isinstance(value, str) else 0
 
 
 class _Place(NamedTuple):

@@ -1,7 +1,8 @@
-"""Labelled texts as a model with a head of labels reads them."""
+"""Labelled texts and images as a model with a head of labels reads them."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,13 @@ import torch
 
 from compress.data.examples import Examples, ExamplesSpec, load_examples
 from compress.data.labels import label_names, label_values
+from compress.data.pictures import images_digest, in_channels, picture
+from compress.data.processor import FILE, ImageProcessor
 from compress.data.tokens import check_ids, check_tokenizer, token_digest
 from compress.errors import CompressError
 from compress.models.heads import Head
-from compress.models.inputs import IDS, IGNORED, LABELS, Rows
+from compress.models.images import image_shape, image_tokens
+from compress.models.inputs import IDS, IGNORED, LABELS, ImageRows, Rows
 from compress.models.positions import positions_of
 
 if TYPE_CHECKING:
@@ -24,10 +28,12 @@ _TYPES = "token_type_ids"
 
 def labelled_rows(
     examples: Examples, head: Head, tokenizer: Any, config: PreTrainedConfig, length: int | None
-) -> Rows:
-    """Tokens of the examples with the special ones that the tokenizer adds, and their labels.
+) -> Rows | ImageRows:
+    """Tokens of the examples with the special ones that the tokenizer adds, or pixels, and their
+    labels.
 
     Args:
+        tokenizer: or the image processor, of a model that reads images.
         length: tokens of an example at most, special ones included; of a pair that is longer the
             longer text is cut. By default 128, or what the model has positions for.
 
@@ -35,6 +41,13 @@ def labelled_rows(
         CompressError: a config without a padding token, a tokenizer of another model, a length
             beyond the model's positions, or labels that the head does not have.
     """
+    if bool(examples.images) != (head.task == "image"):
+        raise CompressError(
+            f"labelled {'images' if head.task == 'image' else 'texts'}, which the model reads",
+            examples.description, "Choose other examples, or name their columns (image, text)",
+        )  # fmt: skip
+    if head.task == "image":
+        return _image_rows(examples, head, ImageProcessor.of(tokenizer), config)
     check_tokenizer(tokenizer, config)
     padding = config.get_text_config().pad_token_id
     if padding is None:  # decoders answer at the last token that is another one
@@ -102,6 +115,35 @@ def _word_rows(
     return rows
 
 
+def _image_rows(
+    examples: Examples, head: Head, processor: ImageProcessor, config: PreTrainedConfig
+) -> ImageRows:
+    """Pixel values of images, made when they are asked for."""
+    wanted = image_shape(config)
+
+    def pixels(indices: torch.Tensor) -> torch.Tensor:
+        return torch.stack([one(number) for number in indices.tolist()])
+
+    def one(number: int) -> torch.Tensor:
+        try:
+            made = processor.pixels(in_channels(picture(examples.images[number]), wanted[0]))
+        except CompressError as error:
+            raise error.within(f"image {number + 1} of {examples.description}") from None
+        if tuple(made.shape) != wanted:
+            raise CompressError(
+                f"images of {wanted[1]} x {wanted[2]} pixels, as the model reads them",
+                f"{made.shape[1]} x {made.shape[2]} after its image processor",
+                f"Correct the sizes in {FILE}",
+            )
+        return made
+
+    kind = torch.float32 if head.regression else torch.int64
+    labels = torch.tensor(label_values(examples, head.names), dtype=kind)
+    digest = f"{images_digest(examples.images)} {processor.digest}"
+    one(0)
+    return ImageRows(pixels, labels, len(examples), image_tokens(config), digest)
+
+
 def example_length(length: int | None, config: PreTrainedConfig) -> int:
     """Tokens of an example at most.
 
@@ -118,8 +160,11 @@ def example_length(length: int | None, config: PreTrainedConfig) -> int:
     return length
 
 
-def rows_digest(rows: Rows) -> str:
+def rows_digest(rows: Rows | ImageRows) -> str:
     """sha256 of all that a model is given and should answer, as hex."""
+    if isinstance(rows, ImageRows):
+        right = [] if rows.labels is None else rows.labels.tolist()
+        return hashlib.sha256(f"{rows.digest} {right}".encode()).hexdigest()
     # Labels of words are among the sequences.
     labels = torch.empty(0) if rows.labels is None else rows.labels.double()
     parts = [rows.lengths, *rows.flat.values(), labels.view(torch.int64)]
@@ -137,6 +182,8 @@ def head_for(spec: ExamplesSpec, examples: Examples | None) -> Head:
         return Head("sequence")
     if examples is None:
         return Head("sequence", spec.names or ("0", "1"))
+    if examples.images:
+        return Head("image", label_names(examples))
     return Head("token" if examples.by_word else "sequence", label_names(examples))
 
 
@@ -147,8 +194,8 @@ def load_rows(
     config: PreTrainedConfig,
     length: int | None,
     data_root: str | Path | None,
-) -> tuple[Examples, Rows]:
-    """Read labelled texts for a model.
+) -> tuple[Examples, Rows | ImageRows]:
+    """Read labelled texts or images for a model.
 
     Args:
         spec: where they are, or the examples themselves.
@@ -159,11 +206,29 @@ def load_rows(
     """
     if head is None:
         raise CompressError(
-            "a model with a head of labels (...ForSequenceClassification) for examples",
+            "a model with a head of labels (...ForSequenceClassification, "
+            "...ForImageClassification) for examples",
             ", ".join(config.architectures or ()) or config.model_type,
             "Use text, or fine-tune a head first (model.train with examples)",
         )  # fmt: skip
-    if not callable(getattr(tokenizer, "get_vocab", None)):
-        raise CompressError("a tokenizer, to read examples with", type(tokenizer).__name__)
+    check_reader(tokenizer, head)
     examples = spec if isinstance(spec, Examples) else load_examples(spec, data_root)
     return examples, labelled_rows(examples, head, tokenizer, config, length)
+
+
+def check_reader(reader: Any, head: Head) -> None:
+    """Refuse a model's tokenizer or image processor that does not read what its head answers.
+
+    Raises:
+        CompressError: another object, or none.
+    """
+    images = head.task == "image"
+    able = isinstance(reader, ImageProcessor) or hasattr(reader, "image_processor_type")
+    if images and not (able or callable(getattr(reader, "preprocess", None))):
+        raise CompressError(
+            f"an image processor ({FILE} beside the weights), to read images with",
+            "none" if reader is None else type(reader).__name__,
+            "Put the model's own there, or give it (tokenizer=...)",
+        )  # fmt: skip
+    if not images and not callable(getattr(reader, "get_vocab", None)):
+        raise CompressError("a tokenizer, to read examples with", type(reader).__name__)

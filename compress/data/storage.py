@@ -11,6 +11,7 @@ from typing import IO, Any
 
 import psutil
 
+from compress.data.pictures import undecoded
 from compress.errors import CompressError
 
 PACKED = ".gz"
@@ -84,4 +85,4 @@ def saved_rows(path: Path) -> Iterator[dict[str, Any]]:
     except Exception as error:  # pyarrow, json and datasets each have errors of their own
         told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise CompressError("a data set that save_to_disk wrote", f"{path}: {told}") from error
-    yield from loaded
+    yield from undecoded(loaded)

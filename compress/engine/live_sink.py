@@ -15,6 +15,7 @@ from compress.engine.transaction import Transaction
 from compress.methods.passes import SOLVE, SURVEY, kind_of
 from compress.models.anatomy import BlockAnatomy, anatomy_of
 from compress.models.groups import Groups, merged_origins, set_blocks, single
+from compress.models.mixtures import follow_experts
 from compress.models.stream import StreamedModel
 
 
@@ -74,6 +75,7 @@ class LiveSink(MemorySink):
             config = keep_layers(config, anatomy.family, firsts, path)
             set_blocks(model, path, [source.block(index) for index in firsts])
         after = anatomy_of(model)
+        follow_experts(model, *(max(b.experts for b in a.blocks) for a in (anatomy, after)))
         records = [record_block(model.get_submodule(b.path), b) for b in after.blocks]
         config = apply_records(
             config, after.family, records, path, after.blocks[0].hidden, marked(model) or None

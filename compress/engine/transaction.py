@@ -259,7 +259,11 @@ class _ModuleState:
             attributes[name].update(entries)
 
     def remove_stubs(self) -> None:
-        """Take away what an interrupted step has left in front of or behind the forward."""
+        """Take away what an interrupted step has left in front of or behind the forward.
+
+        Hooks that transformers has set stay: it sets those that record hidden states and router
+        logits in a model's first forward, which may have been a step's, and never again.
+        """
         attributes = vars(self.module)
         if self._forward is None:
             attributes.pop("forward", None)
@@ -267,7 +271,8 @@ class _ModuleState:
             attributes["forward"] = self._forward
         for name in _HOOKS:
             for key in set(attributes[name]) - self._hooks[name]:
-                del attributes[name][key]
+                if not str(attributes[name][key].__module__).startswith("transformers."):
+                    del attributes[name][key]
 
 
 def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:

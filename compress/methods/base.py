@@ -39,7 +39,7 @@ VALUES, ZEROS, WIDTH, DEPTH, MODULES, PRECISION = (
     "precision",
 )
 
-HEADS, NEURONS, HIDDEN = "heads", "neurons", "hidden"
+HEADS, NEURONS, HIDDEN, EXPERTS = "heads", "neurons", "hidden", "experts"
 
 CALIBRATION = "calibration"
 
@@ -53,9 +53,9 @@ class Method(BaseModel, ABC):
         spares: of these kinds, what the step leaves as it is wherever it meets it, although it
             changes what is beside it: no order is refused for them.
         needs: ``nothing`` or ``calibration``.
-        narrows: of a method that writes width: which of heads, neurons and hidden (channels of the
-            residual stream) it takes away; each is tried on a miniature of families that nobody has
-            described.
+        narrows: of a method that writes width: which of heads, neurons, hidden (channels of the
+            residual stream) and experts it takes away; each is tried on a miniature of families
+            that nobody has described.
         example: options that make a valid step of a method that has none by default.
         approximate: by how much, as a share, the size that ``predict`` says may be off, of a
             method that decides while it runs.

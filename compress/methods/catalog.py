@@ -31,6 +31,7 @@ BUILT_IN: dict[str, str] = {
         ("fuse", "depth.fuse.method:Fuse"),
         ("ffn_width", "width.ffn:FFNWidth"),
         ("head_width", "width.heads:HeadWidth"),
+        ("drop_experts", "width.experts:DropExperts"),
         ("vib", "width.vib.method:VIB"),
         ("svd", "factorize.svd:SVD"),
         ("asvd", "factorize.asvd:ASVD"),

@@ -9,6 +9,7 @@ from compress.errors import CompressError
 from compress.methods.base import (
     CALIBRATION,
     DEPTH,
+    EXPERTS,
     HEADS,
     HIDDEN,
     MODULES,
@@ -20,7 +21,7 @@ from compress.methods.base import (
     Method,
 )
 
-WIDTHS = frozenset({HEADS, NEURONS, HIDDEN})
+WIDTHS = frozenset({HEADS, NEURONS, HIDDEN, EXPERTS})
 KINDS = frozenset({VALUES, ZEROS, WIDTH, DEPTH, MODULES, PRECISION})
 
 

@@ -114,6 +114,7 @@ class Survey:
         batches: calibration batches, at most, that pass through the blocks; None: all.
         detours: blocks without each of which the model is run, too: the hidden states that it then
             has are carried along, and :class:`BlockSurvey` has them. None: the model as it is.
+        forwards: passes over the calibration batches that observing takes by itself.
     """
 
     observe: Callable[[BlockSurvey], Any]
@@ -123,6 +124,7 @@ class Survey:
     disk: Callable[[Outline], int] = no_bytes
     batches: int | None = None
     detours: Callable[[Anatomy], Collection[int]] | None = None
+    forwards: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ from compress.models.families import (
     Family,
     inferred_family,
 )
+from compress.models.images import reads_images
+from compress.models.mixtures import Mixture, mixture_in
 from compress.models.norms import NormFinder
 
 QKV, ATTENTION_OUT, UP, DOWN, OTHER = "qkv", "attention_out", "up", "down", "other"
@@ -92,7 +94,8 @@ class BlockAnatomy:
     does not show. ``others`` are path and shape of the parameters beside the linears' weights:
     their biases, norms, scales, tables. ``variant`` is what the config says of this layer by itself
     (``layer_types`` and other lists with an entry a layer): what differs in it computes another
-    function of the same weights.
+    function of the same weights. ``experts`` is the number of routed experts, ``mixture`` says
+    where they are; 0 and None where the block has none.
     """
 
     path: str
@@ -106,6 +109,8 @@ class BlockAnatomy:
     hidden: int = 0
     others: tuple[tuple[str, tuple[int, ...]], ...] = ()
     variant: tuple[tuple[str, str], ...] = ()
+    experts: int = 0
+    mixture: Mixture | None = None
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -116,7 +121,8 @@ class BlockAnatomy:
 
     @property
     def widths(self) -> dict[str, int]:
-        return {"heads": self.heads, "kv_heads": self.kv_heads, "ffn": self.ffn}
+        widths = {"heads": self.heads, "kv_heads": self.kv_heads, "ffn": self.ffn}
+        return {**widths, "experts": self.experts} if self.experts else widths
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,8 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     ALBERT's single shared layer counts as a list of one.
 
     Raises:
-        CompressError: the model has no such list (not a transformer of a known build).
+        CompressError: the model has no such list (not a transformer of a known build), or reads
+            images and has a list for each of several stages.
     """
     wanted = family_of(model.config).blocks
     best: tuple[str, nn.ModuleList] | None = None
@@ -185,6 +192,15 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
             "Supported families are listed by `compress methods --families`; of a new one the "
             "recipe can name the list (model.family.blocks)",
         )
+    outside = best[0].rpartition(".")[0].rpartition(".")
+    if outside[2].isdigit() and reads_images(model.config):
+        stages = len(model.get_submodule(outside[0]))
+        if stages > 1:  # Swin, ConvNeXt: the resolution changes from one to the next
+            raise CompressError(
+                "an encoder whose blocks are all in one list (ViT, DeiT and their kin)",
+                f"{type(model).__name__}, which has {stages} stages of blocks",
+                "Models of several resolutions are not supported",
+            )
     return best
 
 
@@ -223,6 +239,7 @@ def block_anatomy(
     layers = tuple(f"{n}." for n, m in block.named_modules() if is_layer(m))
     names = [n for n, m in block.named_modules() if is_map(m) and not n.startswith(layers)]
     routed = tuple(n for path, _ in unfused_in(block) for n in names if n.startswith(f"{path}."))
+    mixture, experts = mixture_in(block) or (None, 0)
     roles: dict[str, list[str]] = {}
     for name in names:
         if name in routed:
@@ -230,7 +247,9 @@ def block_anatomy(
         roles.setdefault(_role(name, family), []).append(name)
     if OTHER in roles or len(roles.get(ATTENTION_OUT, [])) > 1 or len(roles.get(DOWN, [])) > 1:
         sites: tuple[Site, ...] = (Site(OTHER, tuple(names)),) if names else ()
-        return BlockAnatomy(path, index, sites, 0, 0, 0, 0, family)
+        return BlockAnatomy(
+            path, index, sites, 0, 0, 0, 0, family, experts=experts, mixture=mixture
+        )
     order = {key: i for i, key in enumerate("qkv")}
     roles.get(QKV, []).sort(key=lambda n: order.get(n.rpartition(".")[2].removeprefix("to_")[0], 0))
     sites = tuple(
@@ -247,7 +266,7 @@ def block_anatomy(
         sites = tuple(replace(s, find_norm=partial(norms.find, index, s.linears)) for s in sites)
     return BlockAnatomy(
         path, index, sites, heads, kv_heads, head_dim, ffn, family, _hidden(block, roles),
-        _others(block, names), _variant(config, family, index),
+        _others(block, names), _variant(config, family, index), experts, mixture,
     )  # fmt: skip
 
 

@@ -23,7 +23,8 @@ KEY = "compress_family"  # in config.json
 GROUP = "compress.families"  # of entry points: model type = module:DESCRIPTION
 Role = Literal["qkv", "attention_out", "up", "down"]
 Layout = Literal["separate", "concatenated", "interleaved"]
-_FIELDS = ("layers", "heads", "kv_heads", "head_dim", "ffn")  # names of fields of the config
+# Names of fields of the config.
+_FIELDS = ("layers", "heads", "kv_heads", "head_dim", "ffn", "experts")
 
 _registered: dict[str, FamilySpec] = {}
 
@@ -46,6 +47,9 @@ class FamilySpec(BaseModel):
         None, description="config field that fixes the size of a head whatever their number"
     )
     ffn: str | None = Field(None, description="config field with the FFN's width")
+    experts: str | None = Field(
+        None, description="config field with the number of routed experts of a layer"
+    )
     qkv_layout: Layout | None = Field(
         None, description="query, key and value: a linear each, rows [q | k | v], or rows by head"
     )

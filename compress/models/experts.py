@@ -20,6 +20,8 @@ from torch import nn
 from compress.linear.quantized import scheme_of
 
 DOWN = "down_proj"
+# Config fields that hold how many experts a token is sent to.
+ROUTED = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "top_k_experts")
 _ZEROS = "_compress_zeros"  # where a fused module remembers its linears' patterns of zeros
 
 
@@ -182,7 +184,7 @@ def unfused_in(module: nn.Module) -> Iterator[tuple[str, UnfusedExperts]]:
 def routed_share(config: Any, module: UnfusedExperts) -> float:
     """Share of the experts that a token is sent to, as far as the config says; else 1."""
     count = sum(name.isdigit() for name, _ in module.named_children())
-    for field in ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "top_k_experts"):
+    for field in ROUTED:
         chosen = getattr(config, field, None)
         if isinstance(chosen, int) and 0 < chosen <= count:
             return chosen / count

@@ -32,6 +32,7 @@ class Family:
             None where the class computes ``hidden_size // heads``; with None a stock config cannot
             describe a block with fewer heads.
         ffn: config field that holds the FFN width.
+        experts: config field that holds the number of routed experts of a layer; None without.
         qkv_layout, up_layout: how the producers of attention and FFN are fused.
         attributes: module path inside a block -> {attribute: expression}, sizes that the block's
             ``forward`` reads and that must follow the pruned widths. Expressions: ``heads``,
@@ -53,6 +54,7 @@ class Family:
     kv_heads: str | None = None
     head_dim: str | None = None
     ffn: str = "intermediate_size"
+    experts: str | None = None
     qkv_layout: str = SEPARATE
     up_layout: str = SEPARATE
     attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -145,6 +147,7 @@ FAMILIES: dict[str, Family] = {
 # Fields that hold the FFN width, and attributes in which attention modules keep their sizes, under
 # the names that transformers' model files use for them.
 _FFN_FIELDS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "hidden_dim", "d_ff")
+_EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _SIZES = {
     "num_heads": "heads",
     "num_attention_heads": "heads",
@@ -171,11 +174,13 @@ def inferred_family(config: Any) -> Family:
     kv_heads = named("num_key_value_heads")
     head_dim = named("head_dim")
     ffn = next((named(f) for f in _FFN_FIELDS if named(f) in fields), "intermediate_size")
+    experts = next((named(f) for f in _EXPERT_FIELDS if named(f) in fields), None)
     return Family(
         layers=named("num_hidden_layers"),
         heads=named("num_attention_heads"),
         kv_heads=kv_heads if kv_heads in fields else None,
         head_dim=head_dim if head_dim in fields else None,
         ffn=ffn,
+        experts=experts,
         attributes=dict.fromkeys(_ATTENTIONS, _SIZES),
     )

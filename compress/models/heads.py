@@ -16,10 +16,13 @@ from compress.errors import CompressError
 from compress.linear.matrix import features, is_linear
 from compress.models.inputs import IGNORED
 
-Task = Literal["sequence", "token"]  # what gets an answer: each text or pair of texts, each token
+Task = Literal[
+    "sequence", "token", "image"
+]  # what gets an answer: a text or pair, a token, an image
 
 ENDINGS: dict[str, Task] = {
     "ForSequenceClassification": "sequence", "ForTokenClassification": "token",
+    "ForImageClassification": "image", "ForImageClassificationWithTeacher": "image",
 }  # fmt: skip
 _MULTI = "multi_label_classification"
 
@@ -119,7 +122,7 @@ def head_of(model: Any) -> Head | None:
     task = next(found, None)
     if task is None or config is None:
         return None
-    if task == "sequence" and config.problem_type == _MULTI:
+    if task != "token" and config.problem_type == _MULTI:
         raise CompressError(
             "a head that gives each input one label, or a number", f"problem_type {_MULTI}",
             "Only these are evaluated and trained; compress such a model without labels",

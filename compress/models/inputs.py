@@ -1,10 +1,13 @@
-"""Model inputs of unequal length, kept end to end and padded batch by batch."""
+"""Model inputs of unequal length, kept end to end and padded batch by batch; and images, which are
+all of one size."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
+
+from compress.models.images import PIXELS
 
 Batch = dict[str, torch.Tensor]
 IDS, MASK, LABELS = "input_ids", "attention_mask", "labels"
@@ -87,3 +90,56 @@ class Rows:
         if self.labels is not None:
             batch[LABELS] = self.labels[indices]
         return batch
+
+
+class ImageRows:
+    """Images, each with a label or without; asked for like :class:`Rows`.
+
+    Args:
+        pixels: makes the inputs of some images, by their numbers (int64 [n]): float32 [n, channels,
+            height, width]. Images can be many: they are made when they are asked for.
+        labels: of the images, [rows] or None.
+        count: of images.
+        tokens: that the model makes of an image.
+        digest: sha256 of all that decides the inputs, labels aside.
+
+    Attributes:
+        lengths: tokens of each image, int64 [rows].
+        flat: nothing: no token has a label.
+    """
+
+    def __init__(
+        self,
+        pixels: Callable[[torch.Tensor], torch.Tensor],
+        labels: torch.Tensor | None,
+        count: int,
+        tokens: int = 1,
+        digest: str = "",
+    ) -> None:
+        self.pixels, self.labels, self.digest = pixels, labels, digest
+        self.lengths = torch.full((count,), tokens, dtype=torch.int64)
+        self.flat: dict[str, torch.Tensor] = {}
+
+    @classmethod
+    def of_batches(cls, batches: Iterable[Batch]) -> ImageRows:
+        """The images of batches."""
+        batches = list(batches)
+        held = torch.cat([batch[PIXELS].cpu() for batch in batches])
+        labels = [batch[LABELS].cpu() for batch in batches if LABELS in batch]
+        whole = torch.cat(labels) if len(labels) == len(batches) else None
+        return cls(lambda indices: held[indices], whole, len(held))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def chosen(self, indices: torch.Tensor) -> ImageRows:
+        """The images of these numbers (int64 [n]), in their order."""
+        labels = None if self.labels is None else self.labels[indices]
+        told = f"{self.digest} {indices.tolist()}"
+        tokens = int(self.lengths[0])
+        return ImageRows(lambda i: self.pixels(indices[i]), labels, len(indices), tokens, told)
+
+    def get(self, indices: torch.Tensor) -> Batch:
+        """The images of these numbers (int64 [n])."""
+        batch = {PIXELS: self.pixels(indices)}
+        return batch if self.labels is None else {**batch, LABELS: self.labels[indices]}

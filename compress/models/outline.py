@@ -127,6 +127,35 @@ class BlockOutline:
             anatomy=replace(self.anatomy, **widths, others=others),
         )
 
+    def with_experts(self, count: int) -> BlockOutline:
+        """The same block with the first ``count`` of its experts; what one holds, each holds."""
+        anatomy, mixture = self.anatomy, self.anatomy.mixture
+        if mixture is None or count >= anatomy.experts:
+            return self
+        gone = tuple(f"{mixture.experts}.{n}." for n in range(count, anatomy.experts))
+        router, ratio = (mixture.router, f"{mixture.router}."), anatomy.experts / count
+        linears, others = {}, self.other_parameters
+        for name, linear in self.linears.items():
+            if name.startswith(gone):
+                others -= linear.out_features * linear.bias
+            elif name.startswith(f"{mixture.experts}."):
+                linears[name] = replace(linear, share=min(1.0, linear.share * ratio))
+            elif name in router or name.startswith(router[1]):
+                linears[name] = linear.narrowed(count, 0)
+                others -= (anatomy.experts - count) * linear.bias
+            else:
+                linears[name] = linear
+        sites = tuple(
+            replace(site, linears=tuple(n for n in site.linears if n in linears))
+            for site in anatomy.sites
+        )
+        return replace(
+            self,
+            linears=linears,
+            other_parameters=others - (anatomy.experts - count) * mixture.row,
+            anatomy=replace(anatomy, sites=sites, experts=count),
+        )
+
 
 @dataclass(frozen=True)
 class Outline:

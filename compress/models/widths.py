@@ -18,6 +18,7 @@ from compress.models.anatomy import (
     BlockAnatomy,
 )
 from compress.models.families import CONCATENATED, SEPARATE
+from compress.models.mixtures import keep_experts
 
 
 def linear_sizes(anatomy: BlockAnatomy, widths: Mapping[str, int]) -> dict[str, tuple[int, int]]:
@@ -47,8 +48,12 @@ def resize_block(block: nn.Module, anatomy: BlockAnatomy, widths: Mapping[str, i
 
     Args:
         anatomy: of the block as it is.
-        widths: {"heads", "kv_heads", "ffn"}; 0 where the block has no such part.
+        widths: {"heads", "kv_heads", "ffn"}, and {"experts"} of a mixture; 0 where the block has no
+            such part.
     """
+    experts = widths.get("experts", anatomy.experts)
+    if anatomy.mixture is not None and experts < anatomy.experts:
+        keep_experts(block, anatomy.mixture, range(experts))
     before = linear_sizes(anatomy, anatomy.widths)
     for name, sizes in linear_sizes(anatomy, widths).items():
         if sizes == before[name]:

@@ -20,14 +20,18 @@ from compress.data.catalog import canonical, find
 from compress.data.codebook import load_codebook
 from compress.data.examples import Examples, ExamplesSpec
 from compress.data.given import GivenText
-from compress.data.images import ImageSpec, check_images
-from compress.data.labelled import example_length
+from compress.data.images import DIGITS, ImageSpec, check_images
+from compress.data.labelled import check_reader, example_length
+from compress.data.pictures import image_place
+from compress.data.processor import FILE, ImageProcessor
 from compress.data.readers import expand, is_file_source, read_python_module
 from compress.data.text import TextSpec
 from compress.data.tokens import check_tokenizer
 from compress.errors import CompressError
 from compress.eval import EvaluationSpec
+from compress.models.anatomy import find_blocks
 from compress.models.heads import Head, head_of
+from compress.models.images import reads_images
 from compress.models.positions import positions_of
 from compress.models.sources.source import load_tokenizer
 from compress.planning.evaluation_material import check_objective
@@ -83,24 +87,27 @@ def check_data_root(data_root: str | Path | None) -> None:
 
 
 def reader_of(folder: Path, trust_remote_code: bool) -> Any:
-    """The tokenizer or the codebook beside a model.
+    """The tokenizer, the codebook or the image processor beside a model.
 
     Raises:
-        CompressError: there is neither.
+        CompressError: there is none of them.
     """
     reader, reason = find_reader(folder, trust_remote_code)
     if reader is None:
         raise CompressError(
-            "a tokenizer beside the weights, to read texts with", reason,
-            "Put the model's tokenizer files into its folder",
+            f"a tokenizer beside the weights, to read texts with, or {FILE}, to read images with",
+            reason, "Put the model's own into its folder",
         )  # fmt: skip
     return reader
 
 
 def find_reader(folder: Path, trust_remote_code: bool) -> tuple[Any, str]:
-    """(The tokenizer or the codebook beside a model, ""), or (None, why there is none)."""
+    """(The tokenizer, the codebook or the image processor beside a model, ""), or (None, why there
+    is none)."""
     tokenizer, reason = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    return (load_codebook(folder) if tokenizer is None else tokenizer), reason
+    if tokenizer is not None:
+        return tokenizer, reason
+    return load_codebook(folder) or ImageProcessor.of_folder(folder), reason
 
 
 def _calibration(
@@ -109,7 +116,7 @@ def _calibration(
     check_length(spec, config)
     if reader is not None:
         check_kind(spec, reader)
-        if spec.images is None:
+        if spec.images is None and not isinstance(reader, ImageProcessor):
             check_tokenizer(reader, config)
     if spec.examples is not None:
         _require_head(head_of(config), config, "calibration")
@@ -156,6 +163,8 @@ def check_evaluation(
             "a language model, or a model with a head of labels, to evaluate", type(model).__name__,
             "Give one with such a head, or leave the evaluation out", where="evaluation",
         )  # fmt: skip
+    if (head := head_of(model)) is not None and head.task == "image":
+        _in_part("evaluation", _check_encoder, model)
     if kind == "labels" and (text is not None or spec.tasks):
         raise CompressError(
             "examples to evaluate a model with a head of labels on",
@@ -167,6 +176,8 @@ def check_evaluation(
         examples = ExamplesSpec.model_validate(spec.examples)
     if spec.examples is not None:
         _require_head(head_of(model), model.config, "evaluation")
+        if reader is not None:
+            _in_part("evaluation", check_reader, reader, head_of(model))
         _in_part("evaluation", example_length, spec.length, model.config)
     positions = positions_of(model.config)
     if reader is not None:
@@ -197,6 +208,16 @@ def check_evaluation(
     return found
 
 
+def _check_encoder(model: Any) -> None:
+    """Refuse a model that labels images and is no transformer of patches."""
+    find_blocks(model)
+    if not reads_images(model.config):
+        raise CompressError(
+            "image_size and num_channels in the config of a model that reads images",
+            model.config.model_type, "Use a ViT or one of its kin",
+        )  # fmt: skip
+
+
 def _check_window(spec: Any, kind: str, positions: int | None) -> None:
     if spec.window and positions and spec.window > positions:
         raise CompressError(
@@ -214,7 +235,8 @@ def _check_window(spec: Any, kind: str, positions: int | None) -> None:
 def _require_head(head: Head | None, config: PreTrainedConfig, where: str) -> None:
     if head is None:
         raise CompressError(
-            "a model with a head of labels (...ForSequenceClassification) for examples",
+            "a model with a head of labels (...ForSequenceClassification, "
+            "...ForImageClassification) for examples",
             ", ".join(config.architectures or ()) or config.model_type,
             "Use text, or fine-tune a head first (model.train with examples)", where=where,
         )  # fmt: skip
@@ -243,6 +265,10 @@ def _source(
 
 
 def _file_or_dataset(spec: TextSpec | ExamplesSpec, data_root: Any) -> list[str]:
+    if isinstance(spec, ExamplesSpec) and (
+        spec.source == DIGITS or image_place(spec.source, spec.split, data_root) is not None
+    ):
+        return []
     if spec.source.startswith("python:"):
         read_python_module(spec.source.removeprefix("python:"))
         return []

@@ -10,12 +10,13 @@ from compress.data.codebook import Codebook
 from compress.data.examples import Examples, ExamplesSpec
 from compress.data.given import GivenText
 from compress.data.labelled import load_rows, rows_digest
+from compress.data.processor import ImageProcessor
 from compress.data.text import TextSpec
 from compress.data.tokens import token_digest
 from compress.errors import CompressError
 from compress.eval import EvaluationSpec
 from compress.models.heads import Head, head_of
-from compress.models.inputs import Rows
+from compress.models.inputs import ImageRows, Rows
 from compress.planning.evaluation_material import (
     GeneratorMaterial,
     check_objective,
@@ -30,12 +31,13 @@ class EvaluationInputs:
 
     Attributes:
         spec: what is measured.
-        reader: the tokenizer or the codebook; None where nothing has to be read.
+        reader: the tokenizer, the codebook or the image processor; None where nothing has to be
+            read.
         text: the evaluation text, where there is one.
         source: of the text.
         generator: what is beyond a stream of tokens, for masked generators.
         generates: whether models are evaluated as masked generators.
-        examples: labelled texts and what models read of them, for heads of labels.
+        examples: labelled texts or images and what models read of them, for heads of labels.
     """
 
     spec: EvaluationSpec
@@ -44,10 +46,10 @@ class EvaluationInputs:
     source: str | None
     generator: GeneratorMaterial
     generates: bool
-    examples: tuple[Examples, Rows] | None = None
+    examples: tuple[Examples, Rows | ImageRows] | None = None
 
     @property
-    def rows(self) -> Rows | None:
+    def rows(self) -> Rows | ImageRows | None:
         """What models with a head of labels answer."""
         return self.examples and self.examples[1]
 
@@ -134,7 +136,7 @@ def evaluation_inputs(
             raise error.within("evaluation") from None
     if text is not None:
         ids = isinstance(text, GivenText) and bool(text.rows)
-        if (reader is None and not ids) or isinstance(reader, Codebook):
+        if (reader is None and not ids) or isinstance(reader, (Codebook, ImageProcessor)):
             raise CompressError(
                 "a tokenizer, to read the evaluation text with",
                 "none" if reader is None else "a model of images",

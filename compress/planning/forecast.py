@@ -89,7 +89,7 @@ def work(method: Method, outline: Outline, calibration: CalibrationSpec | None) 
             forwards, heads = forwards + step.forwards(outline), heads + step.heads(outline)
         elif isinstance(step, Survey):
             detours = len(outline.blocks) / 2 if step.detours else 0
-            forwards += (1 + detours) * _seen(step.batches, calibration)
+            forwards += (1 + detours + step.forwards) * _seen(step.batches, calibration)
         elif isinstance(step, Stream) and step.inputs:
             # What blocks are to return is made by as many again.
             again = sum(1 + a.forwards for a in step.learning)

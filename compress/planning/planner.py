@@ -5,6 +5,7 @@ No weight is read. Sizes follow from shapes; :mod:`compress.planning.forecast` s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,15 +13,18 @@ from typing import Any
 
 import psutil
 import torch
+from transformers import PreTrainedConfig
 
 from compress.checkpoint.embeddings import read_embeddings
 from compress.checkpoint.export import foreign_links
 from compress.checkpoint.state import ModelState
+from compress.data.calibration_spec import CalibrationSpec
 from compress.errors import CompressError
 from compress.methods.base import Method
 from compress.methods.passes import merged
 from compress.models.anatomy import Anatomy, stock_type
 from compress.models.described import attach
+from compress.models.images import image_shape, image_tokens, reads_images
 from compress.models.outline import Outline, outline_of
 from compress.models.sources.source import Source, load_config, resolve
 from compress.models.supported import check_kind
@@ -73,7 +77,7 @@ class Plan:
             return 0
         blocks = sum(s.after.bytes for s in self.steps) if self.steps else 0
         observed = any(s.method.needs != "nothing" for s in self.steps)
-        calibration = self.recipe.calibration if observed else None
+        calibration = _observed(self.recipe, self.state.config) if observed else None
         most = max(merged(s.method.passes()) for s in self.steps)
         activations = forecast.activation_bytes(self.original, calibration, most)
         kept = sum(
@@ -136,11 +140,12 @@ def plan(
     notes = check_inputs(recipe, source.folder, streamed.model, data_root)
     device = device_of(recipe.device)
     compute = calibration_dtype(recipe.compute, device)
-    steps, base = [], resident()
+    calibration = _observed(recipe, config)
+    steps, base = [], resident() + _held_images(calibration, config)
     for number, method in enumerate(recipe.steps):
         after = passed(number, method, streamed, outline)
-        work = forecast.work(method, outline, recipe.calibration)
-        peak = base + forecast.peak_bytes(method, outline, recipe.calibration, compute, original)
+        work = forecast.work(method, outline, calibration)
+        peak = base + forecast.peak_bytes(method, outline, calibration, compute, original)
         seconds = work.seconds(outline, compute, forecast.learning_dtype(method, device))
         steps.append(PlannedStep(method, outline, after, work.macs, peak, seconds))
         outline = after
@@ -168,6 +173,20 @@ def _source(recipe: Recipe, cache_dir: str | Path | None) -> Source:
         cache_dir=cache_dir,
         trust_remote_code=recipe.model.trust_remote_code,
     )
+
+
+def _observed(recipe: Recipe, config: PreTrainedConfig) -> CalibrationSpec | None:
+    """What the model sees, in the tokens that blocks get: of an image as many as it has patches."""
+    if recipe.calibration is None or not reads_images(config):
+        return recipe.calibration
+    return recipe.calibration.model_copy(update={"length": image_tokens(config)})
+
+
+def _held_images(calibration: CalibrationSpec | None, config: PreTrainedConfig) -> int:
+    """Bytes of the pixel values that a run holds; token ids are next to nothing."""
+    if calibration is None or not reads_images(config):
+        return 0
+    return 4 * calibration.samples * math.prod(image_shape(config))
 
 
 def _mark_quantized(outline: Outline, state: ModelState) -> Outline:

@@ -25,34 +25,31 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from compress.checkpoint.config import apply_records, keep_layers
 from compress.checkpoint.records import record_block
 from compress.checkpoint.save import save_model
-from compress.checkpoint.stock import stock_config
 from compress.errors import CompressError
 from compress.linear.grid import QuantScheme, find_group_qparams
 from compress.linear.layer import Layer
 from compress.linear.matrix import as_linear, features, is_linear, matrix
 from compress.linear.packed import packed_weights
 from compress.linear.quantized import QuantizedLinear
-from compress.methods.base import DEPTH, HEADS, HIDDEN, MODULES, NEURONS, PRECISION
+from compress.methods.base import DEPTH, EXPERTS, HEADS, HIDDEN, MODULES, NEURONS, PRECISION
 from compress.models.anatomy import (
     ATTENTION_OUT,
     DOWN,
     Anatomy,
     BlockAnatomy,
     anatomy_of,
-    family_of,
     stock_type,
 )
+from compress.models.experts import fuse_all, unfuse_all
 from compress.models.families import FAMILIES
 from compress.models.groups import set_blocks
 from compress.models.hidden import narrow_block, narrow_outer
-from compress.models.loading import auto_class
+from compress.models.mixtures import follow_experts, keep_experts
 from compress.models.units import narrow_columns, narrow_rows, unit_columns, units_of_rows
 from compress.models.widths import set_width_attributes
+from compress.planning.miniature import build, logits_of, miniature
 
 _TOLERANCE = 1e-4
-_LENGTH = 12
-# Sizes of the miniature, where the config has such a field.
-_HEADS, _HEAD_DIM, _FFN, _VOCABULARY, _LAYERS = 4, 8, 32, 64, 4
 
 
 def rehearse(what: str, config: PreTrainedConfig) -> None:
@@ -62,7 +59,8 @@ def rehearse(what: str, config: PreTrainedConfig) -> None:
     conformance suite vouches for; the residual stream is tried with every family.
 
     Args:
-        what: ``heads``, ``neurons``, ``hidden``, ``depth``, ``modules`` or ``precision``.
+        what: ``heads``, ``neurons``, ``hidden``, ``experts``, ``depth``, ``modules`` or
+            ``precision``.
 
     Raises:
         CompressError: the family does not take the change, or it cannot be tried and would not show
@@ -127,94 +125,22 @@ def _refused(what: str, kind: str, why: str) -> CompressError:
     )
 
 
-def miniature(config: PreTrainedConfig) -> PreTrainedModel | None:
-    """Return a small model of the config's class with random weights, None where none can be built.
-
-    Keeps whatever is no size: activation, kinds of layers, options of the attention.
-    """
-    small = stock_config(config)
-    family = family_of(small)
-    said = {
-        "num_hidden_layers": family.layers, "num_attention_heads": family.heads,
-        "num_key_value_heads": family.kv_heads, "intermediate_size": family.ffn,
-    }  # fmt: skip
-    names = {
-        **(getattr(small, "attribute_map", None) or {}),
-        **{k: v for k, v in said.items() if v},
-    }
-    layers = getattr(small, family.layers, 0) or 0
-    heads = getattr(small, family.heads, 0)
-    kv_heads = getattr(small, family.kv_heads or "num_key_value_heads", None)
-    sizes = {
-        "vocab_size": _VOCABULARY,
-        "hidden_size": _HEADS * _HEAD_DIM,
-        "intermediate_size": _FFN,
-        "ffn_dim": _FFN,
-        "num_hidden_layers": min(layers, _LAYERS),
-        "num_attention_heads": _HEADS,
-        "num_key_value_heads": _HEADS if kv_heads == heads else _HEADS // 2,
-        "head_dim": _HEAD_DIM,
-        "rotary_dim": _HEAD_DIM // 2,
-        "max_position_embeddings": 64,
-    }
-    try:
-        for key, value in list(vars(small).items()):
-            if "layer" in key and isinstance(value, (list, tuple)) and len(value) == layers:
-                setattr(small, key, list(value[:_LAYERS]))
-            elif key.endswith("_token_id") and isinstance(value, int):
-                setattr(small, key, min(value, _VOCABULARY - 1))
-        for field, value in sizes.items():
-            field = names.get(field, field)
-            computed = isinstance(getattr(type(small), field, None), property)
-            if getattr(small, field, None) is not None and not computed:
-                setattr(small, field, value)
-        model = _build(small)
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-        _logits(model)
-    except Exception:  # whatever a class objects to, it is no miniature then
-        return None
-    return model
-
-
-def _build(config: PreTrainedConfig) -> PreTrainedModel:
-    own_code = type(config).__module__.startswith("transformers_modules.")
-    state = torch.get_rng_state()
-    try:
-        torch.manual_seed(0)
-        made = auto_class(config).from_config(
-            copy.deepcopy(config), trust_remote_code=own_code, dtype=torch.float32
-        )
-    finally:
-        torch.set_rng_state(state)
-    return made.eval()
-
-
-@torch.no_grad()
-def _logits(model: PreTrainedModel) -> torch.Tensor:
-    if hasattr(model.config, "vocab_size"):
-        return model(input_ids=torch.arange(2, 2 + _LENGTH)[None]).logits
-    size, channels = model.config.image_size, model.config.num_channels
-    generator = torch.Generator().manual_seed(1)
-    return model(pixel_values=torch.randn(1, channels, size, size, generator=generator)).logits
-
-
 def _try(what: str, model: PreTrainedModel) -> float:
     """Change the model; return how far a rebuilt one is from what it should compute."""
     anatomy = anatomy_of(model)
     if what == "depth":
-        return _difference(_without_a_layer(model, anatomy), _logits(model))
+        return _difference(_without_a_layer(model, anatomy), logits_of(model))
     if what == "precision":
-        return _difference(_packed(model, anatomy), _logits(model))
+        return _difference(_packed(model, anatomy), logits_of(model))
+    if what == EXPERTS:
+        return _difference(_with_fewer_experts(model, anatomy), logits_of(model))
     if what == HIDDEN:
-        return _difference(_with_a_narrow_stream(model, anatomy), _logits(model))
+        return _difference(_with_a_narrow_stream(model, anatomy), logits_of(model))
     if what == "modules":
         expected = _factorise(model, anatomy)
     else:
         expected = _narrow(model, anatomy, ATTENTION_OUT if what == HEADS else DOWN)
-    live = _difference(_logits(model), expected)
+    live = _difference(logits_of(model), expected)
     after = anatomy_of(model)
     records = [record_block(model.get_submodule(b.path), b) for b in after.blocks]
     config = apply_records(model.config, anatomy.family, records, anatomy.blocks_path)
@@ -236,7 +162,7 @@ def _packed(model: PreTrainedModel, anatomy: Anatomy) -> torch.Tensor:
         # Its own class, not an auto class: code of a checkpoint is not in this folder. And as stock
         # transformers read it: what only our packed linears can load, they would misread.
         with packed_weights(False):
-            return _logits(type(model).from_pretrained(folder).eval())
+            return logits_of(type(model).from_pretrained(folder).eval())
 
 
 def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -246,9 +172,9 @@ def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 def _rebuilt(config: PreTrainedConfig, state: dict[str, torch.Tensor]) -> torch.Tensor:
     """Logits of a model that is built from a config as a reader would, by way of its JSON."""
     again = type(config).from_dict(config.to_dict())
-    model = _build(again)
+    model = build(again)
     model.load_state_dict(state)
-    return _logits(model)
+    return logits_of(model)
 
 
 @torch.no_grad()
@@ -265,7 +191,7 @@ def _narrow(model: PreTrainedModel, anatomy: Anatomy, kind: str) -> torch.Tensor
         weight = matrix(linear)
         whole[block.index] = weight.clone()
         weight[:, unit_columns(block, kind)[lost[block.index]].reshape(-1)] = 0
-    expected = _logits(model)
+    expected = logits_of(model)
     for block in chosen:
         matrix(_output(model, block, kind)).copy_(whole[block.index])
         module = model.get_submodule(block.path)
@@ -313,7 +239,7 @@ def _factorise(model: PreTrainedModel, anatomy: Anatomy) -> torch.Tensor:
         basis = torch.linalg.svd(matrix(linear), full_matrices=False)[0][:, :rank].double()
         pairs[name] = low_rank(linear, basis)
         matrix(linear).copy_(pairs[name].dense())
-    expected = _logits(model)
+    expected = logits_of(model)
     for name, pair in pairs.items():
         module.set_submodule(name, pair)
     return expected
@@ -332,6 +258,22 @@ def _with_a_narrow_stream(model: PreTrainedModel, anatomy: Anatomy) -> torch.Ten
     config = apply_records(
         model.config, anatomy.family, records, anatomy.blocks_path, after.blocks[0].hidden
     )
+    return _rebuilt(config, model.state_dict())
+
+
+@torch.no_grad()
+def _with_fewer_experts(model: PreTrainedModel, anatomy: Anatomy) -> torch.Tensor:
+    """Take an expert out of every mixture of a live model; return the logits of one rebuilt so."""
+    unfuse_all(model)
+    for block in anatomy.blocks:
+        if block.mixture is not None:
+            kept = [number for number in range(block.experts) if number != 1]
+            keep_experts(model.get_submodule(block.path), block.mixture, kept)
+    after = anatomy_of(model)
+    follow_experts(model, *(max(b.experts for b in a.blocks) for a in (anatomy, after)))
+    records = [record_block(model.get_submodule(b.path), b) for b in after.blocks]
+    config = apply_records(model.config, anatomy.family, records, anatomy.blocks_path)
+    fuse_all(model)
     return _rebuilt(config, model.state_dict())
 
 

@@ -6,6 +6,7 @@ at once, and ends when the process that started it does.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import sys
@@ -27,11 +28,16 @@ def download(say: Callable[[dict], None], piece: int, **options: Any) -> None:
 
 
 def rows(say: Callable[[dict], None], dataset: str, subset: str | None, split: str) -> None:
-    """The rows of a data set, one after the other; values that are no plain data are left out."""
+    """The rows of a data set, one after the other; bytes come in base64, other values that are no
+    plain data are left out."""
     import datasets
 
     say(STARTED)
-    for row in datasets.load_dataset(dataset, subset, split=split, streaming=True):
+    found = datasets.load_dataset(dataset, subset, split=split, streaming=True)
+    for name, feature in (found.features or {}).items():
+        if isinstance(feature, datasets.Image):  # as they are stored: whoever uses them decodes
+            found = found.cast_column(name, datasets.Image(decode=False))
+    for row in found:
         say({"row": dict(row)})
     say({"end": True})
 
@@ -42,13 +48,19 @@ def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
 
     def say(answer: dict) -> None:
-        print(json.dumps(answer, default=lambda _: None), file=answers, flush=True)
+        print(json.dumps(answer, default=_plain), file=answers, flush=True)
 
     try:
         {"download": download, "rows": rows}[request.pop("task")](say, **request)
     except Exception as error:
         say({"types": [c.__name__ for c in type(error).__mro__], "text": str(error)})
     os._exit(0)  # threads of a pool that still wait for an answer would be waited for
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"base64": base64.b64encode(value).decode("ascii")}
+    return None
 
 
 def _end_with_parent() -> None:

@@ -19,7 +19,8 @@ from torch import nn
 from compress.generators.description import is_masked_generator
 from compress.models.anatomy import Anatomy
 from compress.models.heads import head_of
-from compress.models.inputs import Rows
+from compress.models.images import PIXELS
+from compress.models.inputs import ImageRows, Rows
 from compress.system.progress import Progress
 from compress.train.generator import GeneratorLoss
 from compress.train.labels import LabelLoss
@@ -150,8 +151,10 @@ def learn_language(
 
 
 def training_source(work: ModelWork) -> BatchSource:
-    """The calibration batches as examples: rows of unequal length for a head of labels, else
-    windows of tokens."""
+    """The calibration batches as examples: rows of unequal length or images for a head of labels,
+    else windows of tokens."""
+    if PIXELS in work.batches[0]:
+        return ImageRows.of_batches(work.batches)
     if head_of(work.model) is not None:
         padding = work.model.config.get_text_config().pad_token_id
         return Rows.of_batches(work.batches, padding or 0)

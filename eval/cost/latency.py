@@ -13,6 +13,7 @@ from torch import nn
 
 from compress.errors import CompressError
 from compress.eval.quality.stats import median_interval
+from compress.models.images import image_tokens, random_image, reads_images
 from compress.models.kind import kind_of
 from compress.models.positions import positions_of
 
@@ -37,7 +38,9 @@ class PairedLatency(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prefill: PairedTimes = Field(description="one forward of prefill_tokens")
+    prefill: PairedTimes = Field(
+        description="one forward of prefill_tokens, or of an image, which has so many"
+    )
     decode: PairedTimes | None = Field(
         description="one token with a key-value cache, after the prefill; None for masked models"
     )
@@ -64,7 +67,7 @@ def paired_latency(
 
     Args:
         model_a, model_b: before and after, both causal or both masked.
-        prefill_tokens: length of the forward.
+        prefill_tokens: length of the forward; an image has the tokens that it has.
         decode_tokens: tokens decoded greedily after it, for causal models.
         repeats: pairs, at least 3.
 
@@ -79,6 +82,8 @@ def paired_latency(
             where="latency",
         )
     decode = decode_tokens if kinds == {"causal"} else 0
+    if all(reads_images(model.config) for model in (model_a, model_b)):
+        prefill_tokens = image_tokens(model_b.config)
     for model in (model_a, model_b):
         _check_length(model, prefill_tokens + decode)
     seconds: tuple[list, list] = ([], [])
@@ -134,11 +139,18 @@ def _check_length(model: nn.Module, tokens: int) -> None:
         )
 
 
-def _runner(model: nn.Module, prefill: int, decode: int) -> Callable[[], tuple[float, float]]:
-    """Return a function that runs one prefill and decode: (seconds, seconds per decoded token)."""
+def _inputs(model: nn.Module, tokens: int) -> dict[str, torch.Tensor]:
+    """An image, or so many tokens."""
+    if reads_images(model.config):
+        return random_image(model.config)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary, (1, prefill), generator=generator).to(model.device)
+    return {"input_ids": torch.randint(vocabulary, (1, tokens), generator=generator)}
+
+
+def _runner(model: nn.Module, prefill: int, decode: int) -> Callable[[], tuple[float, float]]:
+    """Return a function that runs one prefill and decode: (seconds, seconds per decoded token)."""
+    inputs = {n: v.to(model.device) for n, v in _inputs(model, prefill).items()}
     # A server needs the last logits of a prefill only; a masked model is asked for all.
     extra = {"use_cache": True, "logits_to_keep": 1} if decode else {}
 
@@ -150,7 +162,7 @@ def _runner(model: nn.Module, prefill: int, decode: int) -> Callable[[], tuple[f
     @torch.no_grad()
     def run() -> tuple[float, float]:
         start = clock()
-        output = model(input_ids=ids, **extra)
+        output = model(**inputs, **extra)
         middle = clock()
         for _ in range(decode):
             token = output.logits[:, -1:].argmax(-1)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress.linear.layer import features_of
+from compress.models.anatomy import find_blocks
 from compress.models.heads import head_of
+from compress.models.images import random_image, reads_images
 from compress.models.positions import positions_of
 
 
@@ -54,10 +58,15 @@ def macs_per_token(model: nn.Module, context: int = 1024) -> Macs:
     length shows. Zeros count as work, because no dense kernel skips
     them. Attention is counted as full: a sliding window shorter than the context would do less.
 
+    A model that reads images makes as many tokens of each: one forward tells what its blocks do
+    for them, attention apart, and the rest (patches, pooler and labels) is a constant.
+
     Args:
-        model: any ``PreTrainedModel`` that takes ``input_ids``.
-        context: tokens.
+        model: any ``PreTrainedModel`` that takes ``input_ids`` or ``pixel_values``.
+        context: tokens; of a model that reads images, those of an image.
     """
+    if reads_images(model.config):
+        return _of_image(model)
     more = min(16, positions_of(model.config) or 16)
     few = more // 2
     short, long = _count(model, few), _count(model, more)
@@ -93,17 +102,48 @@ def _constant(*points: tuple[int, int]) -> int:
     return round(total)
 
 
+def _of_image(model: nn.Module) -> Macs:
+    tokens: list[int] = []
+    path, blocks = find_blocks(model)
+    hook = blocks[0].register_forward_pre_hook(
+        lambda _module, args: tokens.append(args[0].shape[1])
+    )
+    try:
+        counter = _counted(model, random_image(model.config))
+    finally:
+        hook.remove()
+    inside: dict[Any, int] = {}
+    for name, counts in counter.get_flop_counts().items():
+        place, _, number = name.rpartition(".")
+        if number.isdigit() and (place == path or place.endswith(f".{path}")):
+            for operation, count in counts.items():
+                inside[operation] = inside.get(operation, 0) + count // 2
+    attention = sum(count for operation, count in inside.items() if operation in _ATTENTION)
+    linear, context = sum(inside.values()) - attention, tokens[0]
+    return Macs(
+        per_token=round(linear / context + attention / context),
+        head=0,
+        per_token_and_position=round(attention / context**2),
+        context=context,
+        per_sequence=counter.get_total_flops() // 2 - linear - attention,
+    )
+
+
 def _count(model: nn.Module, tokens: int) -> int:
-    ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
+    ids = torch.zeros(1, tokens, dtype=torch.long)
+    return _counted(model, {"input_ids": ids}).get_total_flops() // 2
+
+
+def _counted(model: nn.Module, inputs: dict[str, torch.Tensor]) -> FlopCounterMode:
     training = model.training
     model.eval()
     counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
     try:
         with counter:
-            model(input_ids=ids)
+            model(**{name: value.to(model.device) for name, value in inputs.items()})
     finally:
         model.train(training)
-    return counter.get_total_flops() // 2
+    return counter
 
 
 def _attention_flops(query, key, value, *_, out_shape=None, **__) -> int:  # noqa: ANN001
@@ -116,3 +156,10 @@ def _attention_flops(query, key, value, *_, out_shape=None, **__) -> int:  # noq
 _CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
 }
+# Products of activations with each other: fused kernels, and batched products of eager attention.
+_ATTENTION = {
+    *_CPU_ATTENTION, torch.ops.aten.bmm, torch.ops.aten.baddbmm,
+    torch.ops.aten._scaled_dot_product_efficient_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention,
+    torch.ops.aten._scaled_dot_product_cudnn_attention,
+}  # fmt: skip

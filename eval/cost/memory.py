@@ -99,6 +99,7 @@ def _main() -> None:
     import transformers
 
     import compress  # noqa: F401  registers the model types that only the toolkit can load
+    from compress.models.images import image_tokens, random_image, reads_images
     from compress.models.loading import auto_class
 
     transformers.utils.logging.set_verbosity_error()
@@ -106,15 +107,18 @@ def _main() -> None:
     home = arguments.checkpoint or arguments.folder
     config = transformers.AutoConfig.from_pretrained(home, **remote)
     auto = auto_class(config)
-    tokens = min(arguments.tokens, positions_of(config) or arguments.tokens)
+    if reads_images(config):
+        tokens, inputs = image_tokens(config), random_image(config)
+    else:
+        tokens = min(arguments.tokens, positions_of(config) or arguments.tokens)
+        inputs = {"input_ids": torch.full((1, tokens), 3)}
     load = _loader(arguments, auto, tokens)
     libraries = peak_rss()
     model = load()
     loaded = peak_rss()
-    ids = torch.full((1, tokens), 3)
     keep = {"logits_to_keep": 1} if auto is transformers.AutoModelForCausalLM else {}
     with torch.no_grad():
-        model(input_ids=ids, **keep)
+        model(**inputs, **keep)
     result = PeakMemory(libraries=libraries, load=loaded, prefill=peak_rss(), tokens=tokens)
     print(json.dumps(result.model_dump()))
 

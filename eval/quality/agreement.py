@@ -18,6 +18,7 @@ from compress.eval.quality.stats import matched_difference, share_interval
 Interval = tuple[float, float]
 ACCURACY, F1, MATTHEWS = "accuracy", "f1", "matthews"
 SPEARMAN, PEARSON = "spearman", "pearson"
+TOP5, TOP = "top5", 5
 DRAWS, SEED = 1000, 0
 
 
@@ -98,6 +99,31 @@ def scores(
     return {**found, ACCURACY: (found[ACCURACY][0], share_interval(hits, len(right)))}
 
 
+def image_scores(
+    labels: Sequence[float], predictions: Sequence[float], among: Sequence[bool] | None
+) -> dict[str, tuple[float, Interval]]:
+    """Accuracy and the share of labels among the five likeliest, each with its 95 % interval
+    (Wilson's). Other scores are not usual of images, whose labels may be thousands.
+
+    Args:
+        among: whether each label was among the five; None where there are no more than five.
+    """
+    hits = {ACCURACY: [said == right for said, right in zip(predictions, labels, strict=True)]}
+    if among is not None:
+        hits[TOP5] = list(among)
+    return {n: (sum(h) / len(h), share_interval(sum(h), len(h))) for n, h in hits.items()}
+
+
+def change_of_hits(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, Interval]:
+    """The change of a share from one model to another on the same examples, with its 95 % interval.
+
+    Args:
+        before, after: of each example, whether it counts.
+    """
+    old, new = np.asarray(before, bool), np.asarray(after, bool)
+    return matched_difference(int((old & ~new).sum()), int((new & ~old).sum()), len(old))
+
+
 def change(
     name: str,
     labels: Sequence[float],
@@ -113,8 +139,7 @@ def change(
     """
     right, old, new = (np.asarray(x, float) for x in (labels, before, after))
     if name == ACCURACY:
-        lost, won = (old == right) & (new != right), (old != right) & (new == right)
-        return matched_difference(int(lost.sum()), int(won.sum()), len(right))
+        return change_of_hits(old == right, new == right)
     if not classes:
         of = _OF_NUMBERS[name]
         draws = [of(right[i], new[i]) - of(right[i], old[i]) for i in _samples(len(right))]

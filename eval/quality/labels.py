@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from compress.errors import CompressError
-from compress.eval.quality.agreement import scores
+from compress.eval.quality.agreement import TOP, image_scores, scores
 from compress.eval.quality.word_labels import word_scores
 from compress.models.heads import head_of
-from compress.models.inputs import IGNORED, LABELS, Rows
+from compress.models.inputs import IGNORED, LABELS, ImageRows, Rows
 
 WHERE = "labels"
 
@@ -32,24 +32,29 @@ class LabelsResult(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    task: Literal["sequence", "token"] = Field(
-        description="what has a label: each text or pair of texts, or each word"
+    task: Literal["sequence", "token", "image"] = Field(
+        description="what has a label: each text or pair of texts, each word, or each image"
     )
     names: tuple[str, ...] = Field(
         description="of the labels by number; empty where a number is predicted"
     )
-    examples: int = Field(description="texts")
+    examples: int = Field(description="texts, or images")
     loss: float = Field(description="mean cross entropy in nats, or squared error")
     scores: dict[str, Score] = Field(
         description="accuracy, f1 (of label 1 where there are two, else the mean over labels) and "
         "matthews; of a regression spearman and pearson; of words entity_f1 and accuracy, or "
-        "accuracy and f1 where labels tag no entities"
+        "accuracy and f1 where labels tag no entities; of images accuracy and, of more than five "
+        "labels, top5"
     )
     lengths: list[int] | None = Field(
         default=None, description="labelled words of each example, where words have labels"
     )
     labels: list[float] = Field(description="of the examples or their words, in their order")
     predictions: list[float] = Field(description="so that two models can be compared by example")
+    among_five: list[bool] | None = Field(
+        default=None,
+        description="of images: whether an example's label is among the five likeliest ones",
+    )
 
     @property
     def main(self) -> str:
@@ -59,7 +64,7 @@ class LabelsResult(BaseModel):
 
 def label_scores(
     model: nn.Module,
-    rows: Rows,
+    rows: Rows | ImageRows,
     *,
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
@@ -85,6 +90,8 @@ def label_scores(
         )  # fmt: skip
     # Of each example: labels, answers, losses, one each or one a labelled word.
     found: list[tuple[torch.Tensor, ...]] = [()] * len(rows)
+    top = head.task == "image" and len(head.names) > TOP
+    among = torch.zeros(len(rows) if top else 0, dtype=torch.bool)
     training, done = model.training, 0
     model.eval()
     try:
@@ -100,6 +107,9 @@ def label_scores(
                     where=WHERE,
                 )  # fmt: skip
             answers = logits[..., 0] if head.regression else logits.argmax(-1)
+            if top:
+                likeliest = logits.topk(TOP, dim=-1).indices
+                among[part] = (likeliest == labels[:, None]).any(-1).cpu()
             for row, number in enumerate(part.tolist()):
                 known = labels[row] != IGNORED if by_word else ...
                 found[number] = (
@@ -117,6 +127,8 @@ def label_scores(
     right, said = right.tolist(), said.tolist()
     if by_word:
         agreed = word_scores(lengths, right, said, head.names)
+    elif head.task == "image" and not head.regression:
+        agreed = image_scores(right, said, among.tolist() if top else None)
     else:
         agreed = scores(right, said, len(head.names))
     return LabelsResult(
@@ -128,4 +140,5 @@ def label_scores(
         lengths=lengths,
         labels=right,
         predictions=said,
+        among_five=among.tolist() if top else None,
     )

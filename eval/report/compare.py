@@ -63,7 +63,7 @@ class Comparison(NamedTuple):
     def html(self) -> str:
         """One self-contained page."""
         figures = [figure(self._plot(cost), plot_caption(self.quality)) for cost in self.costs]
-        names = ", ".join(entry.name for entry in self.entries if not entry.original)
+        names = "  ·  ".join(entry.name for entry in self.entries if not entry.original)
         return page(
             "Comparison",
             [

@@ -15,6 +15,7 @@ from compress.eval.report.runtime_rows import runtime_findings
 from compress.eval.report.schema import Finding, Report
 from compress.eval.report.verdicts import (
     Loss,
+    dense_products,
     difference_loss,
     is_share,
     label_loss,
@@ -301,11 +302,13 @@ def _precision(report: Report) -> Iterator[Finding]:
     if not any("precision" in step.writes for step in report.steps):
         return
     stored = f" ({bits:.2f} bits per weight on disk)" if bits else ""
-    yield Finding(
-        level="note",
-        text=f"Weights rounded to few bits{stored} are decompressed by stock transformers at load, "
-        "so memory and latency do not change there; vLLM computes from the packed weights.",
-    )
+    if dense_products(report.after.cost.execution):
+        text = "are decompressed by stock transformers at load, so memory and latency do not "
+        text += "change there; vLLM computes from the packed weights."
+    else:
+        text = "stay packed and are computed from as they are after `import compress`, as they "
+        text += "were here; stock transformers decompresses what it can read of them at load."
+    yield Finding(level="note", text=f"Weights rounded to few bits{stored} {text}")
 
 
 def _disk(report: Report) -> Iterator[Finding]:

@@ -8,8 +8,9 @@ from compress.eval.report.verdicts import TONES, label_loss
 from compress.eval.spec import ToleranceSpec
 
 NAMES = {
-    "accuracy": "Accuracy", "f1": "F1", "matthews": "Matthews correlation",
-    "entity_f1": "Entity F1", "spearman": "Spearman correlation", "pearson": "Pearson correlation",
+    "accuracy": "Accuracy", "top5": "Top-5 accuracy", "f1": "F1",
+    "matthews": "Matthews correlation", "entity_f1": "Entity F1",
+    "spearman": "Spearman correlation", "pearson": "Pearson correlation",
 }  # fmt: skip
 
 

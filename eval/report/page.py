@@ -88,6 +88,7 @@ figure { margin: 0; background: var(--card); border: 1px solid var(--line); bord
   padding: .9rem .9rem .7rem; }
 .plot { display: block; width: 100%; max-width: 40rem; height: auto; margin: 0 auto;
   font-family: inherit; }
+.plots figure:only-child .plot { max-width: 50rem; }
 .plot text { fill: var(--soft); font-size: 11.5px; } .plot .title { font-size: 12px; }
 .plot .label { fill: var(--ink); font-weight: 600; font-size: 12px; paint-order: stroke;
   stroke: var(--card); stroke-width: 4px; stroke-linejoin: round; }

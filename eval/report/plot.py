@@ -177,7 +177,9 @@ def _grid(
         )
         parts.append(_text(LEFT - 6, y + 3.5, format_y(value), "tick", "end"))
     for value in x_axis.ticks():
-        parts.append(_text(x_axis.at(value), base + 15, format_x(value), "tick", "middle"))
+        told = format_x(value)
+        x = min(x_axis.at(value), WIDTH - 2 - _LETTER * len(told) / 2)
+        parts.append(_text(x, base + 15, told, "tick", "middle"))
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_label, "title", "middle"))
     parts.append(_text(4, 10, y_label, "title", "start"))

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from compress.eval.report.cells import number
 from compress.eval.report.label_rows import NAMES
 from compress.eval.report.rows import quality_ratio
+from compress.eval.report.runtime_rows import places
 from compress.eval.report.schema import Report
 from compress.eval.report.verdicts import (
     label_loss,
@@ -84,16 +85,24 @@ def _size(report: Report) -> list[str]:
 
 
 def _speed(report: Report) -> list[str]:
+    """What is told apart from the original in transformers, and runtimes that are faster."""
     timing = report.after.latency
     if timing is None:
         return []
-    told = speed(timing.prefill.interval, report.after.spec.tolerance)
-    if told == "faster" and same_products(report.before, report.after):
-        told = "alike"
-    ratio = timing.prefill.speedup
-    if told == "faster":
-        return [f"{ratio:.3g}x faster"]
-    return [f"{1 / ratio:.3g}x slower"] if told == "slower" else ["no faster"]
+    tolerance = report.after.spec.tolerance
+    said = []
+    for what, timed in (("", timing.prefill), ("decoding ", timing.decode)):
+        told = "alike" if timed is None else speed(timed.interval, tolerance)
+        if told == "faster" and not same_products(report.before, report.after):
+            said.append(f"{what}{timed.speedup:.3g}x faster")
+        elif told == "slower":
+            said.append(f"{what}{1 / timed.speedup:.3g}x slower")
+    # Of a model that generates, decoding is mostly what takes the time.
+    for place in places(report.after)[1:]:
+        what, timed = ("decoding ", place.decode) if place.decode else ("", place.prefill)
+        if timed is not None and speed(timed.interval, tolerance) == "faster":
+            said.append(f"{what}{timed.speedup:.3g}x faster in {place.name}")
+    return said or ["no faster"]
 
 
 def _relative(factor: float) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from compress.eval.quality.agreement import change
+from compress.eval.quality.agreement import TOP5, change, change_of_hits
 from compress.eval.quality.labels import LabelsResult
 from compress.eval.quality.masked import MaskedResult
 from compress.eval.quality.perplexity import PerplexityResult
@@ -114,7 +114,9 @@ def label_loss(
         lost = old.value - after.scores[name].value if old else 0.0
         return Loss(lost, None, tolerance.accuracy)
     said = before.predictions, after.predictions
-    if after.lengths is not None:
+    if name == TOP5:
+        value, (low, high) = change_of_hits(before.among_five or (), after.among_five or ())
+    elif after.lengths is not None:
         value, (low, high) = word_change(name, after.lengths, after.labels, *said, after.names)
     else:
         value, (low, high) = change(name, after.labels, *said, len(after.names))
@@ -144,11 +146,18 @@ def speed(interval: Interval, tolerance: ToleranceSpec) -> Speed:
 def same_products(before: EvaluationResult, after: EvaluationResult) -> bool:
     """Whether both models do the same arithmetic: no difference in speed can be the model's gain.
 
-    Zeros, rounded values and packed storage leave a dense product what it is.
+    Zeros, rounded values and packed storage leave a dense product what it is; products of packed
+    weights or of 2:4 ones are others.
     """
     old, new = before.cost, after.cost
-    dense = "2:4 products" not in old.execution + new.execution
+    dense = all(dense_products(cost.execution) for cost in (old, new))
     return dense and (before.dtype, old.macs) == (after.dtype, new.macs)
+
+
+def dense_products(execution: str) -> bool:
+    """Whether what a report says of how a model ran is, as of any model before it was compressed,
+    that it ran dense products; older reports say nothing where it did."""
+    return not execution or execution.startswith("dense products")
 
 
 def window_weights(result: object) -> list[float]:

@@ -8,6 +8,7 @@ import pytest
 
 from compress.eval.report import StepEntry, findings, render_html, render_markdown
 from compress.eval.report.rows import cost_rows, number, quality_rows
+from compress.eval.report.verdict import verdict
 from compress.eval.spec import EvaluationSpec, RuntimeResult
 
 
@@ -64,6 +65,16 @@ def test_dense_zeros_earn_no_praise(said, result, report) -> None:
     assert "note: Prefill was 1.08x" in text and "the same products" in text
     rows = {row.name: row for row in cost_rows(report(*both, steps=(zeros,)))}
     assert rows["Prefill, 8 tokens"].better == rows["Non-zero parameters"].better == 0
+
+
+def test_products_of_packed_weights_are_others(said, result, report) -> None:
+    rounded = StepEntry(method="y", writes=("precision",))
+    before, packed = result(), result(speedup=(1.06, 1.08, 1.1))
+    cost = packed.cost.model_copy(update={"execution": "packed bits in 4 of 5 linears on cpu"})
+    packed = packed.model_copy(update={"cost": cost})
+    text = said(before, packed, steps=(rounded,))
+    assert "good: Prefill is 1.08x" in text and "the same products" not in text
+    assert "stay packed" in text and "decompressed by stock" not in text
 
 
 def test_a_result_is_held_against_what_was_downloaded(said, result, report) -> None:
@@ -152,6 +163,7 @@ def test_runtimes_say_what_the_runtime_does_and_what_the_compression(said, resul
     assert "warning: Perplexity in onnxruntime is 1.02x that of the same result" in text
     assert "good: Exported for onnxruntime it takes 300 B, all files, of the 400 B" in text
     assert "note: What to run the result with: to read long inputs, onnxruntime;" in text
+    assert "1.25x slower, 8x faster in onnxruntime." in verdict(report(result(), after)).text
     for form in (render_html, render_markdown):
         shown = form(report(result(), after, **shipped))
         assert "the original in transformers" in shown and "8.00x" in shown

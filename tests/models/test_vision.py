@@ -106,9 +106,16 @@ def test_calibration_sees_the_pixels(images):
     assert not torch.equal(*made)
 
 
-def test_what_needs_a_language_model_is_refused(images):
+def test_what_judges_and_learns_by_labels_asks_for_them(images):
     model = build("ViTConfig", "ViTForImageClassification")
-    with pytest.raises(CompressError, match="language model"):
-        compress.apply(model, [{"method": "sleb", "remove": 1}], images)
     found = compress.inspect(model)
-    assert found["family"] == "table" and found["vocabulary"] == 0
+    assert found["family"] == "table" and found["vocabulary"] == 0 and found["labels"] == 5
+    drop = {"method": "sleb", "remove": 1}
+    with pytest.raises(CompressError, match="a label for each calibration input"):
+        compress.apply(model, [drop], images)
+    labelled = [{**batch, "labels": torch.tensor([0, 3])} for batch in images]
+    zeros = {"method": "magnitude", "pattern": "2:4"}
+    training = {"steps": 2, "batch": 2, "precision": "float32"}
+    learn = {"method": "distill", "scope": "model", "training": training}
+    compress.apply(model, [drop, zeros, learn], labelled)
+    assert len(anatomy_of(model).blocks) == 2 and torch.isfinite(outputs(model, images)).all()

@@ -11,6 +11,7 @@ import psutil
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -20,6 +21,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
@@ -28,6 +30,7 @@ from transformers.models.auto.modeling_auto import (
 from compress.errors import CompressError, did_you_mean
 from compress.models.config_limits import check_layers, check_numbers
 from compress.models.heads import Head, Task
+from compress.models.images import reads_images
 from compress.models.loading import load_config
 from compress.models.positions import positions_of
 from compress.system.intake import reason
@@ -47,6 +50,7 @@ _BUILT = {
 _HEADED: dict[Task, tuple[Any, Any]] = {
     "sequence": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
     "token": (AutoModelForTokenClassification, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING),
+    "image": (AutoModelForImageClassification, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING),
 }
 _NAMES = {
     "causal": "causal language model", "masked": "masked language model", "labels": "head of labels"
@@ -72,7 +76,7 @@ def build_config(spec: TrainSpec, head: Head | None = None) -> PreTrainedConfig:
     where = "model.train.architecture"
     if head is not None and head.task != "sequence":
         raise CompressError(
-            "labels of texts, to train a model from scratch on", "labels of words",
+            "labels of texts, to train a model from scratch on", f"labels of a {head.task}",
             "Give a checkpoint the head: model.train.from", where=where,
         )  # fmt: skip
     fields = dict(spec.architecture or {})
@@ -140,6 +144,8 @@ def _token_fields(spec: TrainSpec) -> dict[str, Any]:
 
 def _auto(config: PreTrainedConfig, kind: str) -> Any:
     """The auto class that builds a model for an objective."""
+    if kind == "labels" and reads_images(config):
+        return AutoModelForImageClassification
     auto, known = _BUILT[kind]
     return auto if type(config) in known else AutoModelForCausalLM
 
@@ -180,7 +186,7 @@ def headed_config(folder: Path, head: Head, tokenizer: Any = None) -> PreTrained
         )  # fmt: skip
     for name, value in head.fields().items():
         setattr(config, name, value)
-    if config.pad_token_id is None and tokenizer is not None:
+    if head.task != "image" and config.pad_token_id is None and tokenizer is not None:
         # Decoders answer at the last token that is no padding.
         if tokenizer.pad_token_id is None:
             raise CompressError(

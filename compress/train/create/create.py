@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from compress.data.framing import Frame, with_note
 from compress.data.labelled import head_for
 from compress.errors import CompressError
 from compress.models.heads import Head
-from compress.models.sources.source import Source, load_model, resolve
+from compress.models.images import reads_images
+from compress.models.sources.source import Source, load_config, load_model, resolve
 from compress.system.files import scratch_folder, whole_folder
 from compress.system.progress import Progress
 from compress.train import fit
@@ -52,6 +54,8 @@ def draft(spec: TrainSpec, cache_dir: str | Path | None = None) -> Source:
         adapted = resolve(spec.from_, cache_dir=cache_dir)
         if head is None:
             return adapted
+        if reads_images(load_config(adapted.folder)):
+            head = replace(head, task="image")
         config = headed_config(adapted.folder, head)
     else:
         config = build_config(spec, head)
@@ -134,7 +138,10 @@ def _config(spec: TrainSpec, adapted: Source | None, head: Head | None) -> PreTr
     """The config that the model is built from; None where it is taken as it is."""
     if adapted is None:
         return build_config(spec, head)
-    return head and headed_config(adapted.folder, head, tokenizer_of(adapted.folder))
+    if head is None:
+        return None
+    tokenizer = None if head.task == "image" else tokenizer_of(adapted.folder)
+    return headed_config(adapted.folder, head, tokenizer)
 
 
 def _model(
@@ -191,6 +198,8 @@ def _digest(spec: TrainSpec, seed: int, adapted: Source | None, frame: Frame) ->
     section = spec.model_dump(mode="json", by_alias=True, exclude={"special_tokens"})
     if spec.examples is None:  # there was a time before examples
         del section["examples"]
+    elif spec.examples.image is None:  # and one before images among them
+        del section["examples"]["image"]
     data = [section, seed, adapted and adapted.digest]
     # What a folder from before this choice was trained with: special tokens around documents only.
     streamed = spec.packing == "stream"

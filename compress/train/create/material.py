@@ -1,4 +1,4 @@
-"""What a model is trained on: a text, images or labelled texts, turned into rows of token ids."""
+"""What a model is trained on: a text, images or labelled examples, turned into what it reads."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from compress.data.examples import Examples, load_examples
 from compress.data.framing import Frame, frame_for, pad_rows
 from compress.data.images import Images, load_images
 from compress.data.labelled import labelled_rows
+from compress.data.processor import FILE, ImageProcessor
 from compress.data.text import Text, load_text
 from compress.data.tokens import document_tokens, token_stream
 from compress.errors import CompressError
@@ -53,7 +54,7 @@ class Material:
     Attributes:
         rows: ``input_ids`` [n, length], with ``attention_mask`` where rows are padded, and
             ``labels`` of labelled texts.
-        reader: the tokenizer, or the codebook.
+        reader: the tokenizer, the codebook, or the image processor.
     """
 
     rows: BatchSource
@@ -108,7 +109,7 @@ def prepare(
         wanted = spec.images
         codebook = fit_codebook(data, wanted.sides, wanted.codes, wanted.classes, seed)
         return Material(Windows(input_ids=codebook.rows(data).to(torch.int32)), codebook)
-    tokenizer = _tokenizer(spec, data, adapted)
+    tokenizer = reader_for(data, adapted) or _tokenizer(spec, data, adapted)
     if isinstance(data, Examples):
         return Material(labelled_rows(data, head, tokenizer, config, spec.length), tokenizer)
     pack = _stream if spec.packing == "stream" else _documents
@@ -136,6 +137,22 @@ def _tokenizer(spec: TrainSpec, data: Text | Examples, adapted: Path | None) -> 
     labelled = isinstance(data, Examples)
     documents = (*data.texts, *(data.pairs or ())) if labelled else data.documents
     return make_tokenizer(spec.tokenizer, documents, spec.length, ends=labelled)
+
+
+def reader_for(data: Any, folder: Path | None) -> ImageProcessor | None:
+    """The image processor of the model that is adapted, where images are learned from.
+
+    Raises:
+        CompressError: there is none.
+    """
+    if folder is None or not (isinstance(data, Examples) and data.images):
+        return None
+    found = ImageProcessor.of_folder(folder)
+    if found is None:
+        raise CompressError(
+            f"{FILE} beside the model to adapt", "none", "Add the file, or one of a like model"
+        )
+    return found
 
 
 def tokenizer_of(folder: Path) -> Any:

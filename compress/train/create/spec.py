@@ -102,10 +102,15 @@ class TrainSpec(BaseModel):
     text: TextSpec | None = Field(None, description="what it learns from: text")
     images: ImageTokens | None = Field(None, description="what it learns from: images")
     examples: ExamplesSpec | None = Field(
-        None, description="labelled texts: the model is fine-tuned with a head for their labels"
+        None,
+        description="labelled texts or images: the model is fine-tuned with a head for their "
+        "labels",
     )
     length: int | None = Field(
-        None, ge=2, description="tokens a sequence of text, special ones included"
+        None,
+        ge=2,
+        description="tokens a sequence of text, special ones included; where a checkpoint learns "
+        "labels 128 by default, or what it has positions for; images have as many as patches",
     )
     packing: Literal["stream", "documents"] = Field(
         "stream",
@@ -146,7 +151,8 @@ class TrainSpec(BaseModel):
         data = [x for x in (self.text, self.images, self.examples) if x is not None]
         if len(data) != 1:
             raise ValueError("one of text, images and examples to train on")
-        if self.images is None and self.length is None:
+        tuned = self.examples is not None and self.from_ is not None
+        if self.images is None and self.length is None and not tuned:
             raise ValueError("length, the tokens a sequence of text")
         if (self.examples is not None) != (self.objective.kind == "labels"):
             raise ValueError("objective labels with examples, and in no other case")

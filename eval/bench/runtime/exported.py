@@ -1,8 +1,9 @@
 """Results in the runtimes that they are exported to: what the parts about that share.
 
 Each is timed in alternating pairs against transformers in float32 and against the same runtime's
-float32: half of what a runtime gains on a CPU has nothing to do with compression. Decoding is of
-one sequence behind a prompt, on the clock of the wall and with all threads.
+float32: half of what a runtime gains on a CPU has nothing to do with compression. Prefill is of
+1,024 tokens; decoding is of 128 behind a short prompt, one sequence, on the clock of the wall and
+with all threads.
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ ONNX, LLAMA, TORCH = "onnxruntime", "llama.cpp", "transformers"
 
 @dataclass(frozen=True)
 class Scale:
-    """Tokens of prompt and continuation, pairs, tokens of the test text and its windows, sequences
-    to calibrate with, blocks of the model (None: all)."""
+    """Tokens of a prefill, of a continuation and of the prompt in front of it, pairs, tokens of the
+    test text and its windows, sequences to calibrate with, blocks of the model (None: all)."""
 
     prefill: int = 1024
     decode: int = 128
+    prompt: int = 64
     pairs: int = 5
     test: int = 32_768
     window: int = 512
@@ -57,11 +59,6 @@ FULL = Scale()
 SMOKE = Scale(prefill=64, decode=8, pairs=3, test=1024, window=256, samples=2, blocks=2)
 
 GROUPS = {"group_size": 32, "scales": "float16"}
-STEPS: dict[str, list[dict[str, Any]]] = {
-    "4 bit": [{"method": "gptq", "bits": 4, **GROUPS}],
-    "int8": [{"method": "rtn", "bits": 8, **GROUPS}],
-    "W8A8": [{"method": "w8a8"}],
-}
 
 
 @dataclass(frozen=True)
@@ -99,10 +96,11 @@ class Subject:
         return torch.tensor(ids)
 
     def pairs(self, before: nn.Module, after: nn.Module) -> PairedLatency:
-        return paired_latency(
-            before, after, prefill_tokens=self.scale.prefill, decode_tokens=self.scale.decode,
-            repeats=self.scale.pairs,
-        )  # fmt: skip
+        """Prefill, and decoding behind the short prompt."""
+        scale = self.scale
+        reading = paired_latency(before, after, scale.prefill, 0, repeats=scale.pairs)
+        writing = paired_latency(before, after, scale.prompt, scale.decode, repeats=scale.pairs)
+        return reading.model_copy(update={"decode": writing.decode, "decode_tokens": scale.decode})
 
     def nats(self, model: nn.Module) -> float:
         return perplexity(model, self.test(), window=self.scale.window).nll

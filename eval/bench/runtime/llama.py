@@ -11,8 +11,8 @@ from compress.eval.bench.options import say
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runtime.exported import (
     CODE,
+    GROUPS,
     LLAMA,
-    STEPS,
     TORCH,
     has_llama,
     quality,
@@ -28,7 +28,7 @@ def measure(work: Path, arguments: Namespace) -> list[Row]:
         return []
     on = subject(work, arguments, "llama")
     name, label = "4 bit", f"{LLAMA}, 4 bit"
-    folder = on.result(name, STEPS[name])
+    folder = on.result(name, [{"method": "gptq", "bits": 4, **GROUPS}])
     ours = on.in_llama("gptq", folder, embeddings="Q8_0")
     theirs = on.in_llama("q4_0", on.dense, type="Q4_0", embeddings="Q8_0")
     say(label)
