@@ -28,7 +28,7 @@ lint: $(VENV)/.installed
 	$(BIN)/pyrefly check --summarize-errors
 
 tables: $(VENV)/.installed
-	$(BIN)/python -m compress.eval.bench.tables README.md docs/benchmarks.md docs/learned-masks.md docs/masked.md docs/flatten.md docs/vib.md docs/dense_sparse.md
+	$(BIN)/python -m compress.eval.bench.tables README.md docs/benchmarks.md docs/learned-masks.md docs/masked.md docs/flatten.md docs/vib.md docs/dense_sparse.md docs/runtime.md
 
 # build/site/index.html: the pages of docs/, with every link looked at.
 site: $(VENV)/.installed

@@ -23,13 +23,13 @@ _MINUTES, _BYTES, _PERPLEXITY = 8, 0.85, 1.15
 _DECODE = 4.0  # at least, over the original in transformers in float32
 
 
-def rows_of(report: Report, seconds: float, command: str = COMMAND) -> list[Row]:
+def rows_of(report: Report, seconds: float) -> list[Row]:
     """The figures of a quickstart's report; `seconds` of the whole process, downloads aside."""
 
     def row(figure: str, value: float, unit: str = "", op: str = "<=", bar: float | None = None):
         return Row(
             figure=f"quickstart, {figure}", value=value, unit=unit, op=op, bar=bar, peer=None,
-            command=command,
+            command=COMMAND,
         )  # fmt: skip
 
     before, after = report.before, report.after
@@ -69,7 +69,7 @@ def rows_of(report: Report, seconds: float, command: str = COMMAND) -> list[Row]
     return rows
 
 
-def measured(work: Path, smoke: bool, command: str = COMMAND) -> list[Row]:
+def measured(work: Path, smoke: bool) -> list[Row]:
     """Rows of a run from nothing in ``work``."""
     overrides = ["evaluation.cache=false"]
     if smoke:
@@ -83,7 +83,7 @@ def measured(work: Path, smoke: bool, command: str = COMMAND) -> list[Row]:
     out = work / "run"
     say("running the quickstart recipe")
     run = run_measured(recipe, out)
-    rows = rows_of(load_report(out / "report.json"), run.usage.seconds, command)
+    rows = rows_of(load_report(out / "report.json"), run.usage.seconds)
     shutil.rmtree(out, ignore_errors=True)
     return rows
 
@@ -91,7 +91,7 @@ def measured(work: Path, smoke: bool, command: str = COMMAND) -> list[Row]:
 def main() -> None:
     arguments = parser(__doc__).parse_args()
     work = work_folder(arguments, "quickstart")
-    publish(arguments, work, measured(work, arguments.smoke))
+    publish(arguments, work, measured(work, arguments.smoke), "runtime")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from compress.eval.bench import quickstart
 from compress.eval.bench.rows import Row
-from compress.eval.bench.runtime.inside import COMMAND
 
 CODE = (*quickstart.CODE, "eval/bench/quickstart.py")
 
 
 def measure(work: Path, arguments: Namespace) -> list[Row]:
-    return quickstart.measured(work / "quickstart", arguments.smoke, COMMAND.format("quickstart"))
+    return quickstart.measured(work / "quickstart", arguments.smoke)
