@@ -118,9 +118,10 @@ figure { margin: 0; background: var(--card); border: 1px solid var(--line); bord
   .cards tbody tr:first-child { border-top: 0; }
   .cards tbody th { border: 0; padding: 0 0 .3rem; font-weight: 650; }
   .cards td { border: 0; padding: .12rem 0; display: flex; gap: .75rem;
-    justify-content: space-between; align-items: baseline; text-align: right; }
-  .cards td::before { content: attr(data-name); color: var(--soft); text-align: left; }
-  .cards td:empty { display: none; } .cards td small { margin-left: .5rem; } }
+    align-items: baseline; text-align: right; }
+  .cards td::before { content: attr(data-name); color: var(--soft); text-align: left;
+    margin-right: auto; }
+  .cards td:empty { display: none; } .cards td small { margin-left: 0; } }
 @media print { body { background: #fff; } .scroll, pre { overflow: visible; } }
 """
 
