@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from compress.data.examples import ExamplesSpec
+from compress.data.examples_spec import ExamplesSpec
 from compress.data.images import ImageSpec
 from compress.data.text import TextSpec
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from compress.data.examples_spec import ExamplesSpec, Words
 from compress.data.pictures import COLUMNS
 from compress.errors import CompressError, did_you_mean
-
-if TYPE_CHECKING:
-    from compress.data.examples import ExamplesSpec, Words
 
 _TEXTS = (
     ("text", "text_pair"), ("text",), ("sentence1", "sentence2"), ("sentence",), ("tokens",),

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from compress.data.chat import render_chats
-from compress.data.examples import Examples, ExamplesSpec, examples_of
+from compress.data.examples import Examples, examples_of
+from compress.data.examples_spec import ExamplesSpec
 from compress.data.pictures import undecoded
 from compress.data.readers import CHAT, TEXT, Chat, is_chat
 from compress.data.text import Text

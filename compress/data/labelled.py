@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from compress.data.examples import Examples, ExamplesSpec, load_examples
+from compress.data.examples import Examples, load_examples
+from compress.data.examples_spec import ExamplesSpec
 from compress.data.labels import label_names, label_values
 from compress.data.pictures import images_digest, in_channels, picture
 from compress.data.processor import FILE, ImageProcessor

@@ -18,7 +18,8 @@ from compress.data.calibration import check_kind, check_length
 from compress.data.calibration_spec import CalibrationSpec
 from compress.data.catalog import canonical, find
 from compress.data.codebook import load_codebook
-from compress.data.examples import Examples, ExamplesSpec
+from compress.data.examples import Examples
+from compress.data.examples_spec import ExamplesSpec
 from compress.data.given import GivenText
 from compress.data.images import DIGITS, ImageSpec, check_images
 from compress.data.labelled import check_reader, example_length

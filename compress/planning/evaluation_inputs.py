@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from compress.data.codebook import Codebook
-from compress.data.examples import Examples, ExamplesSpec
+from compress.data.examples import Examples
+from compress.data.examples_spec import ExamplesSpec
 from compress.data.given import GivenText
 from compress.data.labelled import load_rows, rows_digest
 from compress.data.processor import ImageProcessor

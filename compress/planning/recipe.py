@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from compress.data.calibration_spec import CalibrationSpec
-from compress.data.examples import ExamplesSpec, evaluation_examples
+from compress.data.examples_spec import ExamplesSpec, evaluation_examples
 from compress.data.images import ImageSpec
 from compress.data.text import TextSpec
 from compress.errors import CompressError, did_you_mean

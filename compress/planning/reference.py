@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from compress.data.examples import ExamplesSpec
+from compress.data.examples_spec import ExamplesSpec
 from compress.data.images import ImageSpec
 from compress.data.text import TextSpec
 from compress.methods.base import Method

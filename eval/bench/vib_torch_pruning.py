@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from compress.data.examples import ExamplesSpec
+from compress.data.examples_spec import ExamplesSpec
 from compress.data.labelled import load_rows, rows_digest
 from compress.eval.bench.options import say
 from compress.eval.bench.process import measure

@@ -9,7 +9,8 @@ import torch
 
 from compress.data.calibration import calibration_batches
 from compress.data.calibration_spec import CalibrationSpec
-from compress.data.examples import ExamplesSpec, evaluation_examples, load_examples
+from compress.data.examples import load_examples
+from compress.data.examples_spec import ExamplesSpec, evaluation_examples
 from compress.data.glue import GLUE
 from compress.data.labelled import head_for, labelled_rows
 from compress.data.labels import label_names, label_values

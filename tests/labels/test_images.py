@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 import compress
-from compress.data.examples import ExamplesSpec, load_examples
+from compress.data.examples import load_examples
+from compress.data.examples_spec import ExamplesSpec
 from compress.data.given import given_examples
 from compress.data.labelled import labelled_rows
 from compress.data.pictures import picture

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from compress.data.examples import ExamplesSpec
+from compress.data.examples_spec import ExamplesSpec
 from compress.data.images import ImageSpec
 from compress.data.text import TextSpec
 from compress.train import TrainingOptions
