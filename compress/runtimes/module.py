@@ -6,6 +6,7 @@ has no weights of its own and cannot be trained or changed.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from compress.models.stream import build_meta
 
 
-class RuntimeModel(nn.Module):
+class RuntimeModel(nn.Module, ABC):
     """What the models of all runtimes share.
 
     Args:
@@ -53,21 +54,21 @@ class RuntimeModel(nn.Module):
         return build_meta(self.config, self.trust_remote_code)
 
     @property
+    @abstractmethod
     def bytes(self) -> int:
         """Of what runs on disk, without tokenizer and config where these lie beside it."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def execution(self) -> str:
         """What runs it, in a clause."""
-        raise NotImplementedError
 
     def get_input_embeddings(self) -> nn.Module:
         return self._embeddings
 
+    @abstractmethod
     def logits(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [batch, tokens, vocabulary] of token ids [batch, tokens]."""
-        raise NotImplementedError
 
 
 class _Trunk(nn.Module):
