@@ -141,14 +141,17 @@ def plan(
     device = device_of(recipe.device)
     compute = calibration_dtype(recipe.compute, device)
     calibration = _observed(recipe, config)
-    steps, base = [], resident() + _held_images(calibration, config)
+    steps = []
     for number, method in enumerate(recipe.steps):
         after = passed(number, method, streamed, outline)
         work = forecast.work(method, outline, calibration)
-        peak = base + forecast.peak_bytes(method, outline, calibration, compute, original)
+        peak = forecast.peak_bytes(method, outline, calibration, compute, original)
         seconds = work.seconds(outline, compute, forecast.learning_dtype(method, device))
         steps.append(PlannedStep(method, outline, after, work.macs, peak, seconds))
         outline = after
+    # What planning itself has loaded stays in this process: looked at when it is done.
+    base = resident() + _held_images(calibration, config)
+    steps = [replace(step, peak_bytes=base + step.peak_bytes) for step in steps]
     check_exports(recipe, streamed.model, streamed.anatomy, [(s.method, s.after) for s in steps])
     made = Plan(
         recipe, source, state, streamed.anatomy, tuple(steps), original,
