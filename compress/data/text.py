@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from compress.data.catalog import LINES, Local, canonical, find, splits, whole_file
 from compress.data.chat import render_chats
@@ -28,7 +28,16 @@ from compress.data.readers import (
 from compress.errors import CompressError
 from compress.system.intake import at_home, user_path
 
-PART = re.compile(r"all|(head|tail):(0?\.\d+|1(?:\.0*)?)")
+_PART = re.compile(r"all|(head|tail):(0?\.\d+|1(?:\.0*)?)")
+
+
+def _known_part(value: str) -> str:
+    if not _PART.fullmatch(value):
+        raise ValueError(f"expected all, head:F or tail:F with F in (0, 1], got {value!r}")
+    return value
+
+
+Part = Annotated[str, AfterValidator(_known_part)]  # of a sequence, see take_part
 
 
 class TextSpec(BaseModel):
@@ -47,7 +56,7 @@ class TextSpec(BaseModel):
         None,
         description="column with texts, or conversations; by default 'text', else 'messages'",
     )
-    part: str = Field(
+    part: Part = Field(
         "all",
         description="all, head:F or tail:F, a fraction F of the documents (of the lines, where "
         "there is one document); heads and tails that sum to at most 1 share nothing",
@@ -59,13 +68,6 @@ class TextSpec(BaseModel):
     )
     join: str = Field("\n\n", description="put between documents (GPTQ's convention)")
     limit: int | None = Field(None, gt=0, description="read at most so many documents")
-
-    @field_validator("part")
-    @classmethod
-    def _known_part(cls, value: str) -> str:
-        if not PART.fullmatch(value):
-            raise ValueError(f"expected all, head:F or tail:F with F in (0, 1], got {value!r}")
-        return value
 
 
 @dataclass(frozen=True)

@@ -79,9 +79,9 @@ class Sink(Protocol):
             source: the model as it entered the stage.
         """
 
-    def origins(self) -> list[tuple[int, int]]:
+    def origins(self) -> list[tuple[int, int]] | None:
         """The blocks (first, end) that each block stands for in the model that a recipe began
-        with."""
+        with; empty where each stands for itself, None where nothing is known of it."""
 
 
 class MemorySink:
@@ -135,7 +135,7 @@ class MemorySink:
         """Blocks have changed in place; their number is the owner's to change."""
         return source
 
-    def origins(self) -> list[tuple[int, int]]:
+    def origins(self) -> list[tuple[int, int]] | None:
         return []
 
 

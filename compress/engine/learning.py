@@ -58,7 +58,9 @@ def _train_filled(
     source, sink = context.source, context.sink
     if step.install is not None:
         _install(step.install, context, decision)
-    origins = sink.origins() or [(i, i + 1) for i in range(len(source.anatomy.blocks))]
+    origins = sink.origins()
+    if origins == []:
+        origins = [(i, i + 1) for i in range(len(source.anatomy.blocks))]
     original = context.original if step.teacher else None
     work = ModelWork(
         source.model, source.anatomy, batches, source.device, _folder(context, stage),

@@ -24,12 +24,12 @@ class LiveSink(MemorySink):
 
     Args:
         transaction: is told which block comes up.
-        origins: what the blocks that enter the step stand for.
+        origins: what the blocks that enter the step stand for; None where that is not known.
         follow_config: write into the model's config what its modules are.
     """
 
     def __init__(
-        self, transaction: Transaction, origins: list[tuple[int, int]], follow_config: bool
+        self, transaction: Transaction, origins: list[tuple[int, int]] | None, follow_config: bool
     ) -> None:
         super().__init__()
         self.transaction, self.follow_config = transaction, follow_config
@@ -65,7 +65,8 @@ class LiveSink(MemorySink):
         """Give the model the blocks that the stage has left, and a config that says so."""
         self.transaction.finished()
         self.transaction.began = True
-        self._origins = merged_origins(self._origins, groups)
+        if self._origins is not None:
+            self._origins = merged_origins(self._origins, groups)
         if not self.follow_config:
             return source
         model, anatomy = source.model, source.anatomy
@@ -85,5 +86,5 @@ class LiveSink(MemorySink):
         model.config.__dict__.update(config.__dict__)
         return StreamedModel(model, device=source.device)
 
-    def origins(self) -> list[tuple[int, int]]:
+    def origins(self) -> list[tuple[int, int]] | None:
         return self._origins

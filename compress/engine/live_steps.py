@@ -20,12 +20,12 @@ from compress.engine.transaction import (
     global_state,
     keeping_gradients,
 )
-from compress.errors import CompressError
 from compress.methods.base import Method
-from compress.methods.passes import uses_original
+from compress.methods.passes import compares_blocks, uses_original
 from compress.models.anatomy import find_blocks
 from compress.models.stream import StreamedModel
 from compress.system.progress import Progress
+from compress.train.whole import other_depth
 
 
 def run_live(
@@ -57,8 +57,8 @@ def run_live(
     """
     source = StreamedModel(model, device=model.device)
     blocks = [source.block(i) for i in range(len(source.anatomy.blocks))]
-    origins = [(i, i + 1) for i in range(len(blocks))]
     original = _original(model, teacher, steps)
+    origins = [(i, i + 1) for i in range(len(blocks))] if _of_one_depth(model, teacher) else None
     transaction, where, failed = Transaction(model, blocks, atomic), "", True
     del blocks
     labels = [b["labels"] for b in batches if "labels" in b] or None
@@ -114,19 +114,18 @@ def _original(
     """The model as it was before all steps, in float32, where a step asks for it.
 
     Raises:
-        CompressError: a teacher with another number of blocks: what each block of the model stands
-            for is known of the steps of this call only.
+        CompressError: a block is to return what a teacher with another number of blocks has: what
+            each block of the model stands for is known of the steps of this call only.
     """
     if not any(uses_original(method.passes()) for method in steps):
         return None
-    if teacher is not None:
-        mine, theirs = len(find_blocks(model)[1]), len(find_blocks(teacher)[1])
-        if mine != theirs:
-            raise CompressError(
-                f"a teacher with as many blocks as the model ({mine})", str(theirs),
-                "Give the steps that dropped or merged blocks to the same call, with the model as "
-                "it was before them",
-            )  # fmt: skip
+    if not _of_one_depth(model, teacher) and any(compares_blocks(m.passes()) for m in steps):
+        raise other_depth("whose blocks say what those of the model learn")
     kept = copy.deepcopy(model if teacher is None else teacher)
     kept = kept.to(model.device).float().eval().requires_grad_(False)
     return Original(lambda: StreamedModel(kept, device=model.device))
+
+
+def _of_one_depth(model: PreTrainedModel, teacher: PreTrainedModel | None) -> bool:
+    """Whether each block of a teacher, if there is another one, is known to be one of the model."""
+    return teacher is None or len(find_blocks(teacher)[1]) == len(find_blocks(model)[1])

@@ -156,7 +156,7 @@ def _of_original(
     step: Stream, stage: str, context: StepContext, ranges: list[tuple[int, int]], start: int
 ) -> Reference:
     original, origins = context.original, context.sink.origins()
-    assert original is not None  # whoever runs a step that asks for it gives it
+    assert original is not None and origins  # whoever runs a step that asks for it gives them
     source = original.source
     first = Activations(reference_file(context, stage, 0))
     source.fill_outer()

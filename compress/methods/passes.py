@@ -288,9 +288,15 @@ def kind_of(stage: str) -> str:
 
 def uses_original(passes: tuple[Pass | Rounds, ...]) -> bool:
     """Whether the model that the recipe began with is asked for."""
+    return compares_blocks(passes) or any(
+        isinstance(p, TrainModel) and p.teacher for p in each_once(passes)
+    )
+
+
+def compares_blocks(passes: tuple[Pass | Rounds, ...]) -> bool:
+    """Whether blocks learn to return what those of the model that the recipe began with do."""
     return any(
-        (isinstance(p, Stream) and p.targets == "original" and bool(p.learning))
-        or (isinstance(p, TrainModel) and p.teacher)
+        isinstance(p, Stream) and p.targets == "original" and bool(p.learning)
         for p in each_once(passes)
     )
 

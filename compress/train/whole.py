@@ -16,15 +16,16 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from compress.errors import CompressError
 from compress.generators.description import is_masked_generator
-from compress.models.anatomy import Anatomy
+from compress.models.anatomy import Anatomy, anatomy_of
 from compress.models.heads import head_of
 from compress.models.images import PIXELS
 from compress.models.inputs import ImageRows, Rows
 from compress.system.progress import Progress
 from compress.train.generator import GeneratorLoss
 from compress.train.labels import LabelLoss
-from compress.train.language import DistillationOptions, LanguageLoss
+from compress.train.language import DistillationOptions, LanguageLoss, compared_layers
 from compress.train.loop import TrainingResult, fit
 from compress.train.moment import Moment
 from compress.train.options import Precision, TrainingOptions
@@ -49,7 +50,7 @@ class ModelWork:
         teacher: loads the model that the recipe began with: whole, in float32, in evaluation mode,
             on ``device``, without gradients; None where there is none.
         origins: a pair a block: it stands for the blocks first to stop - 1 of that model, so what
-            it returns is compared with what block stop - 1 returns.
+            it returns is compared with what block stop - 1 returns; None where that is not known.
     """
 
     model: nn.Module
@@ -63,8 +64,36 @@ class ModelWork:
     precision: Precision = "auto"
     metrics: dict[str, Any] = field(default_factory=dict)
     teacher: Callable[[], nn.Module] | None = None
-    origins: list[tuple[int, int]] = field(default_factory=list)
+    origins: list[tuple[int, int]] | None = field(default_factory=list)
     storage_dtype: torch.dtype = torch.float32
+
+    def original(self, distillation: DistillationOptions) -> ModelTeacher:
+        """The model that the recipe began with, as the teacher of this one.
+
+        Raises:
+            CompressError: there is none, or hidden states are to be compared and nothing says
+                which blocks of a teacher of another depth these are.
+        """
+        if self.teacher is None:
+            raise CompressError(
+                "the uncompressed model as teacher", "none",
+                "In Python, give it to compress.apply as teacher=",
+            )  # fmt: skip
+        compared = compared_layers(distillation, len(self.anatomy.blocks))
+        if compared and self.origins is None:
+            raise other_depth("whose hidden states are compared")
+        layers = {i: self.origins[i][1] - 1 for i in compared} if self.origins else {}
+        model = self.teacher()
+        return ModelTeacher(model, anatomy_of(model), layers)
+
+
+def other_depth(what: str) -> CompressError:
+    """Of a teacher that has another number of blocks than the model."""
+    return CompressError(
+        f"a teacher with as many blocks as the model, {what}", "another number",
+        "Give the steps that dropped or merged blocks to the same call, with the model as it was "
+        "before them, or learn as a whole model from predictions alone",
+    )  # fmt: skip
 
 
 class ModelLoss(Protocol):

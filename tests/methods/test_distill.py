@@ -175,8 +175,18 @@ def test_a_masked_generator_learns_from_the_uncompressed_one(tiny, tokens):
 
 def test_a_teacher_of_other_depth_is_refused(tiny, tokens):
     short = compress.apply(tiny("llama"), [FIRST["depth"]], tokens)
-    with pytest.raises(CompressError, match="as many blocks"):
-        compress.apply(short, [step("block")], tokens, teacher=tiny("llama"))
+    for unknown in (step("block"), step("hidden")):
+        with pytest.raises(CompressError, match="as many blocks"):
+            compress.apply(short, [unknown], tokens, teacher=tiny("llama"))
+
+
+def test_a_whole_model_learns_from_one_of_another_depth(tiny, tokens, helpers):
+    teacher = tiny("llama")
+    short = compress.apply(tiny("llama"), [FIRST["depth"]], tokens)
+    wanted = helpers.logits(teacher, tokens)
+    before = helpers.difference(helpers.logits(short, tokens), wanted)
+    compress.apply(short, [step("model", steps=20)], tokens, teacher=teacher)
+    assert helpers.difference(helpers.logits(short, tokens), wanted) < before
 
 
 def test_the_seed_decides_everything(run):

@@ -16,9 +16,8 @@ from torch import nn
 from compress.errors import CompressError
 from compress.generators.description import is_masked_generator
 from compress.methods.distill.parameters import opened
-from compress.models.anatomy import anatomy_of
 from compress.models.heads import head_of
-from compress.train.language import DistillationOptions, compared_layers, other_width
+from compress.train.language import DistillationOptions, other_width
 from compress.train.options import TrainingOptions, compute_dtype
 from compress.train.reconstruction import BlockWork, learn_outputs
 from compress.train.source import BatchSource
@@ -132,14 +131,14 @@ def _taught(
 ) -> Iterator[tuple[BatchSource, ModelTeacher | CachedTeacher]]:
     """What is learned from, and who teaches."""
     if not teaching.cached(len(windows), options, _alive(work.model)):
-        yield windows, _teacher(work, teaching.distillation)
+        yield windows, work.original(teaching.distillation)
         return
     precision = work.precision if options.precision == "auto" else options.precision
     dtype = compute_dtype(precision, work.device)
     with _folder(work.folder) as folder:
         source = CachedWindows(windows, folder, teaching.top, teaching.distillation.temperature)
         source.fill(
-            lambda: _teacher(work, teaching.distillation), work.device, dtype, work.guard,
+            lambda: work.original(teaching.distillation), work.device, dtype, work.guard,
             lambda done, count: work.progress and work.progress.update("teacher", done, count),
         )  # fmt: skip
         yield source, CachedTeacher()
@@ -152,12 +151,6 @@ def _alive(model: nn.Module) -> str | None:
     if head_of(model) is not None:
         return "a model with a head of labels, whose few answers are not worth a cache"
     return None
-
-
-def _teacher(work: ModelWork, distillation: DistillationOptions) -> ModelTeacher:
-    model = work.teacher()
-    compared = compared_layers(distillation, len(work.anatomy.blocks))
-    return ModelTeacher(model, anatomy_of(model), {i: work.origins[i][1] - 1 for i in compared})
 
 
 @contextmanager

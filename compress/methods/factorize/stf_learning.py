@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.errors import CompressError
 from compress.linear.dense_sparse import DenseSparseLinear
 from compress.methods.factorize.stf_layers import Factors
-from compress.models.anatomy import anatomy_of
-from compress.train.language import DistillationOptions, compared_layers
+from compress.train.language import DistillationOptions
 from compress.train.loop import TrainingResult
 from compress.train.moment import Moment
 from compress.train.options import TrainingOptions
@@ -92,16 +90,7 @@ def teacher_of(work: ModelWork, distillation: DistillationOptions | None) -> Mod
     Raises:
         CompressError: there is none.
     """
-    if distillation is None:
-        return None
-    if work.teacher is None:
-        raise CompressError(
-            "the uncompressed model as teacher", "none",
-            "In Python, give it to compress.apply as teacher=",
-        )  # fmt: skip
-    model = work.teacher()
-    compared = compared_layers(distillation, len(work.anatomy.blocks))
-    return ModelTeacher(model, anatomy_of(model), {i: work.origins[i][1] - 1 for i in compared})
+    return None if distillation is None else work.original(distillation)
 
 
 @contextmanager

@@ -8,10 +8,10 @@ rows. What it has finished it keeps in the work folder, so an interrupted measur
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
-from compress.eval.bench.options import entry, parser, publish, say, work_folder
+from compress.eval.bench.options import entry
+from compress.eval.bench.parts import measure_parts, parts_parser
 
 PARTS = {
     "layers": "every block linear of SmolLM2 at half the bytes: relative error of its outputs",
@@ -23,19 +23,12 @@ PARTS = {
 
 
 def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--only", choices=list(PARTS), action="append", help="default: all")
-    options.add_argument("--data-root", type=Path, help="local copies of data sets (docs/data.md)")
+    options = parts_parser(__doc__, PARTS)
     options.add_argument(
         "--base", type=Path, metavar="DIR",
         help="the MiniLM fine-tuned on SST-2 (default: fine-tuned here, for sst2 and curve)",
     )  # fmt: skip
-    arguments = options.parse_args()
-    work = work_folder(arguments, "dsformer")
-    for part in arguments.only or PARTS:
-        say(f"part {part}: {PARTS[part]}")
-        module = importlib.import_module(f"compress.eval.bench.dsformer.{part}")
-        publish(arguments, work, module.measure(work, arguments), "dsformer")
+    measure_parts("dsformer", PARTS, options.parse_args())
 
 
 if __name__ == "__main__":

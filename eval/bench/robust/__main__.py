@@ -8,10 +8,10 @@ rows; what it has finished it keeps in the work folder, so an interrupted measur
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
-from compress.eval.bench.options import entry, parser, publish, say, work_folder
+from compress.eval.bench.options import entry
+from compress.eval.bench.parts import measure_parts, parts_parser
 
 PARTS = {
     "suite": "the test suite in float32 and in bfloat16",
@@ -26,17 +26,9 @@ PARTS = {
 
 
 def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--only", choices=sorted(PARTS), action="append", help="default: all")
-    options.add_argument("--data-root", type=Path, help="local copies of data sets (docs/data.md)")
+    options = parts_parser(__doc__, PARTS)
     options.add_argument("--attack", type=Path, help="folder of the cases of the part `attack`")
-    arguments = options.parse_args()
-    for part in arguments.only or PARTS:
-        say(f"part {part}: {PARTS[part]}")
-        module = importlib.import_module(f"compress.eval.bench.robust.{part}")
-        work = work_folder(arguments, "robust") / part
-        work.mkdir(parents=True, exist_ok=True)
-        publish(arguments, work, module.measure(work, arguments), "robust")
+    measure_parts("robust", PARTS, options.parse_args(), apart=True)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,8 @@ trained in float32, stands beside it.
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-
-from compress.eval.bench.options import entry, parser, publish, say, work_folder
+from compress.eval.bench.options import entry
+from compress.eval.bench.parts import measure_parts, parts_parser
 
 PARTS = {
     "four": "inside transformers: 4-bit linears, embeddings of 8 bits and as they are",
@@ -31,15 +29,7 @@ PARTS = {
 
 
 def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--only", choices=sorted(PARTS), action="append", help="default: all")
-    options.add_argument("--data-root", type=Path, help="local copies of data sets (docs/data.md)")
-    arguments = options.parse_args()
-    for part in arguments.only or PARTS:
-        say(f"part {part}: {PARTS[part]}")
-        module = importlib.import_module(f"compress.eval.bench.runtime.{part}")
-        work = work_folder(arguments, "runtime")
-        publish(arguments, work, module.measure(work, arguments), "runtime")
+    measure_parts("runtime", PARTS, parts_parser(__doc__, PARTS).parse_args())
 
 
 if __name__ == "__main__":

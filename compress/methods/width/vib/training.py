@@ -30,11 +30,9 @@ from compress.methods.width.vib.options import VIBOptions
 from compress.methods.width.vib.placing import placed
 from compress.methods.width.vib.pruning import learned_of_block
 from compress.methods.width.vib.sizes import Sizes, outer_terms, sizes_of
-from compress.models.anatomy import anatomy_of
 from compress.models.outline import outline_of
-from compress.train.language import DistillationOptions, compared_layers
 from compress.train.moment import Moment, derive_seed
-from compress.train.teacher import ModelTeacher, Teacher
+from compress.train.teacher import Teacher
 from compress.train.whole import ModelWork, learn_language, training_source
 
 _NAMED_HEADS = 12  # in the report
@@ -114,21 +112,12 @@ def learn_weights(work: ModelWork, method: VIBOptions) -> None:
     Metric: ``vib.fine_tune``, the mean loss of the last tenth of the steps.
     """
     work = replace(work, batches=_some(work.batches, method.data))
-    teacher = None if method.tuned_from is None else _original(work, method.tuned_from)
+    teacher = None if method.tuned_from is None else work.original(method.tuned_from)
     with _learning(work, True) as weights:
         work.metrics["vib.fine_tune"] = learn_language(
             work, weights, method.fine_tune, method.tuned_from, name="fine_tune",
             prepare=lambda _moment: 0.0, taught_by=teacher,
         ).last_loss  # fmt: skip
-
-
-def _original(work: ModelWork, distillation: DistillationOptions) -> ModelTeacher:
-    """The model that the recipe began with, as a teacher."""
-    compared = compared_layers(distillation, len(work.anatomy.blocks))
-    original = work.teacher()
-    return ModelTeacher(
-        original, anatomy_of(original), {i: work.origins[i][1] - 1 for i in compared}
-    )
 
 
 class _Teaching:
@@ -143,7 +132,7 @@ class _Teaching:
         if self.own:
             self.taught_by = OwnTeacher.of(work.model, gates, options)
         else:
-            self.taught_by = _original(work, options)
+            self.taught_by = work.original(options)
 
     def inside(self):
         """Inside it the model is its own teacher, where it is one."""
