@@ -292,8 +292,7 @@ def _write(
     masked: ModelState, found: Source, masks: Path, folder: Path, max_shard_bytes: int
 ) -> None:
     """Assemble the folder, masks included, so that it appears when it is whole."""
-    advice = "Make room or choose another folder; nothing was left behind"
-    with new_folder(folder, "the checkpoint", advice) as partial:
+    with new_folder(folder, "the checkpoint") as partial:
         export(masked, found, partial, masked.source.storage_dtype, max_shard_bytes)
         if not masked.trust_remote_code:
             verify_shapes(partial)

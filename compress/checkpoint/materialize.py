@@ -64,10 +64,9 @@ def materialize(
             "a model with layers that stand for matrices", f"none in {found.origin}",
             "It is what it would become: use it as it is",
         )  # fmt: skip
-    advice = "Make room or choose another folder; nothing was left behind"
     with (
         scratch_folder(folder.parent, f".{folder.name}-blocks.") as scratch,
-        new_folder(folder, "the checkpoint", advice) as partial,
+        new_folder(folder, "the checkpoint") as partial,
     ):
         plain = _materialized(state, layers, scratch)
         export(plain, found, partial, state.source.storage_dtype, max_shard_bytes)

@@ -27,7 +27,7 @@ def require(to: str, *, running: bool = False) -> None:
     if missing:
         needs = f"running {to}" if running else to
         raise CompressError(
-            f"the package {' and '.join(missing)}, which {needs} needs", "a Python without",
+            f"{' and '.join(missing)}, the packages that {needs} needs", "a Python without",
             f"pip install {' '.join(missing)}",
         )  # fmt: skip
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from compress.errors import CompressError
 
+_NOTHING_LEFT = "Make room or choose another place; nothing was left behind"
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that readers see the old one or the new one.
@@ -77,15 +79,19 @@ def files_below(folder: Path) -> list[Path]:
 
 def disk_error(folder: Path, error: OSError) -> CompressError:
     """Say what a failed write means."""
-    free = ""
-    with suppress(OSError):  # the folder itself may be what is gone
-        usage = os.statvfs(folder)
-        free = f" ({usage.f_bavail * usage.f_frsize / 1e9:.1f} GB free)"
     return CompressError(
         f"to write in {folder}",
-        f"{error.strerror or error}{free}",
+        f"{error.strerror or error}{_free(folder)}",
         "Make room and run the same command again: what is finished is not done again",
     )
+
+
+def _free(folder: Path) -> str:
+    """Room in a folder, in brackets."""
+    with suppress(OSError):  # the folder itself may be what is gone
+        usage = os.statvfs(folder)
+        return f" ({usage.f_bavail * usage.f_frsize / 1e9:.1f} GB free)"
+    return ""
 
 
 @contextmanager
@@ -119,7 +125,34 @@ def whole_folder(folder: Path, holds: str, advice: str) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(folder: Path, holds: str, advice: str) -> Iterator[Path]:
+def new_file(path: Path, holds: str) -> Iterator[Path]:
+    """A file of the user's choice under a temporary name beside its own, which it takes when the
+    block ends well; otherwise nothing is left.
+
+    Args:
+        holds: what is written, for the error.
+
+    Raises:
+        CompressError: in the place of an ``OSError``.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        partial = Path(name)
+        try:
+            yield partial
+            partial.chmod(0o644)
+            sync(partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritten(path, holds, _NOTHING_LEFT, error) from error
+
+
+@contextmanager
+def new_folder(folder: Path, holds: str) -> Iterator[Path]:
     """As :func:`whole_folder` for a folder of the user's choice: nothing there is replaced.
 
     The temporary name is one that nobody else has.
@@ -139,7 +172,7 @@ def new_folder(folder: Path, holds: str, advice: str) -> Iterator[Path]:
             os.replace(partial, folder)
             sync(folder.parent)
     except OSError as error:
-        raise _unwritten(folder, holds, advice, error) from error
+        raise _unwritten(folder, holds, _NOTHING_LEFT, error) from error
 
 
 def _sync_all(folder: Path) -> None:
@@ -148,8 +181,9 @@ def _sync_all(folder: Path) -> None:
     sync(folder)
 
 
-def _unwritten(folder: Path, holds: str, advice: str, error: OSError) -> CompressError:
-    return CompressError(f"to write {holds} to {folder}", error.strerror or str(error), advice)
+def _unwritten(place: Path, holds: str, advice: str, error: OSError) -> CompressError:
+    found = f"{error.strerror or error}{_free(place.parent)}"
+    return CompressError(f"to write {holds} to {place}", found, advice)
 
 
 @contextmanager

@@ -7,10 +7,11 @@ import functools
 import io
 import logging
 import math
+import os
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -135,7 +136,7 @@ def run_tasks(
         )
         try:
             # It prints of its bootstrap; standard output is for what a command was asked for.
-            with contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stdout(io.StringIO()), _no_more_processes():
                 results = lm_eval.simple_evaluate(
                     model=harness,
                     tasks=specs,
@@ -154,6 +155,24 @@ def run_tasks(
         lm_eval=version("lm_eval"),
         score=score,
     )
+
+
+@contextlib.contextmanager
+def _no_more_processes() -> Iterator[None]:
+    """Let lm-eval draw its bootstrap here, with the same numbers.
+
+    It would fork a pool of processes, for the one chunk that :data:`BOOTSTRAP` is, from a process
+    that has threads: some of those pools never end.
+    """
+    name, before = "DISABLE_MULTIPROC", os.environ.get("DISABLE_MULTIPROC")
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def task_data(

@@ -148,7 +148,7 @@ def own_tasks(tmp_path: Path) -> Path:
     (folder / "base.yaml").write_text(
         "dataset_path: json\ndataset_kwargs: {data_files: {test: data/sums.jsonl}}\n"
         "test_split: test\noutput_type: loglikelihood\ndoc_to_target: ' {{a}}'\n"
-        "metric_list: [{metric: acc}]\n"
+        "metric_list: [{metric: acc}, {metric: perplexity}]\n"
     )
     (folder / "sums.yaml").write_text(
         "include: base.yaml\ntask: own_sums\ntag: own_tag\ndoc_to_text: !function prompts.prompt\n"
@@ -160,12 +160,15 @@ def own_tasks(tmp_path: Path) -> Path:
 def test_tasks_of_ones_own(llama, tokenizer, own_tasks: Path, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)  # paths of data start at the YAML file, not here
+    # Forked from a process that has threads, a pool may never end.
+    monkeypatch.setattr("multiprocessing.Pool", lambda *_: pytest.fail("a pool of processes"))
     named = [run_tasks(llama, tokenizer, [task], include_path=[str(own_tasks)])
              for task in ("own_sums", "own_tag", "own_group")]  # fmt: skip
     path = str(own_tasks / "sums.yaml")
     (alone,) = run_tasks(llama, tokenizer, [path]).tasks.items()
     assert alone[0] == "own_sums" and alone[1].samples == 2 and alone[1].source == "your files"
     assert set(alone[1].files) == {"sums.yaml", "base.yaml", "sums.jsonl"}
+    assert all(metric.stderr is not None for metric in alone[1].metrics.values())
     for result in named:
         assert result.tasks["own_sums"].metrics == alone[1].metrics
     (own_tasks / "sums.yaml").write_text("task: own_sums\ndataset_path: json\ntest_split: none\n")

@@ -150,3 +150,16 @@ def test_a_hub_that_refuses_or_does_not_answer(checkpoint, hub):
         compress.push(checkpoint("llama"), "owner/tiny", endpoint=hub.url)
     with pytest.raises(CompressError, match="the hub to take owner/tiny"):
         compress.push(checkpoint("llama"), "owner/tiny", endpoint="http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("to", ("onnx", "gguf"))
+def test_push_uploads_what_was_exported(to, checkpoint, hub, tmp_path):
+    pytest.importorskip(to)
+    out = tmp_path / ("tiny.gguf" if to == "gguf" else "tiny")
+    if to == "gguf":
+        compress.export(checkpoint("llama"), to, out, tokenizer=False)
+    else:
+        compress.export(checkpoint("bert"), to, out)
+    compress.push(out, "owner/tiny", endpoint=hub.url)
+    made = [out] if to == "gguf" else sorted(out.iterdir())
+    assert hub.repos["owner/tiny"] == {path.name: path.read_bytes() for path in made}

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ from compress.runtimes.gguf.blocks import BLOCK, FLOATS, TYPES, pack_grid, round
 from compress.runtimes.gguf.metadata import open_writer
 from compress.runtimes.gguf.vocabulary import check_vocabulary
 from compress.runtimes.weights import Matrix
-from compress.system.files import disk_error, refuse_existing, sync
+from compress.system.files import new_file, refuse_existing
 
 # Stock model type -> llama.cpp's architecture, and whether it wants the rows of queries and keys in
 # pairs that are turned together next to each other.
@@ -111,7 +108,7 @@ def export_gguf(
     if tokenizer:
         check_vocabulary(source.folder)
     report = GGUFExport(out)
-    with _new_file(out) as partial:
+    with new_file(out, "the GGUF file") as partial:
         arch, _ = _ARCHITECTURES[decoder.family]
         writer = open_writer(decoder, arch, source, plan, partial, tokenizer)
         try:
@@ -262,22 +259,3 @@ def _floats(values: torch.Tensor, kind: str, name: str, report: GGUFExport) -> n
             "Use --type F32 or BF16",
         )
     return array
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` for a file that takes its place when the block ends well."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        partial = Path(name)
-        try:
-            yield partial
-            partial.chmod(0o644)
-            sync(partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise disk_error(path.parent, error) from error

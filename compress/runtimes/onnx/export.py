@@ -84,8 +84,7 @@ def export_onnx(
     if isinstance(model, Decoder):
         layers = {i: y.kv_heads for i, y in enumerate(model.layers) if y.attention}
         description |= {"head_dim": model.head_dim, "kv_heads": layers}
-    advice = "Make room or choose another folder; nothing was left behind"
-    with new_folder(out, "the ONNX model", advice) as folder:
+    with new_folder(out, "the ONNX model") as folder:
         graph = Graph(folder)
         try:
             accuracy = INTEGERS if activations == "int8" else FLOATS
