@@ -247,6 +247,15 @@ def helpers() -> SimpleNamespace:
         with torch.no_grad():
             return model.eval()(input_ids=ids).logits
 
+    def cached_logits(model: PreTrainedModel, ids: torch.Tensor, prompt: int = 10) -> torch.Tensor:
+        """The same, a token at a time behind a prompt, from the cache of keys and values."""
+        with torch.no_grad():
+            found = [model.eval()(input_ids=ids[:, :prompt], use_cache=True)]
+            for token in ids[:, prompt:].split(1, dim=1):
+                cache = found[-1].past_key_values
+                found.append(model(input_ids=token, past_key_values=cache, use_cache=True))
+        return torch.cat([step.logits for step in found], 1)
+
     def difference(a: torch.Tensor, b: torch.Tensor) -> float:
         """Largest difference relative to the largest value of ``b``."""
         return float((a - b).detach().abs().max() / b.detach().abs().max())
@@ -288,6 +297,7 @@ def helpers() -> SimpleNamespace:
 
     functions: tuple[Callable[..., Any], ...] = (
         logits,
+        cached_logits,
         difference,
         recipe,
         evaluation,

@@ -34,10 +34,13 @@ STEPS: dict[str, dict[str, Any]] = {
     "sparsegpt 2:4": {"method": "sparsegpt", "pattern": "2:4", **ONLY},
     "gptq 2 bits": {"method": "gptq", "bits": 2, "group_size": 32, **ONLY},
 }
+# Which experts go, by what `drop_experts` may rank them by.
+IMPORTANCES = ("mean", "sum", "tokens")
 
 
 def mixture(work: Path, smoke: bool) -> list[Row]:
-    """Perplexity by an expert's own statistics over that by pooled ones; memory beside the plan."""
+    """Perplexity by an expert's own statistics over that by pooled ones, and with fewer experts;
+    memory beside the plan."""
     text = work / "text.txt"
     pages = sorted((ROOT / "docs").glob("*.md"))  # a text that any checkout has
     text.write_text("\n".join(page.read_text(encoding="utf-8") for page in pages))
@@ -62,6 +65,13 @@ def mixture(work: Path, smoke: bool) -> list[Row]:
         rows.append(_row(f"{name}: perplexity, own / pooled statistics",
                          found["own"] / found["pooled"], bar=1.0))  # fmt: skip
         rows.append(_row(f"{name}: perplexity", found["own"]))
+    for importance in IMPORTANCES:
+        step = {"method": "drop_experts", "keep": 6, "importance": importance}
+        folder = work / f"drop-experts-{importance}"
+        shutil.rmtree(folder, ignore_errors=True)
+        recipe = {**_recipe(text, 1, [step]), "model": str(base), "evaluation": evaluation}
+        left = compress.run(recipe, folder).report.after.perplexity.perplexity
+        rows.append(_row(f"6 of 8 experts by {importance}: perplexity", left))
     return [*rows, _row("largest peak memory of a step, measured / planned", within, bar=1.0)]
 
 
