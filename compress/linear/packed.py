@@ -11,13 +11,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
+from compress.linear import tinygemm
 from compress.linear.bags import bag_sums, codes_of, kernels, make_table, width_for
 from compress.linear.grid import QuantScheme
 from compress.linear.layer import Layer, LayerSize, LayerSpec, LinearShape
-from compress.linear.routes import fastest, watched
+from compress.linear.routes import Route, fastest, watched
 
-# Rows of inputs from which on it never pays to add up codes for each row by itself.
-_FEW = 8
+# Rows of inputs from which on it never pays to add up codes for each row by itself, and, on GPUs,
+# to multiply with what is packed.
+_FEW, _FEW_ON_GPU = 8, 64
 # Weights that are unpacked at once: 16 MB of float32.
 _PIECE = 2**22
 # Codes that are added up at once where a scale stands for a whole row: bags run in parallel.
@@ -55,6 +57,8 @@ class PackedLinear(Layer):
     reads a weight's 2, 4 or 8 bits once a row, and multiplying with weights that are unpacked a
     piece at a time. The first wins at few rows; where it ends is measured (``linear/routes.py``).
     Inputs of other types are answered in theirs. Codes of 3 bits take 4, those of 5 to 7 take 8.
+    On GPUs the first route is a kernel for 4 bits in bfloat16 (``linear/tinygemm.py``), whose tiles
+    are made at the first product and kept beside the table.
 
     Attributes:
         table: the codes, see ``linear/bags.py``.
@@ -91,6 +95,7 @@ class PackedLinear(Layer):
         zero_point = None if zero_point is None else zero_point.t().contiguous()
         self.register_buffer("zero_point", zero_point)
         self.bias = bias
+        self._tiles: tinygemm.Tiles | None = None
 
     @classmethod
     def build(cls, spec: Packed, like: LinearShape) -> PackedLinear:
@@ -153,19 +158,34 @@ class PackedLinear(Layer):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         rows = inputs.reshape(-1, self.in_features)
-        if 0 < len(rows) <= _FEW and self._adds(rows):
-            shape = (self.out_features, self.in_features, len(rows))
-            key = ("packed", self.scheme, *shape, torch.get_num_threads())
-            output = fastest(key, (self._added, self._multiplied), rows)(rows)
-        else:
+        direct = self._direct(rows)
+        if direct is None:
             output = self._multiplied(rows)
+        else:
+            shape = (self.out_features, self.in_features, len(rows))
+            key = ("packed", self.scheme, *shape, torch.get_num_threads(), rows.device)
+            output = fastest(key, (direct, self._multiplied), rows)(rows)
         output = output.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
         return output if self.bias is None else output + self.bias.to(inputs.dtype)
 
-    def _adds(self, rows: torch.Tensor) -> bool:
-        """Whether codes can be added up: there are kernels, which know of no gradients."""
+    def _direct(self, rows: torch.Tensor) -> Route | None:
+        """The way without unpacking, where there are kernels; they know of no gradients."""
         learns = torch.is_grad_enabled() and rows.requires_grad
-        return kernels(rows.device) and not learns and not watched()
+        if not len(rows) or learns or watched():
+            return None
+        if len(rows) <= _FEW and kernels(rows.device):
+            return self._added
+        shape = (self.out_features, self.in_features, self.scheme.bits, self.scheme.group_size)
+        tiled = rows.dtype == torch.bfloat16 and tinygemm.fits(*shape)
+        if len(rows) <= _FEW_ON_GPU and tiled and tinygemm.has_kernels(rows.device):
+            return self._tiled
+        return None
+
+    def _tiled(self, rows: torch.Tensor) -> torch.Tensor:
+        """By the kernel, from tiles on the inputs' device."""
+        if self._tiles is None or self._tiles.weights.device != rows.device:
+            self._tiles = tinygemm.tiles(self.codes(), self.scale, self.zero_point)
+        return tinygemm.product(rows, self._tiles)
 
     def _added(self, rows: torch.Tensor) -> torch.Tensor:
         """Sums over each group, then scales: groups of [tokens, groups, out]."""

@@ -9,7 +9,7 @@ from torch import nn
 
 import compress
 from compress.eval.cost import macs_per_token, size
-from compress.linear import bags, int8, packed
+from compress.linear import bags, int8, packed, tinygemm
 from compress.linear.grid import QuantScheme
 from compress.linear.int8 import Int8Linear
 from compress.linear.layer import is_layer
@@ -40,6 +40,20 @@ def packed_of(linear):
 def difference(found, expected):
     found, expected = found.detach().float(), expected.detach().float()
     return float((found - expected).abs().max() / expected.abs().max())
+
+
+# What the kernels for GPUs hold; of three widths of their tiles.
+TILED = [
+    (QuantScheme(bits=4, group_size=32), 96, 16),
+    (QuantScheme(bits=3, group_size=64, symmetric=False), 64, 32),
+    (QuantScheme(bits=4, group_size=128, symmetric=False), 256, 64),
+]
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    ),
+]
 
 
 @pytest.fixture(params=["added up", "multiplied", "no kernels"])
@@ -150,3 +164,32 @@ def test_without_kernels_or_on_other_devices_transformers_unpacks(tiny, tmp_path
     assert difference(tiny.logits(kept), tiny.logits(plain)) < 3e-2
     with pytest.raises(compress.CompressError, match="quantised checkpoint"):
         compress.apply(kept, ["magnitude"])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("scheme", "inputs", "outputs"), TILED, ids=str)
+def test_few_rows_on_a_gpu_go_through_its_kernel(scheme, inputs, outputs, device, monkeypatch):
+    if device == "cpu":  # whose kernel computes the same
+        monkeypatch.setattr(tinygemm, "has_kernels", lambda _device: True)
+    called = []
+
+    def first(_key, routes, _inputs):
+        called.append(routes[0])
+        return routes[0]
+
+    monkeypatch.setattr(packed, "fastest", first)
+    linear = quantized(scheme, inputs, outputs)
+    layer = packed_of(linear).to(device)
+    x = torch.randn(20, inputs, dtype=torch.bfloat16)
+    with torch.no_grad():
+        found = layer(x.to(device)).cpu()
+    assert called and found.dtype == torch.bfloat16
+    assert difference(found, linear(x.float())) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "bits", "group"),
+    ((16, 64, 8, 32), (16, 48, 4, 16), (16, 64, 4, None), (12, 64, 4, 32), (16, 48, 4, 48)),
+)
+def test_what_the_kernel_does_not_hold(outputs, inputs, bits, group):
+    assert not tinygemm.fits(outputs, inputs, bits, group)

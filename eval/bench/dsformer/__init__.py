@@ -18,6 +18,8 @@ CODE = (
     ":!compress/methods/quantize",
     ":!compress/methods/sparsity",
     ":!compress/methods/width",
+    ":!compress/linear/packed.py",
+    ":!compress/linear/tinygemm.py",
 )
 # Of that, what only learning on the loss of a task takes.
 LEARNING = (":!compress/methods/distill", ":!compress/methods/factorize/stf*")
