@@ -81,8 +81,9 @@ def widths(work: Path, arguments: Namespace) -> list[Row]:
     groups, neurons = _kept(config)
     changed = _recipe("smollm2-20", arguments).model_dump(mode="json", by_alias=True)
     changed["steps"] = [
-        {"method": "head_width", "keep": groups}, {"method": "ffn_width", "keep": neurons}
-    ]  # fmt: skip
+        {"method": "head_width", "keep": groups},
+        {"method": "ffn_width", "keep": neurons, "round_to": 1},
+    ]
     recipe = parse_recipe(changed)
     return _measured("widths", "head_width + ffn_width", recipe, work, arguments)
 
