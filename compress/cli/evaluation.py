@@ -100,7 +100,7 @@ def evaluate(
     let_libraries_warn(verbose)
     from compress.engine.evaluation import evaluate as measure
 
-    section = _section(
+    section = evaluation_section(
         text=text,
         examples=examples,
         columns=fields,
@@ -144,7 +144,7 @@ def evaluate(
             print(f"report  {out / 'report.html'}")
 
 
-def _section(
+def evaluation_section(
     *,
     text: str | None,
     examples: str | None,

@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification, BertModel
 
 import compress
 from compress.cli.app import main
-from compress.cli.commands import evaluation_section
+from compress.cli.evaluation import evaluation_section
 from compress.engine.runner import run
 from compress.errors import CompressError
 from compress.eval.report import load_report
