@@ -17,7 +17,7 @@ from compress.conformance.interruption import Killed, killed_at
 from compress.engine.workspace import Workspace
 from compress.errors import CompressError
 from compress.models.sources.cache import cached_folder
-from compress.system.files import new_folder, scratch_folder, whole_folder
+from compress.system.files import new_file, new_folder, scratch_folder, whole_folder
 
 
 @pytest.fixture
@@ -55,12 +55,12 @@ def test_source_inside_the_output_folder_is_refused(checkpoint, helpers, tmp_pat
 def test_new_folder_replaces_nothing(tmp_path):
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "mine").touch()
-    with new_folder(tmp_path / "out", "a thing", "") as partial:
+    with new_folder(tmp_path / "out", "a thing") as partial:
         (partial / "file").write_text("new")
     assert (tmp_path / "out" / "file").read_text() == "new"
     with (
         pytest.raises(CompressError, match="not empty"),
-        new_folder(tmp_path / "out", "x", "") as p,
+        new_folder(tmp_path / "out", "x") as p,
     ):
         (p / "other").touch()
     assert {p.name for p in tmp_path.iterdir()} == {"out", "out.partial"}
@@ -68,6 +68,22 @@ def test_new_folder_replaces_nothing(tmp_path):
     with pytest.raises(Killed), whole_folder(tmp_path / "out", "x", "") as p:
         raise Killed
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["file"]
+
+
+def test_a_new_file_is_whole_or_not_there(tmp_path):
+    out = tmp_path / "made" / "file"
+    with (
+        pytest.raises(
+            CompressError, match="to write a thing to .*file, got full.*nothing was left"
+        ),
+        new_file(out, "a thing") as partial,
+    ):
+        partial.write_text("half")
+        raise OSError("full")
+    assert list(out.parent.iterdir()) == []
+    with new_file(out, "a thing") as partial:
+        partial.write_text("whole")
+    assert [p.name for p in out.parent.iterdir()] == ["file"] and out.read_text() == "whole"
 
 
 def test_scratch_of_the_dead_is_swept_and_of_the_living_not(tmp_path):
