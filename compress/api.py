@@ -225,7 +225,8 @@ def apply(
         compute: type of matrix products in calibration passes: float32, bfloat16 or, auto, what a
             measurement of the machine shows to be faster. Statistics and solvers are in float32.
         teacher: the model that steps such as ``distill`` learn from; by default a copy of ``model``
-            made before the first step. It must be given where earlier calls have changed ``model``.
+            made before the first step. It must be given where earlier calls have changed ``model``;
+            with another number of blocks it serves whole models that learn from predictions alone.
         progress: True, False, or None: a bar where somebody watches (a terminal, a notebook).
 
     Raises:

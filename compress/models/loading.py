@@ -156,8 +156,9 @@ def load_model(
         dtype: the type of its floating-point weights.
         device: where to put it.
         trust_remote_code: allow code that comes with the checkpoint.
-        packed: keep quantised weights packed and compute from them, where the device is a CPU;
-            else they are unpacked as transformers does it.
+        packed: keep quantised weights packed and compute from them, where the device is a CPU
+            (from which a model may be moved, see docs/runtime.md); else they are unpacked as
+            transformers does it.
 
     Raises:
         CompressError: as :func:`load_config`, :func:`auto_class` and ``TensorIndex.open``; also
