@@ -133,6 +133,11 @@ def test_sampling_is_repeatable_and_stays_within_top_k(pair, tokens):
     assert torch.equal(exported.generate(prompt, seed=5, top_k=1, **options), greedy)
     ended = exported.generate(prompt, max_new_tokens=5, eos_token_id=int(greedy[0, 8]))
     assert (ended[0, 8:] == greedy[0, 8]).all()
+    cold = exported.generate(prompt, max_new_tokens=5, eos_token_id=[], temperature=0.0)
+    assert torch.equal(cold, greedy)  # nothing is drawn, so the temperature says nothing
+    for wrong in ({"temperature": 0.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}):
+        with pytest.raises(CompressError, match=next(iter(wrong))):
+            exported.generate(prompt, **{**options, **wrong})
 
 
 def test_embeddings_of_integers(checkpoint, helpers, tokens, tmp_path):

@@ -14,6 +14,7 @@ from compress.errors import CompressError
 from compress.models.loading import load_config
 from compress.runtimes.module import RuntimeModel
 from compress.runtimes.onnx.description import OnnxDescription, read_description
+from compress.runtimes.onnx.sampling import Sampling
 from compress.runtimes.onnx.session import Cache, open_session
 
 
@@ -171,9 +172,7 @@ class OnnxForCausalLM(OnnxModel):
             input_ids: [batch, tokens].
             max_new_tokens: at most; a row ends earlier behind an end token.
             do_sample: draw from the distribution instead of taking the likeliest token.
-            temperature: what logits are divided by before they are drawn from.
-            top_k, top_p: draw from the k likeliest tokens, or from the fewest that have the share
-                p of the probability.
+            temperature, top_k, top_p: how, see :class:`Sampling`; without it they say nothing.
             eos_token_id: tokens that end a row; by default the config's.
             seed: of the draws; None draws with torch's global generator.
 
@@ -181,7 +180,8 @@ class OnnxForCausalLM(OnnxModel):
             [batch, tokens + new]; behind the end of a row its last token is repeated.
 
         Raises:
-            CompressError: prompt and new tokens are more than the model has positions for.
+            CompressError: prompt and new tokens are more than the model has positions for; a
+                temperature, top_k or top_p that no token can be drawn with.
         """
         ids = torch.as_tensor(input_ids)
         places, limit = ids.shape[1] + max_new_tokens, self.description.positions
@@ -195,16 +195,12 @@ class OnnxForCausalLM(OnnxModel):
                 f"at most {limit} tokens, the model's positions", f"{places} with the new ones",
                 f"Ask for {max(0, limit - ids.shape[1])} new tokens or less",
             )  # fmt: skip
-        if temperature <= 0:
-            raise CompressError("a temperature above 0", str(temperature), "Or do_sample=False")
+        sampling = Sampling(temperature, top_k, top_p) if do_sample else None
         ends = self._ends(eos_token_id)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         done = torch.zeros(len(ids), dtype=torch.bool)
         for logits in self._walk(ids, places):
-            if do_sample:
-                new = _draw(logits[0] / temperature, top_k, top_p, generator)
-            else:
-                new = logits[0].argmax(-1)
+            new = sampling.draw(logits[0], generator) if sampling else logits[0].argmax(-1)
             new = torch.where(done, ids[:, -1], new)
             ids = torch.cat([ids, new[:, None]], dim=1)
             done |= torch.isin(new, ends)
@@ -226,18 +222,3 @@ class OnnxForCausalLM(OnnxModel):
     def _ends(self, given: int | Sequence[int] | None) -> torch.Tensor:
         ends = self.config.eos_token_id if given is None else given
         return torch.tensor([ends] if isinstance(ends, int) else list(ends or []))
-
-
-def _draw(
-    logits: torch.Tensor, top_k: int | None, top_p: float | None, generator: Any
-) -> torch.Tensor:
-    """One token [batch] of logits [batch, vocabulary]."""
-    if top_k is not None:
-        least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    probabilities = logits.softmax(-1)
-    if top_p is not None:
-        ordered, order = probabilities.sort(descending=True)
-        kept = ordered.cumsum(-1) - ordered < top_p
-        probabilities = torch.zeros_like(ordered).scatter(-1, order, ordered * kept)
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
