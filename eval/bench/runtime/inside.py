@@ -28,7 +28,8 @@ from compress.eval.bench.rows import Row
 from compress.eval.quality.perplexity import perplexity
 from compress.models.loading import load_model
 
-CODE = (*DEFAULT, *NO_TRAINING, "eval/bench/runtime/inside.py")
+# Other runtimes have no part in it.
+CODE = (*DEFAULT, *NO_TRAINING, ":!compress/runtimes", "eval/bench/runtime/inside.py")
 COMMAND = "python -m compress.eval.bench.runtime --only {}"
 SCALE = Scale(samples=16, length=512, test=4096)
 SMOKE = Scale(samples=2, length=64, test=512, window=256, blocks=2)
