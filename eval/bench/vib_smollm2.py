@@ -1,4 +1,4 @@
-"""Learned widths (`vib`) on SmolLM2: a fifth of the block parameters removed by gates alone.
+"""Learned widths (`vib`) on SmolLM2: a fifth of the block parameters removed; no weight learns.
 
 SmolLM2-135M-Instruct in float32, calibrated on the head of WikiText-2 raw train, tested on the
 first 32,768 tokens of its test split in windows of 1,024. Parts, each resumable:
@@ -39,6 +39,9 @@ _SMALL = (
     "calibration.samples=4", "calibration.length=64", "evaluation.max_tokens=1024",
     "evaluation.window=256", "evaluation.memory=false",
 )  # fmt: skip
+_SHORT = (
+    "steps.0.start_batches=2", "steps.0.correction_batches=2", "steps.0.tuning.steps=2",
+)  # fmt: skip
 
 
 def _recipe(name: str, arguments: Namespace, *small: str) -> Recipe:
@@ -70,8 +73,8 @@ def _measured(
 
 
 def gates(work: Path, arguments: Namespace) -> list[Row]:
-    """Gates alone."""
-    recipe = _recipe("smollm2-20", arguments, "steps.0.training.steps=2", "steps.0.tuning.steps=2")
+    """The gates' start, the fit, the means."""
+    recipe = _recipe("smollm2-20", arguments, *_SHORT)
     return _measured("gates", "vib", recipe, work, arguments, hours=1.0)
 
 
@@ -119,8 +122,7 @@ def ratios(work: Path, arguments: Namespace) -> list[Row]:
 def distilled(work: Path, arguments: Namespace) -> list[Row]:
     """Gates, then all weights of the blocks, taught by the uncompressed model."""
     recipe = _recipe(
-        "smollm2-20-distilled", arguments, "steps.0.training.steps=2", "steps.0.tuning.steps=2",
-        "steps.1.training.steps=2",
+        "smollm2-20-distilled", arguments, *_SHORT, "steps.1.training.steps=2"
     )  # fmt: skip
     return _measured("distilled", "vib, distill", recipe, work, arguments)
 

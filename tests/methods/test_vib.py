@@ -286,10 +286,22 @@ def test_learning_beats_the_start(calibrated, tokens):
         with torch.no_grad():
             return float(model(input_ids=tokens, labels=tokens).loss)
 
-    units = {"units": ["neurons", "heads"], "of": "blocks", "share": 0.5}
+    units = {"units": ["neurons", "heads"], "of": "blocks", "share": 0.5, "correction": False}
     start = loss(calibrated(**units, training=None, tuning=None))
     learned = loss(calibrated(**units))
     assert learned < start
+
+
+def test_means_learn_from_the_model_as_it_was(calibrated, tiny, tokens, helpers):
+    """Behind the fit, too, which changes the weights with which the model was its own teacher."""
+    wanted = helpers.logits(tiny("llama"), tokens)
+    step = {"units": ["neurons", "heads"], "training": None, "distillation": {"labels": 0.0}}
+
+    def difference(**tuning):
+        return helpers.difference(helpers.logits(calibrated(**step, **tuning), tokens), wanted)
+
+    fitted, tuned = difference(tuning=None), difference(tuning={**FEW, "learning_rate": 0.02})
+    assert tuned < fitted < difference(tuning=None, correction=False)
 
 
 def test_a_rerun_is_identical_and_a_seed_is_not(calibrated):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from compress.methods.width.vib.choosing import Choice, Chooser
 from compress.methods.width.vib.gates import Gates
 from compress.methods.width.vib.sizes import Sizes
-from compress.models.anatomy import anatomy_of
+from compress.models.anatomy import Anatomy, anatomy_of
 from compress.train.language import DistillationOptions, compared_layers
 from compress.train.moment import Moment
 from compress.train.teacher import Apart, Batch, Lesson, ModelTeacher
@@ -97,32 +98,41 @@ def keep(gates: Gates, choice: Choice) -> None:
     gates.keep({kind: torch.cat(choice.kept[kind]) for kind in gates.kinds})
 
 
+Weights = Sequence[tuple[nn.Parameter, torch.Tensor]]
+
+
 @dataclass(frozen=True)
 class OwnTeacher:
-    """The model itself with its gates open, as a teacher: no memory, a forward pass more."""
+    """The model itself as it was, as a teacher: a forward pass more.
+
+    Attributes:
+        weights: parameters that have changed since, with the values that they had.
+    """
 
     inner: ModelTeacher
     gates: Gates
+    weights: Weights = ()
 
     @classmethod
     def of(
-        cls, model: torch.nn.Module, gates: Gates, distillation: DistillationOptions
-    ) -> OwnTeacher:
+        cls, model: nn.Module, gates: Gates, distillation: DistillationOptions,
+        weights: Weights = (),
+    ) -> OwnTeacher:  # fmt: skip
         anatomy = anatomy_of(model)
         layers = compared_layers(distillation, len(anatomy.blocks))
-        return cls(ModelTeacher(model, anatomy, {i: i for i in layers}), gates)
+        return cls(ModelTeacher(model, anatomy, {i: i for i in layers}), gates, weights)
 
     def observe(self, batch: Batch) -> Lesson:
-        with opened(self.gates):
-            return _OwnLesson(self.inner.observe(batch), self.gates)
+        with opened(self.gates, self.weights):
+            return _OwnLesson(self.inner.observe(batch), self)
 
 
 @dataclass(frozen=True)
 class _OwnLesson:
-    """Its predictions are made when they are asked for: with open gates then, too."""
+    """Its predictions are made when they are asked for: by the model as it was then, too."""
 
     inner: Lesson
-    gates: Gates
+    teacher: OwnTeacher
     layers: Mapping[int, torch.Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -132,18 +142,31 @@ class _OwnLesson:
         measure = self.inner.apart(positions, inputs)
 
         def measured(logits: torch.Tensor, chosen: torch.Tensor, heat: float) -> torch.Tensor:
-            with opened(self.gates):
+            with opened(self.teacher.gates, self.teacher.weights):
                 return measure(logits, chosen, heat)
 
         return measured
 
 
 @contextmanager
-def opened(gates: Gates) -> Iterator[None]:
-    """The model as it is without gates; afterwards they are what they were."""
-    mode = gates.mode
+def opened(gates: Gates, weights: Weights = ()) -> Iterator[None]:
+    """The model without gates and with the weights given; afterwards it is what it was."""
+    mode, now = gates.mode, [parameter.data for parameter, _ in weights]
     gates.pass_all()
+    for parameter, value in weights:
+        parameter.data = value
     try:
         yield
     finally:
         gates.mode = mode
+        for (parameter, _), value in zip(weights, now, strict=True):
+            parameter.data = value
+
+
+def weights_now(model: nn.Module, anatomy: Anatomy) -> Weights:
+    """The parameters of the blocks' linears with copies of their values."""
+    linears = [
+        model.get_submodule(f"{block.path}.{name}")
+        for block in anatomy.blocks for site in block.sites for name in site.linears
+    ]  # fmt: skip
+    return [(p, p.detach().clone()) for linear in linears for p in linear.parameters()]

@@ -187,7 +187,8 @@ class VIB(VIBOptions):
         learning = self._tuned_bytes(shapes) if self.trains_weights else 0
         # Gram matrices in float64 and copies that solvers make of them.
         fits = 32 * max(width for _, width in shapes) ** 2 if self.correction else 0
-        return 40 * units + max(learning, fits)
+        copies = 4 * sum(out * width for out, width in shapes) if self.remembers else 0
+        return 40 * units + max(learning, fits + copies)
 
     def _tuned_bytes(self, shapes: Shapes) -> int:
         return 12 * sum(out * width for out, width in shapes)

@@ -30,13 +30,11 @@ class Multiples(BaseModel):
     neurons: int = Field(1, ge=1, description="neurons of an FFN")
 
 
-def _training(given: dict[str, Any]) -> TrainingOptions:
-    """Gates alone take a few hundred small steps; weights take what a fine-tuning takes."""
+def _training(given: dict[str, Any]) -> TrainingOptions | None:
+    """Gates that learn alone choose worse than their start does (docs/vib.md); beside weights they
+    take what a fine-tuning takes."""
     if given.get("mode", "faster") == "faster":
-        return TrainingOptions(
-            steps=300, batch=1, learning_rate=0.05, schedule="linear", final_ratio=0.1, clip=None,
-            checkpoint_every=20,
-        )  # fmt: skip
+        return None
     return TrainingOptions(
         steps=1000 if given["mode"] == "full" else 300, batch=32, learning_rate=0.05,
         schedule="linear", final_ratio=0.1, clip=None,
@@ -82,7 +80,7 @@ class VIBOptions(Method):
     mode: Literal["full", "fast", "faster"] = Field(
         "faster",
         description="`full`: weights and gates learn from all data (VTrans); `fast`: from a share "
-        "of it; `faster`: only the gates learn, weights are left alone.",
+        "of it; `faster`: no weight learns.",
     )
     data_share: float | None = Field(
         None, gt=0, le=1,
@@ -110,7 +108,7 @@ class VIBOptions(Method):
     training: TrainingOptions | None = Field(
         default_factory=_training,
         description="Of the gates; its rate is that of log sigma^2. In the modes full and fast "
-        "weights learn with them. null: decide from the start alone.",
+        "weights learn with them. null, the default in mode faster: decide from the start alone.",
     )
     mean_rate: float = Field(0.1, ge=0, description="Rate of mu, as a share of training's.")
     weight_rate: float = Field(2e-5, gt=0, description="Rate of weights beside gates.")
@@ -138,8 +136,8 @@ class VIBOptions(Method):
         "gone. By default 120 steps in mode faster, else none.",
     )
     correction: bool = Field(
-        False,
-        description="After that: fit the linears of the blocks by least squares to what they "
+        True,
+        description="Before that: fit the linears of the blocks by least squares to what they "
         "returned with all gates open, each on the inputs that it has now.",
     )
     correction_batches: int = Field(
@@ -209,6 +207,12 @@ class VIBOptions(Method):
     def changes_weights(self) -> bool:
         """Whether weights are others once it is decided what goes."""
         return self.trains_weights or self.correction
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the means learn from the model as it was before its weights were corrected."""
+        taught = self.tuning is not None and self.distillation is not None
+        return self.correction and taught and not self.trains_weights
 
     @property
     def narrows_outer(self) -> bool:

@@ -18,6 +18,7 @@ from compress.methods.width.vib.gates import ATTENTION, FFN, Gates
 from compress.methods.width.vib.importance import fisher, start
 from compress.methods.width.vib.learning import (
     OwnTeacher,
+    Weights,
     chooser,
     constraint,
     expected_gone,
@@ -25,6 +26,7 @@ from compress.methods.width.vib.learning import (
     keep,
     opened,
     unit_weights,
+    weights_now,
 )
 from compress.methods.width.vib.options import VIBOptions
 from compress.methods.width.vib.placing import placed
@@ -71,12 +73,14 @@ def learn_gates(work: ModelWork, method: VIBOptions) -> None:
         decided = chooser(gates, sizes, target, method.multiples, method.uniform, queries).choose()
         keep(gates, decided)
         _note(work, method, gates, sizes, decided, target)
-        if method.tuning is not None:
-            _tune(work, method, gates, lesson)
         if method.correction:
+            if method.remembers:
+                lesson.remember(weights_now(work.model, work.anatomy))
             batches = _alike(work, method.correction_batches)
             learned = method.trains_weights
             correct(work.model, work.anatomy, gates, batches, method.damping, learned=learned)
+        if method.tuning is not None:
+            _tune(work, method, gates, lesson)
     for block in blocks:
         found = learned_of_block(gates, decided, block.index)
         work.model.get_submodule(block.path).vib_learned = found
@@ -125,6 +129,7 @@ class _Teaching:
 
     def __init__(self, work: ModelWork, method: VIBOptions, gates: Gates) -> None:
         self.gates, options = gates, method.distillation
+        self.weights: Weights = ()
         self.taught_by: Teacher | None = None
         self.own = not method.trains_weights
         if options is None:
@@ -134,9 +139,15 @@ class _Teaching:
         else:
             self.taught_by = work.original(options)
 
+    def remember(self, weights: Weights) -> None:
+        """Teach with these weights, whatever the model's become."""
+        self.weights = weights
+        if isinstance(self.taught_by, OwnTeacher):
+            self.taught_by = replace(self.taught_by, weights=weights)
+
     def inside(self):
         """Inside it the model is its own teacher, where it is one."""
-        return opened(self.gates) if self.own else nullcontext()
+        return opened(self.gates, self.weights) if self.own else nullcontext()
 
 
 def _train(
