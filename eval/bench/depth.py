@@ -40,7 +40,7 @@ COMMAND = "python -m compress.eval.bench.depth --only {}"
 CODE = (
     *DEFAULT, "recipes/flattengpt", "recipes/fusegpt", ":!compress/generators",
     ":!compress/methods/quantize", ":!compress/methods/sparsity", ":!compress/methods/factorize",
-    ":!compress/train/create",
+    ":!compress/train/create", ":!compress/runtimes",
 )  # fmt: skip
 LABEL = "SmolLM2"
 REMOVED = (6, 3, 9)  # the first one has the bars

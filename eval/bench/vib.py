@@ -58,7 +58,7 @@ CODE = (
     "eval/bench/vib_torch_pruning.py", "eval/bench/torch_pruning_worker.py",
     ":!compress/generators", ":!compress/methods/quantize", ":!compress/methods/sparsity",
     ":!compress/methods/factorize", ":!compress/methods/depth", ":!compress/linear/packed.py",
-    ":!compress/linear/tinygemm.py",
+    ":!compress/linear/tinygemm.py", ":!compress/runtimes",
 )  # fmt: skip
 LABEL = "SST-2"
 SHARES = (0.5, 0.3, 0.7)  # of all parameters; the first one has the bars

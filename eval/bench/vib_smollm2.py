@@ -30,6 +30,7 @@ COMMAND = "python -m compress.eval.bench.vib_smollm2 --only {}"
 CODE = (
     *DEFAULT, "recipes/vtrans", ":!compress/generators", ":!compress/methods/quantize",
     ":!compress/methods/sparsity", ":!compress/methods/factorize", ":!compress/methods/depth",
+    ":!compress/runtimes",
 )  # fmt: skip
 LABEL, SHARE = "SmolLM2", 0.2
 PARTS = ("gates", "widths", "ratios", "distilled")

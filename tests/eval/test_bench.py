@@ -86,7 +86,9 @@ def test_a_figure_is_marked_when_its_code_has_changed_and_not_for_words(tmp_path
     git("init"), git("add", "."), git("commit", "-m", "a")
     first = git("rev-parse", "--short", "HEAD")
     assert not changed(first) and changed(None) and changed("0123456789")
-    code.write_text('def f():\n    """One."""\n    return 1  # the same\n')
+    code.write_text(
+        'CODE = ("compress",)\n\n\ndef f():\n    """One."""\n    return 1  # the same\n'
+    )
     assert not changed(first)
     code.write_text("def f():\n    return 2\n")
     provenance.code_digest.cache_clear()

@@ -20,6 +20,7 @@ CODE = (
     ":!compress/methods/width",
     ":!compress/linear/packed.py",
     ":!compress/linear/tinygemm.py",
+    ":!compress/runtimes",
 )
 # Of that, what only learning on the loss of a task takes.
 LEARNING = (":!compress/methods/distill", ":!compress/methods/factorize/stf*")
