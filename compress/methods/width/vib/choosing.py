@@ -32,6 +32,11 @@ class Choice:
     amount: float
     threshold: float
 
+    @property
+    def cuts(self) -> bool:
+        """Whether anything goes."""
+        return not all(bool(row.all()) for rows in self.kept.values() for row in rows)
+
 
 @dataclass(frozen=True)
 class Chooser:

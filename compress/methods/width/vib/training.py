@@ -73,7 +73,7 @@ def learn_gates(work: ModelWork, method: VIBOptions) -> None:
         decided = chooser(gates, sizes, target, method.multiples, method.uniform, queries).choose()
         keep(gates, decided)
         _note(work, method, gates, sizes, decided, target)
-        if method.correction:
+        if method.correction and decided.cuts:
             if method.remembers:
                 lesson.remember(weights_now(work.model, work.anatomy))
             batches = _alike(work, method.correction_batches)
