@@ -114,13 +114,10 @@ class OwnTeacher:
     weights: Weights = ()
 
     @classmethod
-    def of(
-        cls, model: nn.Module, gates: Gates, distillation: DistillationOptions,
-        weights: Weights = (),
-    ) -> OwnTeacher:  # fmt: skip
+    def of(cls, model: nn.Module, gates: Gates, distillation: DistillationOptions) -> OwnTeacher:
         anatomy = anatomy_of(model)
         layers = compared_layers(distillation, len(anatomy.blocks))
-        return cls(ModelTeacher(model, anatomy, {i: i for i in layers}), gates, weights)
+        return cls(ModelTeacher(model, anatomy, {i: i for i in layers}), gates)
 
     def observe(self, batch: Batch) -> Lesson:
         with opened(self.gates, self.weights):
