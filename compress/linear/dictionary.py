@@ -12,8 +12,15 @@ from dataclasses import dataclass
 
 import torch
 
-from compress.linear.algebra import cholesky, solve_masked
-from compress.linear.sparse_coding import CODERS, coding_bytes, coding_loss, coding_work
+from compress.linear.algebra import cholesky
+from compress.linear.atoms import Atoms, product, row_work
+from compress.linear.sparse_coding import (
+    CODERS,
+    coding_bytes,
+    coding_loss,
+    coding_work,
+    descended,
+)
 
 _TINY = 1e-6
 _LAST = 16  # iterations of the last least squares
@@ -46,7 +53,7 @@ class Factors:
 
     def product(self) -> torch.Tensor:
         """W as it is written, [m, n]."""
-        return _product(self.coefficients, self.atoms)
+        return product(self.coefficients, self.atoms)
 
 
 def factorise(
@@ -68,23 +75,25 @@ def factorise(
     """
     metric = metric / metric.diagonal().mean()
     energy = float(((weight @ metric) * weight).sum(dtype=torch.float64))
-    atoms = first_atoms(weight, metric, form, generator)
+    dictionary = first_atoms(weight, metric, form, generator)
     code, kept, errors = CODERS[coding], None, []
     for number in range(rounds):
         if number:
-            atoms, kept = improved(weight, metric, atoms, kept, form)
-        targets, gram = _products(weight, metric, atoms)
-        coded = code(targets, gram, form.blocks, form.nonzeros, kept)
-        if kept is not None:
+            dictionary, kept = improved(weight, metric, dictionary, kept, form)
+        atoms = Atoms(dictionary, metric)
+        targets = atoms.answers(weight)
+        before = None if kept is None else kept / atoms.scale
+        coded = code(targets, atoms, form.blocks, form.nonzeros, before)
+        if before is not None:
             # Whatever the coder does: a row goes on with what suits it better.
-            better = coding_loss(coded, targets, gram) < coding_loss(kept, targets, gram)
-            coded = torch.where(better[:, None], coded, kept)
-        kept = coded
+            better = coding_loss(coded, targets, atoms) < coding_loss(before, targets, atoms)
+            coded = torch.where(better[:, None], coded, before)
         if number == rounds - 1:
-            kept = solve_masked(kept, targets, gram, support_of(kept, form), _TINY, _LAST)
-        lost = energy + float(coding_loss(kept, targets, gram).sum(dtype=torch.float64))
+            coded = descended(coded, targets, atoms, support_of(coded, form), _LAST)
+        kept = coded * atoms.scale
+        lost = energy + float(coding_loss(coded, targets, atoms).sum(dtype=torch.float64))
         errors.append(max(lost, 0.0) / energy if energy > 0 else 0.0)
-    return Factors(atoms, kept, support_of(kept, form), errors)
+    return Factors(dictionary, kept, support_of(kept, form), errors)
 
 
 def first_atoms(
@@ -125,7 +134,7 @@ def improved(
     rows, blocks = len(weight), form.blocks
     width = weight.shape[1] // blocks
     atoms, coded = atoms.clone(), coded.clone()
-    left = weight - _product(coded, atoms)
+    left = weight - product(coded, atoms)
     for block in range(blocks):
         columns = slice(block * width, (block + 1) * width)
         own = coded.view(rows, blocks, -1)[:, block]
@@ -168,30 +177,21 @@ def packed(factors: Factors, form: Form) -> tuple[torch.Tensor, torch.Tensor]:
     return values.reshape(rows, -1), indices.reshape(rows, -1)
 
 
-def factorise_bytes(rows: int, columns: int, form: Form) -> int:
+def factorise_bytes(rows: int, columns: int, form: Form, coding: str) -> int:
     """Bytes that :func:`factorise` takes beyond weight and metric."""
     count, width = form.blocks * form.rank, columns // form.blocks
-    held = count**2 + columns * count + columns**2 + 4 * rows * count + 2 * rows * columns
-    return coding_bytes(rows, count) + 4 * held + 24 * rows * (width + form.rank)
+    held = columns**2 + 4 * rows * count + 2 * rows * columns
+    found = coding_bytes(rows, form.blocks, form.rank, width, coding)
+    return found + 4 * held + 24 * rows * (width + form.rank)
 
 
 def factorise_work(rows: int, columns: int, form: Form, rounds: int) -> float:
     """Multiply-accumulates of :func:`factorise` with alternating directions."""
-    count = form.blocks * form.rank
-    coded = coding_work(rows, count, True) + (rounds - 1) * coding_work(rows, count, False)
-    return coded + rounds * (3.0 * rows * count * (columns + count) + columns * count * columns)
-
-
-def _products(
-    weight: torch.Tensor, metric: torch.Tensor, atoms: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Products in the metric of the rows of W with all atoms [m, B r], and of these [B r, B r]."""
-    blocks, rank, width = atoms.shape
-    count = blocks * rank
-    half = torch.bmm(atoms, metric.view(blocks, width, -1)).view(count, blocks, width)  # D^T G
-    gram = torch.bmm(half.permute(1, 0, 2), atoms.transpose(1, 2))  # [B, count, r]
-    gram = gram.permute(1, 0, 2).reshape(count, count)
-    return weight @ half.view(count, -1).t(), (gram + gram.t()) / 2
+    shape = form.blocks, form.rank, columns // form.blocks
+    coded = coding_work(rows, *shape, True) + (rounds - 1) * coding_work(rows, *shape, False)
+    # Products with the weight, losses of two solutions and of the last, the dictionary.
+    others = rows * (4.0 * row_work(*shape) + 2.0 * columns**2 + form.blocks * form.rank**2)
+    return coded + rounds * others
 
 
 def _inner(metric: torch.Tensor, block: int, width: int) -> torch.Tensor:
@@ -200,12 +200,6 @@ def _inner(metric: torch.Tensor, block: int, width: int) -> torch.Tensor:
     inner = metric[columns, columns].double()
     inner.diagonal().add_(_TINY * inner.diagonal().mean())
     return inner
-
-
-def _product(coded: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
-    rows, (blocks, rank, width) = len(coded), atoms.shape
-    pieces = torch.bmm(coded.view(rows, blocks, rank).transpose(0, 1), atoms)
-    return pieces.transpose(0, 1).reshape(rows, blocks * width)
 
 
 def _unit(atoms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

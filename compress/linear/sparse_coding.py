@@ -1,9 +1,9 @@
 """Sparse coding under a metric: rows that are sums of few atoms, so many from each block of them.
 
 All functions solve, for every row s of S by itself, min s H s^T - 2 c s^T with exactly k entries a
-block that may differ from zero: H [N, N] are the products of the atoms with each other, c [N] those
-of the row's target with the atoms. The N atoms come in blocks of r. What the target's own energy
-adds is the same for all s.
+block that may differ from zero: H [N, N] are the products of the atoms (of unit energy) with each
+other, c [N] those of the row's target with the atoms. The N atoms come in blocks of r. What the
+target's own energy adds is the same for all s.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from compress.linear.algebra import solve_masked
+from compress.linear.atoms import Atoms, factored, row_work
 
 # (penalty, iterations) of the alternating directions, in units of the atoms' energy: a small one
 # first, under which supports still change, then larger ones that bind them.
@@ -22,12 +22,12 @@ _RIDGE = 1e-6
 _DESCENT = 4  # iterations on a support; the last round has more
 _CHUNK_BYTES = 64 * 2**20
 
-Coder = Callable[[torch.Tensor, torch.Tensor, int, int, torch.Tensor | None], torch.Tensor]
+Coder = Callable[[torch.Tensor, Atoms, int, int, torch.Tensor | None], torch.Tensor]
 
 
-def coding_loss(coded: torch.Tensor, targets: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
+def coding_loss(coded: torch.Tensor, targets: torch.Tensor, atoms: Atoms) -> torch.Tensor:
     """s H s^T - 2 c s^T of each row, [rows]."""
-    return ((coded @ gram - 2 * targets) * coded).sum(1)
+    return ((atoms.times(coded) - 2 * targets) * coded).sum(1)
 
 
 def largest(scores: torch.Tensor, blocks: int, nonzeros: int) -> torch.Tensor:
@@ -39,7 +39,7 @@ def largest(scores: torch.Tensor, blocks: int, nonzeros: int) -> torch.Tensor:
 
 def by_correlation(
     targets: torch.Tensor,
-    gram: torch.Tensor,
+    atoms: Atoms,
     blocks: int,
     nonzeros: int,
     start: torch.Tensor | None = None,
@@ -47,19 +47,18 @@ def by_correlation(
     """The atoms that go best with the target each by itself, then least squares on them.
 
     Args:
-        targets: c [rows, N]. gram: H [N, N]. start: not looked at.
+        targets: c [rows, N]. start: not looked at.
 
     Returns:
         S [rows, N].
     """
-    scale = _unit_scale(gram)
-    mask = largest((targets * scale).abs(), blocks, nonzeros)
-    return _least_squares(torch.zeros_like(targets), targets, gram, mask)
+    mask = largest(targets.abs(), blocks, nonzeros)
+    return descended(torch.zeros_like(targets), targets, atoms, mask)
 
 
 def by_pursuit(
     targets: torch.Tensor,
-    gram: torch.Tensor,
+    atoms: Atoms,
     blocks: int,
     nonzeros: int,
     start: torch.Tensor | None = None,
@@ -75,17 +74,13 @@ def by_pursuit(
     rows, count = targets.shape
     total = blocks * nonzeros
     size = max(1, _CHUNK_BYTES // (4 * count * (total + 3)))
-    scale = _unit_scale(gram)
-    unit = gram * scale * scale[:, None]
-    pieces = [
-        _pursue(part * scale, unit, blocks, nonzeros) for part in targets.split(min(size, rows))
-    ]
-    mask = torch.cat(pieces)
-    return _least_squares(torch.zeros_like(targets), targets, gram, mask)
+    unit = atoms.matrix()
+    pieces = [_pursue(part, unit, blocks, nonzeros) for part in targets.split(min(size, rows))]
+    return descended(torch.zeros_like(targets), targets, atoms, torch.cat(pieces))
 
 
 def _pursue(targets: torch.Tensor, unit: torch.Tensor, blocks: int, nonzeros: int) -> torch.Tensor:
-    """Mask of the atoms that a pursuit chooses; products of atoms of unit energy."""
+    """Mask of the atoms that a pursuit chooses."""
     rows, count = targets.shape
     left = targets.clone()
     mask = torch.zeros_like(targets, dtype=torch.bool)
@@ -117,7 +112,7 @@ def _pursue(targets: torch.Tensor, unit: torch.Tensor, blocks: int, nonzeros: in
 
 def by_directions(
     targets: torch.Tensor,
-    gram: torch.Tensor,
+    atoms: Atoms,
     blocks: int,
     nonzeros: int,
     start: torch.Tensor | None = None,
@@ -125,56 +120,84 @@ def by_directions(
     """Alternating directions (Boyd et al. 2011, section 9.1): dense least squares and the nearest
     sparse matrix are drawn together, then least squares on the support.
 
-    A few products [rows, N] x [N, N] whatever k is, and supports that a pursuit, which never takes
-    an atom back, does not find once k is a tenth of r or more.
+    A few products of [rows, N] with the inverse whatever k is, and supports that a pursuit, which
+    never takes an atom back, does not find once k is a tenth of r or more.
 
     Args:
         start: coefficients of much the same problem to begin with, whose support is nearly right.
 
     Others, Returns: as :func:`by_correlation`.
     """
-    scale = _unit_scale(gram)
-    unit, aims = gram * scale * scale[:, None], targets * scale
-    sparse = torch.zeros_like(targets) if start is None else start / scale
+    # With S the nearest sparse matrix and U the scaled dual: ``mirrored`` is S - U.
+    mirrored = torch.zeros_like(targets) if start is None else start.clone()
     dual = torch.zeros_like(targets)
-    mask, penalty = sparse != 0, 0.0
+    mask, sparse, penalty = mirrored != 0, mirrored, 0.0
     for following, iterations in _FROM_NOTHING if start is None else _FROM_SUPPORT:
-        dual *= penalty / following
+        if penalty:
+            dual *= penalty / following
+            mirrored = sparse - dual
         penalty = following
-        shifted = unit.clone()
-        shifted.diagonal().add_(penalty)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(shifted))
+        solve = atoms.shifted_inverse(penalty)
         for _ in range(iterations):
-            free = (aims + penalty * (sparse - dual)) @ inverse
-            dual += free
+            dual += solve(torch.add(targets, mirrored, alpha=penalty))
             mask = largest(dual.abs(), blocks, nonzeros)
             sparse = dual * mask
             dual -= sparse
-    return _least_squares(sparse * scale, targets, gram, mask)
+            mirrored = torch.sub(sparse, dual, out=mirrored)
+    return descended(sparse, targets, atoms, mask)
 
 
-def coding_bytes(rows: int, atoms: int) -> int:
-    """Bytes that any of these takes beyond its arguments and its result."""
-    return 4 * (4 * atoms**2 + 8 * rows * atoms) + _CHUNK_BYTES
+def descended(
+    start: torch.Tensor,
+    targets: torch.Tensor,
+    atoms: Atoms,
+    mask: torch.Tensor,
+    iterations: int = _DESCENT,
+) -> torch.Tensor:
+    """Least squares on a support, by conjugate gradients on all rows together from ``start``, which
+    is zero off it; no iteration leaves the error larger than it was. Atoms of unit energy need no
+    preconditioner."""
+    solution = start * mask
+    residual = targets - atoms.times(solution)
+    residual *= mask
+    direction = residual.clone()
+    energy = _energy(residual)
+    floor = energy * 1e-10
+    for _ in range(iterations):
+        image = atoms.times(direction).add_(direction, alpha=_RIDGE).mul_(mask)
+        curvature = (direction * image).sum(1, keepdim=True)
+        # Rows that have converged stand still; their curvature may be zero.
+        moving = energy > floor
+        step = torch.where(moving, energy / curvature.clamp_min(1e-30), 0.0)
+        solution.addcmul_(step, direction)
+        residual.addcmul_(step, image, value=-1)
+        following = _energy(residual)
+        ratio = torch.where(moving, following / energy.clamp_min(1e-30), 0.0)
+        direction.mul_(ratio).add_(residual)
+        energy = following
+    return solution
 
 
-def coding_work(rows: int, atoms: int, first: bool) -> float:
+def _energy(rows: torch.Tensor) -> torch.Tensor:
+    return rows.square().sum(1, keepdim=True)
+
+
+def coding_bytes(rows: int, blocks: int, rank: int, width: int, coding: str) -> int:
+    """Bytes that a coder takes beyond its arguments and its result."""
+    count, inputs = blocks * rank, blocks * width
+    if coding == "pursuit" or not factored(blocks, rank, width):
+        square = 16 * count**2 + 4 * count * inputs  # H, and what it or its inverse is made from
+    else:
+        square = 28 * inputs**2  # the inverse of the metric, which is found in float64
+    return square + 40 * rows * count + _CHUNK_BYTES * (coding == "pursuit")
+
+
+def coding_work(rows: int, blocks: int, rank: int, width: int, first: bool) -> float:
     """Multiply-accumulates of :func:`by_directions`, with a start or (``first``) without."""
     stages = _FROM_NOTHING if first else _FROM_SUPPORT
-    iterations = sum(count for _, count in stages) + _DESCENT
-    return iterations * rows * atoms**2 + 2.0 * len(stages) * atoms**3
-
-
-def _least_squares(
-    start: torch.Tensor, targets: torch.Tensor, gram: torch.Tensor, mask: torch.Tensor
-) -> torch.Tensor:
-    return solve_masked(start * mask, targets, gram, mask, _RIDGE, _DESCENT)
-
-
-def _unit_scale(gram: torch.Tensor) -> torch.Tensor:
-    """Factors that give all atoms the same energy; those of (nearly) none are not blown up."""
-    energy = gram.diagonal()
-    return energy.clamp_min(1e-6 * energy.mean().clamp_min(1e-30)).rsqrt()
+    iterations = sum(count for _, count in stages) + _DESCENT + 1
+    inverted = blocks * min(rank, width)
+    return iterations * rows * row_work(blocks, rank, width) + 2.0 * len(stages) * inverted**3
 
 
 CODERS: dict[str, Coder] = {

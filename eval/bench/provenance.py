@@ -39,6 +39,13 @@ NO_TRAINING = (
     ":!compress/checkpoint/apply_mask.py",
 )  # fmt: skip
 
+# For those that factorise nothing into a dictionary and coefficients.
+NO_DICTIONARY = (
+    ":!compress/linear/atoms.py", ":!compress/linear/dictionary.py",
+    ":!compress/linear/sparse_coding.py", ":!compress/methods/factorize/dense_sparse*",
+    ":!compress/methods/factorize/stf*",
+)  # fmt: skip
+
 _FLAGS = re.compile(r"^(avx2|avx512f|\w*_bf16|\w*_vnni|amx_\w+|asimd|sve|bf16|i8mm)$")
 _MODULE = re.compile(r"-m compress\.eval\.bench\.(?P<name>[\w.]+)(?:.*--only (?P<part>\w+))?")
 _WORDS = ("name", "description", "expected")  # of a recipe; they change nothing that is measured
@@ -166,12 +173,9 @@ def _meaning(name: str, content: bytes) -> str:
 
 
 def _bare(tree: ast.Module) -> ast.Module:
-    """Without docstrings, and without a benchmark's CODE: what decides which rows are marked
-    decides none of them."""
-    tree.body = [
-        part for part in tree.body
-        if not (isinstance(part, ast.Assign) and [ast.unparse(t) for t in part.targets] == ["CODE"])
-    ]  # fmt: skip
+    """Without docstrings, and without a benchmark's CODE and what it takes of this module: what
+    decides which rows are marked decides none of them."""
+    tree.body = [part for part in tree.body if not _marks(part)]
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if not isinstance(body, list):
@@ -182,6 +186,12 @@ def _bare(tree: ast.Module) -> ast.Module:
                     and isinstance(part.value.value, str))
         ]  # fmt: skip
     return tree
+
+
+def _marks(part: ast.stmt) -> bool:
+    if isinstance(part, ast.ImportFrom):
+        return part.module == __name__
+    return isinstance(part, ast.Assign) and [ast.unparse(t) for t in part.targets] == ["CODE"]
 
 
 def _git(*arguments: str) -> str | None:

@@ -10,14 +10,14 @@ import shutil
 from pathlib import Path
 
 from compress.eval.bench.options import entry, parser, publish, say, work_folder
-from compress.eval.bench.provenance import DEFAULT, NO_TRAINING
+from compress.eval.bench.provenance import DEFAULT, NO_DICTIONARY, NO_TRAINING
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import run_measured
 from compress.eval.report import Report, load_report
 from compress.planning.recipe import read_recipe
 
 COMMAND = "make quickstart"
-CODE = (*DEFAULT, *NO_TRAINING, "recipes/quickstart.yaml")
+CODE = (*DEFAULT, *NO_TRAINING, *NO_DICTIONARY, "recipes/quickstart.yaml")
 # At most: minutes on two cores, of the bytes that were downloaded, of the original's perplexity.
 _MINUTES, _BYTES, _PERPLEXITY = 8, 0.85, 1.15
 _DECODE = 4.0  # at least, over the original in transformers in float32

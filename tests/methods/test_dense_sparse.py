@@ -14,6 +14,7 @@ from compress.engine.steps import run_step
 from compress.errors import CompressError
 from compress.linear import routes
 from compress.linear.algebra import principal_outputs
+from compress.linear.atoms import Atoms
 from compress.linear.dense_sparse import DenseSparseLinear, index_dtype, stored_bytes
 from compress.linear.dictionary import Form, factorise, packed
 from compress.linear.sparse_coding import CODERS, coding_loss
@@ -97,14 +98,35 @@ def test_one_atom_an_output_is_as_good_as_clusters_of_directions(problem):
 def test_coders_in_the_order_of_their_price(problem):
     """Pursuit looks at what is left, correlation does not; directions take atoms back."""
     generator = torch.Generator().manual_seed(0)
-    atoms = torch.randn(40, 24, generator=generator)
-    aims = torch.randn(64, 24, generator=generator)
-    gram, targets = atoms @ atoms.t(), aims @ atoms.t()
+    atoms = Atoms(torch.randn(2, 20, 12, generator=generator), problem[1][:24, :24])
+    targets = atoms.answers(torch.randn(64, 24, generator=generator))
     loss = {
-        name: float(coding_loss(code(targets, gram, 2, 6, None), targets, gram).sum())
+        name: float(coding_loss(code(targets, atoms, 2, 6, None), targets, atoms).sum())
         for name, code in CODERS.items()
     }
     assert loss["directions"] < loss["pursuit"] < loss["correlation"]
+
+
+@pytest.mark.parametrize(("blocks", "rank", "width"), [(4, 17, 8), (2, 5, 16), (1, 40, 8)])
+def test_products_with_atoms_are_those_with_their_matrix(blocks, rank, width):
+    """Of unit energy, and the same whether the matrix of products is formed or not."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(90, blocks * width, generator=generator)
+    metric = inputs.t() @ inputs / 90
+    dictionary = torch.randn(blocks, rank, width, generator=generator)
+    atoms = Atoms(dictionary, metric)
+    flat = torch.block_diag(*(dictionary * atoms.scale.view(blocks, rank, 1)))
+    gram = flat @ metric @ flat.t()
+    x = torch.randn(7, blocks * rank, generator=generator)
+    rows = torch.randn(7, blocks * width, generator=generator)
+    torch.testing.assert_close(gram.diagonal(), torch.ones(blocks * rank))
+    torch.testing.assert_close(atoms.matrix(), gram, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(atoms.times(x), x @ gram, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(atoms.answers(rows), rows @ metric @ flat.t(), rtol=1e-4, atol=1e-4)
+    for shift in (0.03, 1.0):
+        wanted = torch.linalg.solve((gram + shift * torch.eye(len(gram))).double(), x.double().t())
+        found = atoms.shifted_inverse(shift)(x)
+        torch.testing.assert_close(found, wanted.t().float(), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(576, 576), (192, 576), (1536, 576), (576, 1536), (64, 48)])

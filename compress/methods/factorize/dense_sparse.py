@@ -145,7 +145,7 @@ class DenseSparseMethod(DenseSparseOptions):
             for value_bytes in (2, 4):
                 form = self.largest_form(out, width, value_bytes)
                 if form is not None:
-                    solving = 12 * width**2 + factorise_bytes(out, width, form)
+                    solving = 12 * width**2 + factorise_bytes(out, width, form, self.coding)
                     solving += 8 * out * width if self.weighting == "fisher" else 0
                     found = max(found, solving, product_bytes(out, width, form))
         return found

@@ -25,7 +25,7 @@ from compress.errors import CompressError
 from compress.eval.bench.masked_models import row
 from compress.eval.bench.options import say
 from compress.eval.bench.peer_material import MODEL, TEXT, shortened
-from compress.eval.bench.provenance import DEFAULT, NO_TRAINING
+from compress.eval.bench.provenance import DEFAULT, NO_DICTIONARY, NO_TRAINING
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import run_once
 from compress.eval.cost.latency import PairedLatency, paired_latency
@@ -35,7 +35,7 @@ from compress.planning.recipe import parse_recipe
 from compress.runtimes.gguf.model import LlamaCppForCausalLM
 from compress.runtimes.requirements import require
 
-CODE = (*DEFAULT, *NO_TRAINING, "eval/bench/runtime/exported.py")
+CODE = (*DEFAULT, *NO_TRAINING, *NO_DICTIONARY, "eval/bench/runtime/exported.py")
 COMMAND = "python -m compress.eval.bench.runtime --only {}"
 ONNX, LLAMA, TORCH = "onnxruntime", "llama.cpp", "transformers"
 

@@ -23,13 +23,19 @@ import compress
 from compress.eval.bench.masked_models import row
 from compress.eval.bench.options import publish, say
 from compress.eval.bench.peer_material import Material, Scale, prepare
-from compress.eval.bench.provenance import DEFAULT, NO_TRAINING
+from compress.eval.bench.provenance import DEFAULT, NO_DICTIONARY, NO_TRAINING
 from compress.eval.bench.rows import Row
 from compress.eval.quality.perplexity import perplexity
 from compress.models.loading import load_model
 
 # Other runtimes have no part in it.
-CODE = (*DEFAULT, *NO_TRAINING, ":!compress/runtimes", "eval/bench/runtime/inside.py")
+CODE = (
+    *DEFAULT,
+    *NO_TRAINING,
+    *NO_DICTIONARY,
+    ":!compress/runtimes",
+    "eval/bench/runtime/inside.py",
+)
 COMMAND = "python -m compress.eval.bench.runtime --only {}"
 SCALE = Scale(samples=16, length=512, test=4096)
 SMOKE = Scale(samples=2, length=64, test=512, window=256, blocks=2)
