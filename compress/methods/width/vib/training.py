@@ -232,12 +232,18 @@ def _note(
         "vib.crossed": learned_gone,
         "vib.threshold": min(max(choice.threshold, -1e9), 1e9),
     }
-    said = [
+    kept = (
         f"kept {choice.amount:,.0f} of {sizes.whole():,.0f} {_COUNTED[method.of]}, "
-        f"{100 * choice.amount / target:.2f} % of the target; {100 * learned_gone:.1f} % had more "
-        f"noise than signal, and the threshold that meets the target is a log alpha of "
-        f"{choice.threshold:.2f} instead of 0"
-    ]
+        f"{100 * choice.amount / target:.2f} % of the target"
+    )
+    if method.training is None:
+        how = "gates did not learn: what went is what importance put last"
+    else:
+        how = (
+            f"{100 * learned_gone:.1f} % had more noise than signal, and the threshold that meets "
+            f"the target is a log alpha of {choice.threshold:.2f} instead of 0"
+        )
+    said = [f"{kept}; {how}"]
     if HEADS in gates:
         scores = chooser(gates, sizes, target, {}, False, 1).scores[HEADS]
         first = [
