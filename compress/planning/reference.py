@@ -68,7 +68,8 @@ def keys_of_method(name: str) -> tuple[Key, ...]:
     Raises:
         CompressError: there is none of that name.
     """
-    return tuple(_flat(METHODS.get(name)))
+    method = METHODS.get(name)
+    return tuple(_flat(method, owner=_as_by_default(method)))
 
 
 def markdown() -> str:
@@ -109,18 +110,33 @@ def kind_of_value(annotation: Any) -> str:
     return "text" if annotation is Path else "mapping"
 
 
-def default_of(field: FieldInfo) -> str:
-    """A field's default as YAML would write it."""
+def default_of(field: FieldInfo, name: str = "", owner: BaseModel | None = None) -> str:
+    """A field's default as YAML would write it; of a section what differs from the defaults of its
+    keys. What depends on other fields is read off an ``owner`` that was given none of them."""
     if field.is_required():
         return "required"
+    value = field.default
     if field.default_factory is not None:
         made = field.default_factory
-        return json.dumps(made()) if made in (dict, list, tuple) else "depends"
-    if field.default is None:
+        if made in (dict, list, tuple):
+            return json.dumps(made())
+        if owner is None:
+            return "depends"
+        value = getattr(owner, name)
+    if value is None:
         return ""
-    if isinstance(field.default, BaseModel):
-        return "as below"
-    return json.dumps(to_jsonable_python(field.default), ensure_ascii=False)
+    if isinstance(value, BaseModel):
+        given = value.model_dump(mode="json", exclude_defaults=True)
+        return json.dumps(given, ensure_ascii=False) if given else "as below"
+    return json.dumps(to_jsonable_python(value), ensure_ascii=False)
+
+
+def _as_by_default(method: type[Method]) -> Method | None:
+    """A step with no options but those it cannot do without; None where it has no such example."""
+    try:
+        return method.model_validate(method.example)
+    except ValueError:
+        return None
 
 
 def _collect(
@@ -141,7 +157,12 @@ def _collect(
     found[place] = tuple(_keys(model, place, seen))
 
 
-def _keys(model: type[BaseModel], place: str, seen: dict[type[BaseModel], str]) -> Iterator[Key]:
+def _keys(
+    model: type[BaseModel],
+    place: str,
+    seen: dict[type[BaseModel], str],
+    owner: BaseModel | None = None,
+) -> Iterator[Key]:
     for name, field in _fields(model):
         path = _below(place, name, field)
         elsewhere = [seen[m] for m in _models(name, field) if seen.get(m, path) != path]
@@ -151,7 +172,7 @@ def _keys(model: type[BaseModel], place: str, seen: dict[type[BaseModel], str]) 
         meaning = field.description or ""
         if elsewhere:
             meaning += f"{'; ' if meaning else ''}keys as of `{elsewhere[0]}`"
-        yield Key(name, kind, default_of(field), meaning)
+        yield Key(name, kind, default_of(field, name, owner), meaning)
 
 
 def _below(place: str, name: str, field: FieldInfo) -> str:
@@ -160,10 +181,12 @@ def _below(place: str, name: str, field: FieldInfo) -> str:
     return f"{path}.NAME" if typing.get_origin(field.annotation) is dict else path
 
 
-def _flat(model: type[BaseModel], prefix: str = "") -> Iterator[Key]:
+def _flat(
+    model: type[BaseModel], prefix: str = "", owner: BaseModel | None = None
+) -> Iterator[Key]:
     """Keys of a section and, behind each that is one itself, those inside: ``training.steps``."""
     fields = dict(_fields(model))
-    for key in _keys(model, "", {}):
+    for key in _keys(model, "", {}, owner):
         yield key._replace(name=prefix + key.name)
         for inner in _models(key.name, fields[key.name]):
             yield from _flat(inner, f"{prefix}{key.name}.")

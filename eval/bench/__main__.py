@@ -17,7 +17,8 @@ BENCHMARKS = (
     ("dsformer", "dense-sparse factorisation against SVD-LLM at equal bytes", "240", "5"),
     ("vib", "learned widths of a classifier against other ways to narrow it", "90", "3"),
     ("vib_smollm2", "learned widths of a language model", "150", "3"),
-    ("masked", "masked generators: the digits demo, every method, text, rxnfp", "90", "0.5"),
+    ("masked", "masked generators: the digits demo, text, rxnfp", "60", "0.5"),
+    ("masked_methods", "every method on masked generators of digits and MNIST", "90", "0.5"),
     ("masked_estimators", "estimators of a masked generator's likelihood", "5", "0.1"),
     ("runtime", "results in transformers, onnxruntime and llama.cpp", "70", "4"),
 )

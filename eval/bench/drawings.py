@@ -3,7 +3,8 @@
     python -m compress.eval.bench.drawings
 
 Draws docs/images/depth-parameters.svg and depth-decode.svg: perplexity against what a model with
-fewer blocks still weighs, and against how long it takes for a token.
+fewer blocks still weighs, and against how long it takes for a token beside the dense model, from
+pairs that ran in turn: times of different runs do not compare.
 """
 
 from __future__ import annotations
@@ -27,15 +28,16 @@ text { fill: #5d6670; font-size: 11.5px; } .label { fill: #1d2126; font-weight: 
 .dot.original { fill: #1d2126; }
 """
 _WORD = "SmolLM2"
+_SPEED = "decode speed-up"
 _COSTS = {
     "depth-parameters": ("parameters", "parameters, millions"),
-    "depth-decode": ("decode, ms a token", "decode, ms a token"),
+    "depth-decode": (_SPEED, "time of a token / that of the dense model"),
 }
 
 
 def series(rows: list[Row], cost: str) -> dict[str, list[Point]]:
     """Of each method its points (cost, perplexity), from rows "SmolLM2, METHOD -N blocks: …"."""
-    values = {row.figure: row.value for row in rows}
+    values = {f"{_WORD}, dense: {_SPEED}": 1.0} | {row.figure: row.value for row in rows}
     found: dict[str, list[Point]] = {}
     for figure, value in values.items():
         thing, _, measure = figure.removeprefix(f"{_WORD}, ").rpartition(": ")
@@ -43,7 +45,9 @@ def series(rows: list[Row], cost: str) -> dict[str, list[Point]]:
         if measure != "perplexity" or spent is None or not figure.startswith(f"{_WORD}, "):
             continue
         method = thing.partition(" -")[0]
-        found.setdefault(method, []).append(Point(thing, spent, value))
+        found.setdefault(method, []).append(
+            Point(thing, 1 / spent if cost == _SPEED else spent, value)
+        )
     return found
 
 
