@@ -113,6 +113,7 @@ def fit(
     with recomputing(module, options.gradient_checkpointing):
         run = _Run(module, loss, source, options, groups, seed, place, held or {})
         run.resume(Path(folder) if folder is not None else None)
+        run.trained.forget_gradients()  # the caller's own, if the module came with some
         cuda = [place] if place.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             for step in range(run.start, options.steps):

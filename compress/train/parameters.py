@@ -94,12 +94,16 @@ class Trained:
             group["lr"] = peak * share
         scaler.step(self.optimiser)
         scaler.update()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.forget_gradients()
         if self.average:
             # Early on the average follows faster, or it would remember where training began.
             decay = min(self.options.ema, (1 + step) / (10 + step))
             for name, parameter in self.parameters.items():
                 self.average[name].lerp_(parameter.detach().float(), 1 - decay)
+
+    def forget_gradients(self) -> None:
+        """Drop all gradients, whoever made them."""
+        self.optimiser.zero_grad(set_to_none=True)
 
     def settle(self) -> None:
         """Give the parameters their average's values, where there is one."""

@@ -91,6 +91,17 @@ def test_seed_decides(train):
     assert not same(train(seed=5)[0], train(seed=6)[0])
 
 
+def test_gradients_of_the_caller_count_for_nothing(training):
+    trained = []
+    for stale in (False, True):
+        module = training.make_module()
+        if stale:
+            module(training.Points().values).square().sum().mul(1e3).backward()
+        fit(module, training.noisy_loss, training.Points(), training.OPTIONS)
+        trained.append(module.state_dict())
+    assert same(*trained)
+
+
 def test_global_random_numbers_are_left_alone(training):
     module = training.make_module()
     torch.manual_seed(0)
