@@ -266,14 +266,15 @@ class _Run:
             raise _diverged("loss", loss, step, self.options)
         gradients = self.trained.gradients()
         self.scaler.unscale_(self.trained.optimiser)
-        if self.options.clip is None:
-            return {}
         norm = nn.utils.get_total_norm(gradients)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        nn.utils.clip_grads_with_norm_(self.trained.parameters.values(), self.options.clip, norm)
         value = float(norm)
+        # Steps in which float16 has overflowed are left out by the scaler.
         if not math.isfinite(value) and not self.scaler.is_enabled():
             raise _diverged("norm of the gradient", value, step, self.options)
+        if self.options.clip is None:
+            return {}
+        nn.utils.clip_grads_with_norm_(self.trained.parameters.values(), self.options.clip, norm)
         return {"norm": value}
 
     def _state(self) -> dict[str, torch.Tensor]:

@@ -202,6 +202,19 @@ def test_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(train, 
     assert same(train(folder=tmp_path)[0], train()[0])
 
 
+@pytest.mark.parametrize("clip", [1.0, None])
+def test_a_gradient_that_is_not_finite_changes_nothing(clip, train, training, tmp_path):
+    def breaks(module, batch, moment):
+        loss, figures = training.noisy_loss(module, batch, moment)
+        if moment.step == 7:  # the square root of 0: a finite value without a finite slope
+            loss = loss + (module[0].weight * 0).square().sum().sqrt()
+        return loss, figures
+
+    with pytest.raises(CompressError, match="finite norm of the gradient at step 7"):
+        train(loss=breaks, folder=tmp_path, clip=clip)
+    assert same(train(folder=tmp_path, clip=clip)[0], train(clip=clip)[0])
+
+
 @pytest.mark.parametrize(
     "change, named",
     [
