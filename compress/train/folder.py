@@ -119,7 +119,11 @@ class CheckpointFolder:
             self._pending.append(json.dumps(line) + "\n")
 
     def history(self, step: int) -> list[dict[str, Any]]:
-        """Lines of the steps before ``step``; those behind it, and a torn one, are dropped."""
+        """Lines of the steps before ``step``; those behind it, and a torn one, are dropped.
+
+        Raises:
+            CompressError: lines are missing, which were durable before the state was.
+        """
         path = self.folder / _HISTORY
         kept: list[dict[str, Any]] = []
         if path.exists():
@@ -130,8 +134,13 @@ class CheckpointFolder:
                     break  # half a line: the process ended while writing it
                 if line["step"] < step:
                     kept.append(line)
-            if self.writes:
-                write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+        if len(kept) < step:
+            raise CompressError(
+                f"the history of {step} steps in {path}", f"a damaged one, of {len(kept)}",
+                "Remove the folder to train anew",
+            )  # fmt: skip
+        if path.exists() and self.writes:
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
         return kept
 
 

@@ -252,6 +252,16 @@ def test_damaged_checkpoint_is_refused(train, tmp_path):
             train(folder=tmp_path)
 
 
+@pytest.mark.parametrize("lines", [None, 4])
+def test_a_history_without_all_steps_is_refused(lines, train, tmp_path):
+    train(folder=tmp_path)
+    path = tmp_path / "history.jsonl"
+    kept = path.read_text().splitlines(keepends=True)[:lines]
+    path.write_text("".join(kept)) if lines else path.unlink()
+    with pytest.raises(CompressError, match=f"10 steps.* of {lines or 0}.*Remove the folder"):
+        train(folder=tmp_path)
+
+
 def test_nothing_to_train_is_an_error(training):
     module = training.make_module().requires_grad_(False)
     with pytest.raises(CompressError, match="parameters to train"):
