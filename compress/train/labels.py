@@ -27,10 +27,10 @@ Answers = tuple[torch.Tensor, dict[int, torch.Tensor]]
 class LabelLoss:
     """Mean loss of an answer: cross entropy in nats, or the squared error of a regression.
 
-    Called like :class:`compress.train.language.LanguageLoss`. The distillation's ``labels``
-    weights that loss, its ``logits`` the divergence from the teacher's answers
-    (:meth:`compress.models.heads.Head.divergences`), its ``hidden`` the hidden states of tokens
-    that are no padding.
+    Called like :class:`compress.train.language.LanguageLoss`; of a batch without any label it is 0.
+    The distillation's ``labels`` weights that loss, its ``logits`` the divergence from the teacher's
+    answers (:meth:`compress.models.heads.Head.divergences`), its ``hidden`` the hidden states of
+    tokens that are no padding.
 
     Args:
         model, anatomy: with a head of labels.
@@ -76,7 +76,7 @@ class LabelLoss:
         loss = logits.new_zeros((), dtype=torch.float32)
         weights = self.distillation
         if lesson is None or weights.labels:
-            error = self.head.losses(logits, self._labels(batch)).mean()
+            error = _mean(self.head.losses(logits, self._labels(batch)))
             loss = error if lesson is None else weights.labels * error
             figures[name] = float(error.detach())
         if lesson is None:
@@ -112,6 +112,11 @@ def _answers(model: nn.Module, anatomy: Anatomy, batch: Batch, layers: tuple[int
         return model(**inputs).logits, {}
     last, found = trunk_hidden(model, anatomy, inputs, layers)
     return tail_logits(model, anatomy, inputs, last), found
+
+
+def _mean(losses: torch.Tensor) -> torch.Tensor:
+    """The mean of the losses of answers; 0, with a graph, where there is none."""
+    return losses.mean() if len(losses) else losses.sum()
 
 
 def _apart(mine: torch.Tensor, theirs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

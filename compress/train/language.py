@@ -41,6 +41,7 @@ class LanguageLoss:
     """Mean loss a predicted token, in nats, of a causal or masked language model.
 
     A causal model predicts each next token; a masked one the batch's ``labels`` (-100 elsewhere).
+    Of a batch in which nothing is to be predicted it is 0.
 
     Args:
         model, anatomy: any AutoModelForCausalLM or AutoModelForMaskedLM.
@@ -79,7 +80,8 @@ class LanguageLoss:
         inputs, targets = model_inputs(batch), self.targets(batch)
         last, layers = trunk_hidden(self.model, self.anatomy, inputs, self.layers)
         count = (targets != IGNORED).sum().clamp_min(1)
-        sums = last.new_zeros(2)
+        # Zeros with a graph: a batch in which nothing is to be predicted has gradients of zero.
+        sums = last[:, :0].sum().float().expand(2)
         span = max(1, _LOGIT_BYTES // (4 * self.vocabulary * len(targets)))
         for start in range(0, targets.shape[1], span):
             piece = slice(start, start + span)

@@ -74,6 +74,16 @@ def test_the_kind_of_a_model_decides_its_loss(classifier, tiny, batch):
         model_loss(model, anatomy_of(model))(bare)
 
 
+def test_a_batch_without_labels_adds_nothing(classifier, batch):
+    model = classifier()
+    loss, figures = LabelLoss(model, anatomy_of(model))(
+        {**batch, "labels": torch.full_like(batch["labels"], -100)}
+    )
+    loss.backward()
+    assert float(loss.detach()) == 0 and figures == {"cross_entropy": 0}
+    assert not model.classifier.weight.grad.any()
+
+
 def test_like_lengths_come_together_and_every_example_once(rows):
     order = Order(len(rows), 3, rows.lengths, 4)
     epoch = order.indices(0, 32)

@@ -66,6 +66,19 @@ def test_chunks_give_the_plain_loss_and_gradient(family, tiny, batch):
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
+def test_a_batch_with_nothing_to_predict_adds_nothing(family, tiny, tokens):
+    model = tiny(family)
+    given = {"input_ids": tokens[:, :1]}  # a document of one token
+    if family == "bert":
+        given = {"input_ids": tokens, "labels": torch.full_like(tokens, -100)}
+    measured = LanguageLoss(model, anatomy_of(model), DistillationOptions())
+    for lesson in (None, measured.observe(given)):
+        loss, figures = measured(given, lesson)
+        assert float(loss.detach()) == 0 and not any(figures.values())
+        assert not any(gradient.any() for gradient in gradients(model, loss).values())
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
 def test_distillation_is_the_plain_divergence(family, tiny, batch):
     student, teacher, given = tiny(family, seed=1), tiny(family), batch(family)
     options = DistillationOptions(labels=0.0, logits=0.5, temperature=HEAT)
