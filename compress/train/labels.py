@@ -10,12 +10,7 @@ from compress.models.anatomy import Anatomy
 from compress.models.heads import head_of
 from compress.models.inputs import LABELS, MASK
 from compress.models.stream import tail_logits, trunk_hidden
-from compress.train.language import (
-    DistillationOptions,
-    compared_layers,
-    other_width,
-    relative_error,
-)
+from compress.train.language import DistillationOptions, compared_layers, hidden_error
 from compress.train.moment import Moment
 from compress.train.teacher import ModelTeacher, model_inputs
 
@@ -28,9 +23,9 @@ class LabelLoss:
     """Mean loss of an answer: cross entropy in nats, or the squared error of a regression.
 
     Called like :class:`compress.train.language.LanguageLoss`; of a batch without any label it is 0.
-    The distillation's ``labels`` weights that loss, its ``logits`` the divergence from the teacher's
-    answers (:meth:`compress.models.heads.Head.divergences`), its ``hidden`` the hidden states of
-    tokens that are no padding.
+    The distillation's ``labels`` weights that loss, its ``logits`` the divergence from the
+    teacher's answers (:meth:`compress.models.heads.Head.divergences`), its ``hidden`` the hidden
+    states of tokens that are no padding.
 
     Args:
         model, anatomy: with a head of labels.
@@ -88,7 +83,7 @@ class LabelLoss:
         if weights.logits:
             loss = loss + weights.logits * apart
         if self.layers:
-            error = sum(_apart(layers[i], states[i], batch.get(MASK)) for i in self.layers)
+            error = sum(hidden_error(layers[i], states[i], batch.get(MASK)) for i in self.layers)
             error = error / len(self.layers)
             loss = loss + weights.hidden * error
             figures["hidden"] = float(error.detach())
@@ -117,14 +112,3 @@ def _answers(model: nn.Module, anatomy: Anatomy, batch: Batch, layers: tuple[int
 def _mean(losses: torch.Tensor) -> torch.Tensor:
     """The mean of the losses of answers; 0, with a graph, where there is none."""
     return losses.mean() if len(losses) else losses.sum()
-
-
-def _apart(mine: torch.Tensor, theirs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    if mine.shape[-1] != theirs.shape[-1]:
-        raise other_width(
-            mine.shape[-1], theirs.shape[-1],
-            "Set distillation.hidden: 0, which leaves the predictions",
-        )  # fmt: skip
-    if mask is None:
-        return relative_error(mine, theirs)
-    return relative_error(mine[mask != 0], theirs[mask != 0])

@@ -100,14 +100,9 @@ class LanguageLoss:
         loss = weights.labels * cross_entropy + weights.logits * divergence
         figures["kl"] = float(divergence.detach())
         if self.layers:
+            mask = batch.get("attention_mask")
             pairs = [(layers[i], lesson.layers[i]) for i in self.layers]
-            for mine, theirs in pairs:
-                if mine.shape[-1] != theirs.shape[-1]:
-                    raise other_width(
-                        mine.shape[-1], theirs.shape[-1],
-                        "Set distillation.hidden: 0, which leaves the predictions",
-                    )  # fmt: skip
-            error = sum(relative_error(mine, theirs) for mine, theirs in pairs) / len(pairs)
+            error = sum(hidden_error(mine, theirs, mask) for mine, theirs in pairs) / len(pairs)
             loss = loss + weights.hidden * error
             figures["hidden"] = float(error.detach())
         return loss, figures
@@ -175,6 +170,28 @@ def relative_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean over tokens of |output - target|^2 / |target|^2, states [..., hidden size]."""
     apart = (output - target).square().mean(-1)
     return (apart / target.square().mean(-1).clamp_min(1e-12)).mean()
+
+
+def hidden_error(
+    mine: torch.Tensor, theirs: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """:func:`relative_error` of a student's hidden states, of tokens that are no padding.
+
+    Args:
+        mine, theirs: of the student and the teacher, [batch, length, hidden size].
+        mask: [batch, length], 0 where there is padding; None where there is none.
+
+    Raises:
+        CompressError: states of another width.
+    """
+    if mine.shape[-1] != theirs.shape[-1]:
+        raise other_width(
+            mine.shape[-1], theirs.shape[-1],
+            "Set distillation.hidden: 0, which leaves the predictions",
+        )  # fmt: skip
+    if mask is None:
+        return relative_error(mine, theirs)
+    return relative_error(mine[mask != 0], theirs[mask != 0])
 
 
 def _cut(

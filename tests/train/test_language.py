@@ -10,6 +10,7 @@ from compress.errors import CompressError
 from compress.models.anatomy import anatomy_of
 from compress.train import TokenSource, TrainingOptions, fit, language
 from compress.train.language import DistillationOptions, LanguageLoss
+from compress.train.teacher import ModelTeacher
 
 HEAT = 2.0
 
@@ -118,6 +119,27 @@ def test_a_model_has_nothing_to_learn_from_itself(tiny, batch):
     with torch.no_grad():
         _, last = alone(given, seen)
     assert changed["hidden"] == pytest.approx(last["hidden"] / 2, rel=1e-4)
+
+
+def test_padding_has_no_hidden_states_to_learn(tiny, tokens):
+    student, teacher = tiny("llama", seed=1), tiny("llama")
+    options = DistillationOptions(labels=0.0, logits=0.0, hidden=1.0)
+    taught = ModelTeacher(teacher, anatomy_of(teacher), {2: 2})
+    measured = LanguageLoss(student, anatomy_of(student), options, taught)
+
+    def learned(ids, mask=None):
+        given = {"input_ids": ids} if mask is None else {"input_ids": ids, "attention_mask": mask}
+        with torch.no_grad():
+            lesson = measured.observe(given)
+        loss = measured(given, lesson)[0]
+        return loss.detach(), gradients(student, loss)
+
+    value, plain = learned(tokens)
+    again, masked = learned(tokens, torch.ones_like(tokens))
+    assert torch.equal(again, value) and all(torch.equal(masked[n], g) for n, g in plain.items())
+    padded = torch.cat([tokens, torch.full_like(tokens, 9)], 1)
+    mask = torch.cat([torch.ones_like(tokens), torch.zeros_like(tokens)], 1)
+    assert float(learned(padded, mask)[0]) == pytest.approx(float(value), rel=1e-5)
 
 
 def test_recomputed_blocks_learn_the_same(tiny, tokens):
