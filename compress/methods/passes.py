@@ -59,6 +59,11 @@ def no_bytes(_outline: Outline) -> int:
     return 0
 
 
+def no_outputs(_outline: Outline, _batches: int, _tokens: int) -> int:
+    """Bytes of what holds no activations beside those of its trainings."""
+    return 0
+
+
 @dataclass(frozen=True)
 class Sites:
     """Inside a block: bring the sites with targets to a function, in the order of execution.
@@ -211,6 +216,10 @@ class TrainModel:
         memory: bytes that it holds beyond the weights, from the shapes of all linears in blocks.
         holds: bytes that it holds beside these, from the model that enters the pass, for what does
             not follow from shapes: the forms of layers.
+        by_batch: gradients of whole calibration batches are taken, too, whatever the trainings hold
+            at once.
+        outputs: bytes of activations that it holds while nothing is trained, from the model that
+            enters the pass, the number of calibration batches and the tokens in each.
         keep_outer: what was learned outside the blocks; the ``outer`` of a later pass finds it.
         teacher: the model that the recipe began with is asked for, and so in memory as well.
         disk: bytes that it leaves in the run's folder while it lasts, beside its checkpoints, from
@@ -226,6 +235,8 @@ class TrainModel:
     teacher: bool = False
     disk: Callable[[int, int], int] = no_disk
     holds: Callable[[Outline], int] = no_bytes
+    by_batch: bool = False
+    outputs: Callable[[Outline, int, int], int] = no_outputs
 
 
 @dataclass(frozen=True)

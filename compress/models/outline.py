@@ -169,6 +169,7 @@ class Outline:
         tables: shapes of the embedding of tokens and the head, a tied one once.
         table_bits: stored bits of a value there; None where they are values like others.
         labels: answers that a head of labels chooses from, or 1 for a number; 0 without one.
+        scored: attention computes its scores as a tensor of their own, for want of a fused kernel.
     """
 
     blocks: tuple[BlockOutline, ...]
@@ -181,6 +182,7 @@ class Outline:
     notes: tuple[str, ...] = field(default=())
     tables: tuple[tuple[int, int], ...] = ()
     table_bits: float | None = None
+    scored: bool = False
 
     @property
     def predicts(self) -> bool:
@@ -269,6 +271,7 @@ def outline_of(model: PreTrainedModel, anatomy: Anatomy, value_bits: int) -> Out
         vocab,
         0 if (labelled := head_of(model)) is None else labelled.outputs,
         tables=tuple(tuple(table.weight.shape) for table in token_tables(model)),
+        scored=model.config._attn_implementation == "eager",
     )
 
 

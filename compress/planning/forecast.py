@@ -31,6 +31,7 @@ from compress.methods.passes import (
 )
 from compress.models.anatomy import OTHER, Site
 from compress.models.outline import BlockOutline, LinearOutline, Outline
+from compress.planning.activations import LOGITS, batch_bytes, learning_bytes, training_bytes
 from compress.system.precision import product_speed
 from compress.train.options import compute_dtype
 
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 # Code and buffers of libraries that are loaded when they are first called: 67 MB measured around a
 # first small step on two threads.
 _LIBRARIES = 96 * 2**20
-_LOGITS = 64 * 2**20  # see compress.methods.depth.loss
 
 
 @dataclass(frozen=True)
@@ -168,22 +168,26 @@ def tensor_bytes(
 ) -> int:
     """The part of :func:`peak_bytes` that is tensors."""
     passes = unrolled(method.passes(), len(outline.blocks))
-    batch = _batch_bytes(outline, calibration)
+    batch = batch_bytes(outline, calibration)
     if any(isinstance(step, TrainModel) for step in passes):
-        return _training_bytes(passes, outline, original or outline, batch)
+        return _training_bytes(passes, outline, original or outline, calibration)
     if any(isinstance(step, Whole) for step in passes):
         assert calibration is not None  # a method that asks for batches needs calibration
         tokens = calibration.samples * calibration.length
         # Hidden states of all batches, and logits of a piece in three versions.
         logits = 12 * calibration.batch * calibration.length * outline.vocab_size
-        held = 4 * tokens * outline.hidden_size + batch + min(logits, _LOGITS)
+        held = 4 * tokens * outline.hidden_size + batch + min(logits, LOGITS)
         whole = 4 * outline.parameters + held
-        return max(whole, _streaming_bytes(method, passes, outline, original, batch, compute))
-    return _streaming_bytes(method, passes, outline, original, batch, compute)
+        streamed = _streaming_bytes(method, passes, outline, original, calibration, compute)
+        return max(whole, streamed)
+    return _streaming_bytes(method, passes, outline, original, calibration, compute)
 
 
 def _training_bytes(
-    passes: tuple[Pass, ...], outline: Outline, original: Outline, batch: int
+    passes: tuple[Pass, ...],
+    outline: Outline,
+    original: Outline,
+    calibration: CalibrationSpec | None,
 ) -> int:
     """Bytes of a step that trains the whole model."""
     shapes = [shape for block in outline.blocks for shape in _matrices(block)]
@@ -194,10 +198,9 @@ def _training_bytes(
             outer = 12 * outline.outer_parameters if step.keep_outer is not None else 0
             teacher = 4 * original.parameters if step.teacher else 0
             own = step.memory(shapes) + step.holds(outline)
-            held = max(held, own + outer + teacher)
-    # Stored for the backward pass: a dozen states a block, the widest layer twice.
-    kept = 8 * len(outline.blocks) * batch
-    return round(1.2 * (4 * outline.parameters + held + kept))
+            kept = training_bytes(step, outline, calibration)
+            held = max(held, own + outer + teacher + kept)
+    return round(1.2 * (4 * outline.parameters + held))
 
 
 def _streaming_bytes(
@@ -205,11 +208,11 @@ def _streaming_bytes(
     passes: tuple[Pass, ...],
     outline: Outline,
     original: Outline | None,
-    batch: int,
+    calibration: CalibrationSpec | None,
     compute: torch.dtype,
 ) -> int:
     """Bytes of a step with one block, or the blocks of a group, in memory at a time."""
-    outer = 4 * outline.outer_parameters
+    outer, batch = 4 * outline.outer_parameters, batch_bytes(outline, calibration)
     largest_block = 4 * max(_block_parameters(b) for b in outline.blocks)
     # What becomes of a group is there beside it, and as large where nothing has been taken away.
     many = min(together(passes), len(outline.blocks))
@@ -240,9 +243,7 @@ def _streaming_bytes(
             # A closed form holds no gradients, but what one block is fitted with.
             most = many if step.spans and action.options else 1
             learning = most * max(action.memory(_matrices(block)) for block in outline.blocks)
-            examples = action.options and (action.options.micro_batch or action.options.batch)
-            # Stored for the backward pass.
-            kept = 2 * examples * most * batch if examples and most > 1 else 8 * batch
+            kept = learning_bytes(action, outline, calibration, most)
             site_bytes = max(site_bytes, learning + kept)
     return max(moved, outer + batch, block + cast + statistics + batch, block + site_bytes)
 
@@ -318,15 +319,6 @@ def _matrices(block: BlockOutline) -> Shapes:
 
 def _block_parameters(block: BlockOutline) -> int:
     return block.other_parameters + sum(x.weights for x in block.linears.values())
-
-
-def _batch_bytes(outline: Outline, calibration: CalibrationSpec | None) -> int:
-    """Activations of one batch inside a block."""
-    if calibration is None:
-        return 0
-    tokens = min(calibration.batch, calibration.samples) * calibration.length
-    widths = [max(b.anatomy.ffn, outline.hidden_size) for b in outline.blocks]
-    return 4 * tokens * (6 * outline.hidden_size + 4 * max(widths))
 
 
 def activation_bytes(outline: Outline, calibration: CalibrationSpec | None, merged: int = 1) -> int:

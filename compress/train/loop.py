@@ -219,7 +219,7 @@ class _Run:
     def _accumulate(self, step: int) -> tuple[dict[str, float], int]:
         """Gradients of all micro-batches; returns the loss with its figures, and tokens seen."""
         count = self.options.micro_batches
-        size = self.options.batch // count
+        size = self.options.at_once
         # A sharded module averages over the processes by itself.
         weight = (self.world.size if self.sharded else 1) / count
         total: dict[str, torch.Tensor | float] = {}

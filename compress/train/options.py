@@ -63,9 +63,14 @@ class TrainingOptions(BaseModel):
         return self
 
     @property
+    def at_once(self) -> int:
+        """Examples in memory at once, in each process."""
+        return self.micro_batch or self.batch
+
+    @property
     def micro_batches(self) -> int:
         """Micro-batches an optimiser step, over all processes."""
-        return self.batch // (self.micro_batch or self.batch)
+        return self.batch // self.at_once
 
 
 def learning_rate(options: TrainingOptions, step: int) -> float:

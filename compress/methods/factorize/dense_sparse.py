@@ -216,8 +216,8 @@ class DenseSparseMethod(DenseSparseOptions):
             if form is not None:
                 tables = sum(rows * columns for rows, columns in tables_of_form(out, width, form))
                 # Gradient, two averages of Adam, the start and the best so far; what each layer
-                # multiplies with is kept for the backward pass.
-                found += 20 * tables + product_bytes(out, width, form)
+                # multiplies with is made for each batch, and kept for the backward pass.
+                found += 20 * tables + self.refine.at_once * product_bytes(out, width, form)
         return found
 
 

@@ -93,6 +93,7 @@ def correct(
             place = _Place.of(gates, block, site)
             if place is not None:
                 _correct_site(module, place, left.batches, block_calls, wanted, damping)
+        del wanted  # the largest thing here: gone before the next block's are made
         left.batches = [c(module, h) for c, h in zip(block_calls, left.batches, strict=True)]
     gates.pass_all()
 

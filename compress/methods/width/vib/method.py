@@ -115,7 +115,8 @@ class VIB(VIBOptions):
             TrainModel(
                 None, self.learn, self.keep, tuple((o, share) for o in self.gated),
                 self._gated_bytes, keep_outer=self.keep_outer if outer else None,
-                teacher=self.trains_weights and taught,
+                teacher=self.trains_weights and taught, by_batch=self.start == "importance",
+                outputs=self._output_bytes,
             ),
             Stream(
                 (Sites(self._first, self.narrow),), inputs=False,
@@ -189,6 +190,15 @@ class VIB(VIBOptions):
         fits = 32 * max(width for _, width in shapes) ** 2 if self.correction else 0
         copies = 4 * sum(out * width for out, width in shapes) if self.remembers else 0
         return 40 * units + max(learning, fits + copies)
+
+    def _output_bytes(self, outline: Outline, batches: int, tokens: int) -> int:
+        """What all linears of a block have returned for the batches that they are fitted on, and
+        what has entered and left the block."""
+        if not self.correction:
+            return 0
+        seen = min(self.correction_batches, math.ceil(self.data * batches)) * tokens
+        outputs = [sum(x.out_features for x in b.linears.values()) for b in outline.blocks]
+        return 4 * seen * (max(outputs) + 4 * outline.hidden_size)
 
     def _tuned_bytes(self, shapes: Shapes) -> int:
         return 12 * sum(out * width for out, width in shapes)
