@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import LlamaConfig, MixtralConfig, MixtralForCausalLM
 
 import compress
 from compress.engine.steps import run_step
+from compress.errors import CompressError
 from compress.eval.bench.llama import write_llama
 from compress.linear.statistics import GRAM
 from compress.methods.catalog import BUILT_IN
@@ -92,6 +94,16 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Blocks that weigh little beside what 24 sequences leave in them."""
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, vocab_size=300, max_position_embeddings=64,
+    )  # fmt: skip
+    return write_llama(tmp_path_factory.mktemp("memory") / "small", config, torch.float32)
+
+
+@pytest.fixture(scope="module")
 def mixture(model, tmp_path_factory):
     """The same with four experts in each block."""
     config = MixtralConfig(
@@ -130,6 +142,49 @@ def test_a_model_with_its_teacher_holds_what_was_planned(train, model, text, tmp
     assert 0.3 * planned < held <= 1.1 * planned, f"{held / 1e6:.1f} of {planned / 1e6:.1f} MB"
 
 
+def _training(batch: int, **options) -> dict[str, Any]:
+    return {**_LEARNING, "steps": 1, "batch": batch, **options}
+
+
+DISTILLED = {"method": "distill", "scope": "model", "teacher": "live"}
+MANY = {
+    "whole model": {**DISTILLED, "training": _training(24)},
+    "recomputed": {**DISTILLED, "training": _training(24, gradient_checkpointing=True)},
+    "blocks": {"method": "dense_sparse", "ratio": 0.5, "rounds": 1, "coding": "correlation",
+               "refine": _training(24)},
+    "outputs": {"method": "vib", "share": 0.3, "units": ["neurons"], "tuning": None,
+                "start_batches": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_many_sequences_at_once_hold_what_was_planned(name, small, text, tmp_path, monkeypatch):
+    calibration = {"samples": 24} if name == "outputs" else {}
+    held, planned = held_and_planned(
+        MANY[name], "float32", small, text, tmp_path, monkeypatch, **calibration
+    )
+    assert 0.3 * planned < held <= planned, f"{held / 1e6:.1f} of {planned / 1e6:.1f} MB"
+
+
+@pytest.mark.parametrize(
+    "step",
+    [DISTILLED, {"method": "distill"}, {"method": "maskllm", "scope": "model"}],
+    ids=["model", "block", "masks"],
+)
+def test_a_training_of_too_many_sequences_at_once_is_refused(step, small, text):
+    def peak(limit=None, **options) -> int:
+        calibration = {"text": {"source": str(text)}, "samples": 4, "length": 32}
+        steps = [{**step, "training": _training(256, **options)}]
+        recipe = {"model": str(small), "steps": steps, "calibration": calibration}
+        return compress.plan(recipe, max_memory=limit).peak_bytes
+
+    few, many = peak(micro_batch=2), peak(limit=10**12)
+    assert many > few + 250 * 2 * 4 * 32 * 192  # two states of each FFN
+    peak(limit=many - 2**20, micro_batch=2)
+    with pytest.raises(CompressError, match="micro_batch"):
+        peak(limit=many - 2**20)
+
+
 def test_the_disk_has_room_for_what_a_teacher_says(model, text):
     def room(**options) -> int:
         step = {"method": "distill", "scope": "model", "training": _LEARNING, **options}
@@ -151,12 +206,14 @@ def test_a_survey_holds_what_was_planned(model, text, register_observer, tmp_pat
     assert grams < held <= 1.1 * planned, f"{held / 1e6:.1f} of {planned / 1e6:.1f} MB"
 
 
-def held_and_planned(step, compute, model, text, tmp_path, monkeypatch) -> tuple[int, int]:
+def held_and_planned(
+    step, compute, model, text, tmp_path, monkeypatch, **calibration
+) -> tuple[int, int]:
     """Bytes of tensors at a step's peak, and what the plan says."""
     first = [FIRST[step["method"]]] if step["method"] in FIRST else []
     recipe = {
         "model": str(model), "steps": [*first, step], "compute": compute,
-        "calibration": {"text": {"source": str(text)}, "samples": 2, "length": 32},
+        "calibration": {"text": {"source": str(text)}, "samples": 2, "length": 32, **calibration},
     }  # fmt: skip
     found = []
 

@@ -257,8 +257,9 @@ def _too_large(made: Plan, limit: int, why: str) -> CompressError:
     return CompressError(
         f"a run within {limit / 1e9:.2f} GB of resident memory ({why or '--max-memory'})",
         f"predicted peaks of {', '.join(parts)}",
-        "Lower calibration.length or calibration.batch, turn evaluation.latency off or leave the "
-        "evaluation out, choose a method of block scope, or raise the limit",
+        "Lower calibration.length, calibration.batch or a training's micro_batch, turn "
+        "evaluation.latency off or leave the evaluation out, choose a method of block scope, or "
+        "raise the limit",
     )
 
 
