@@ -216,6 +216,8 @@ class TrainModel:
         memory: bytes that it holds beyond the weights, from the shapes of all linears in blocks.
         holds: bytes that it holds beside these, from the model that enters the pass, for what does
             not follow from shapes: the forms of layers.
+        graph: what a micro-batch stores for the backward pass, as a multiple of what the model does
+            by itself; above 1 where what was put in stores activations of its own.
         by_batch: gradients of whole calibration batches are taken, too, whatever the trainings hold
             at once.
         outputs: bytes of activations that it holds while nothing is trained, from the model that
@@ -235,6 +237,7 @@ class TrainModel:
     teacher: bool = False
     disk: Callable[[int, int], int] = no_disk
     holds: Callable[[Outline], int] = no_bytes
+    graph: float = 1.0
     by_batch: bool = False
     outputs: Callable[[Outline, int, int], int] = no_outputs
 

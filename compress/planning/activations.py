@@ -34,9 +34,10 @@ def training_bytes(step: TrainModel, outline: Outline, calibration: CalibrationS
     graphs = [(o.at_once, o.gradient_checkpointing) for o, _ in step.options]
     if step.by_batch:
         graphs.append((min(calibration.batch, calibration.samples), False))
-    trained = [_model(outline, n, calibration.length, again) for n, again in graphs]
+    graph = [_model(outline, n, calibration.length, again) for n, again in graphs]
     batches = math.ceil(calibration.samples / calibration.batch)
-    return max(0, *trained, step.outputs(outline, batches, _in_batch(calibration)))
+    most = round(step.graph * max(graph, default=0))
+    return max(most, step.outputs(outline, batches, _in_batch(calibration)))
 
 
 def learning_bytes(
@@ -48,8 +49,9 @@ def learning_bytes(
         blocks: that are trained together. A closed form goes through one of them once.
     """
     held = action.options.at_once * blocks if action.options else 1
+    made = held * max(map(_made, outline.blocks)) if action.options else 0
     # As much as is stored of each in a whole model; and gradients on their way through one block.
-    return 2 * (held + 3) * batch_bytes(outline, calibration)
+    return made + 2 * (held + 3) * batch_bytes(outline, calibration)
 
 
 def _in_batch(calibration: CalibrationSpec) -> int:
@@ -64,8 +66,8 @@ def _model(outline: Outline, sequences: int, length: int, recomputed: bool) -> i
     stored = blocks * block
     if recomputed:  # what enters each block, and one block
         stored = 4 * blocks * tokens * outline.hidden_size + block
-    # Logits of a piece, their softmax and gradients, and the same of a teacher.
-    return stored + 5 * min(4 * tokens * outline.vocab_size, LOGITS)
+    # Logits of a piece, those chosen, softmax and gradients, and the same of a teacher.
+    return stored + 8 * min(4 * tokens * outline.vocab_size, LOGITS)
 
 
 def _inside(outline: Outline, tokens: int, length: int) -> int:
@@ -77,6 +79,13 @@ def _inside(outline: Outline, tokens: int, length: int) -> int:
         wide = 6 * outline.hidden_size + 4 * max(width, outline.hidden_size)
         most = max(most, wide + scores)
     return round(4 * tokens * most)
+
+
+def _made(block: BlockOutline) -> int:
+    """Matrices that layers make of their tables whenever they are called, and what goes into them,
+    with gradients."""
+    layers = (x for x in block.linears.values() if x.layer and not x.parts)
+    return 16 * sum(x.out_features * x.in_features for x in layers)
 
 
 def _routed(block: BlockOutline) -> float:

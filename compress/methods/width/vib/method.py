@@ -24,6 +24,7 @@ from compress.models.anatomy import Anatomy, BlockAnatomy, Site, anatomy_of
 from compress.models.outline import Outline
 from compress.train.whole import ModelWork
 
+_NOISY = 1.5  # noise of each token and what it multiplies, beside what the model stores
 _WEIGHT = "weight:"  # in front of the name of a parameter that has learned
 
 
@@ -115,8 +116,8 @@ class VIB(VIBOptions):
             TrainModel(
                 None, self.learn, self.keep, tuple((o, share) for o in self.gated),
                 self._gated_bytes, keep_outer=self.keep_outer if outer else None,
-                teacher=self.trains_weights and taught, by_batch=self.start == "importance",
-                outputs=self._output_bytes,
+                teacher=self.trains_weights and taught, outputs=self._output_bytes,
+                graph=_NOISY if self.training else 1.0, by_batch=self.start == "importance",
             ),
             Stream(
                 (Sites(self._first, self.narrow),), inputs=False,
