@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import tracemalloc
 
 import pytest
 import torch
@@ -98,6 +99,20 @@ def test_changes_are_paired_by_example():
     numbers = [float(y) + 0.1 * p for y, p in zip(labels, before, strict=True)]
     value, bounds = agreement.change("pearson", labels, numbers, numbers, 0)
     assert value == 0 and bounds == (0, 0)
+
+
+def test_many_labels_take_little_memory():
+    labels, before = drawn(100, 300)
+    _, after = drawn(100, 300, seed=1)
+    tracemalloc.start()
+    try:
+        assert agreement.scores(labels, before, 100)["f1"][0] > 0.5
+        for name in ("f1", "matthews"):
+            value, (low, high) = agreement.change(name, labels, before, after, 100)
+            assert low < value < high < 0
+        assert tracemalloc.get_traced_memory()[1] < 50e6  # a table of all triples: 8 GB
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_model_is_scored_whatever_the_batches(classifier):
