@@ -31,7 +31,7 @@ from compress.eval.quality.generator import text_sequences
 from compress.eval.spec import EvaluationResult, EvaluationSpec
 from compress.generators.description import MaskedGeneration, is_masked_generator
 from compress.models.inputs import ImageRows, Rows
-from compress.models.kind import kind_of
+from compress.models.kind import has_key_value_cache, kind_of
 from compress.models.positions import positions_of
 
 
@@ -118,7 +118,10 @@ def evaluate(
     latency = spec.latency_spec()
     if latency and baseline is not None:
         positions = positions_of(model.config)
-        latency = latency.within(positions, kind == "causal")
+        decodes = kind == "causal" and all(map(has_key_value_cache, (baseline, model)))
+        latency = latency.within(positions, decodes)
+        if not decodes:
+            latency = latency.model_copy(update={"decode_tokens": 0})
         parts.measure("latency", lambda: paired_latency(baseline, model, **latency.model_dump()))
     parts.measure(
         "cost",

@@ -25,7 +25,9 @@ class LatencySpec(BaseModel):
     model_config = _FROZEN
 
     prefill_tokens: int = Field(default=512, ge=1, description="tokens of the prompt")
-    decode_tokens: int = Field(default=32, ge=0, description="tokens generated after it")
+    decode_tokens: int = Field(
+        default=32, ge=0, description="tokens generated after it, with a key-value cache"
+    )
     repeats: int = Field(default=7, ge=3, description="pairs of timings")
 
     def within(self, positions: int | None, decodes: bool) -> LatencySpec:

@@ -189,6 +189,9 @@ def test_compare_refuses_alike(checkpoint, section, command, results, words, tmp
     with pytest.raises(CompressError, match=words) as raised:
         compress.compare(results, tmp_path / "page.html")
     assert status == 2 and err == f"error: {raised.value}\n"
+    for name in ("out.json", "out.CSV"):  # the page would be lost below the table
+        with pytest.raises(CompressError, match=r"HTML page.*Use out\.html"):
+            compress.compare(results, tmp_path / name, overwrite=True)
     (tmp_path / "page.html").write_text("mine")
     with pytest.raises(CompressError, match="not to exist yet"):
         compress.compare(results, tmp_path / "page.html")

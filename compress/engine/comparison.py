@@ -44,12 +44,13 @@ def compare(
 
     Raises:
         CompressError: fewer than two models; a folder without a report, or a file that is none;
-            results on different texts or windows, or without a quality in common; a page that is
-            not to be overwritten, or cannot be written.
+            results on different texts, windows or tasks, or without a quality in common; a page
+            that is named like the JSON or CSV, is not to be overwritten, or cannot be written.
     """
     page = None if out is None else user_path(out, "a file for the page")
-    if page is not None and not overwrite:
-        refuse_existing(*written(page))
+    files = () if page is None else written(page)
+    if not overwrite:
+        refuse_existing(*files)
     if isinstance(results, (str, Path, Report)):
         raise CompressError(
             "a list of results to compare", f"one {type(results).__name__}", "Give at least two"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Literal
 
 import torch
@@ -93,6 +94,30 @@ def require_masked(model: nn.Module, where: str) -> None:
             "Use perplexity (compress.eval.quality.perplexity) for a causal model",
             where=where,
         )
+
+
+def takes_key_values(model: nn.Module) -> bool:
+    """Whether a model's class goes on from keys and values that it is handed (weights unseen)."""
+    return "past_key_values" in inspect.signature(type(model).forward).parameters
+
+
+@torch.no_grad()
+def has_key_value_cache(model: nn.Module) -> bool:
+    """Whether ``model`` hands back keys and values to go on from, asked with one token.
+
+    State-space models (Mamba, RWKV) keep a state under other names, older ones (OpenAI GPT) keep
+    nothing, and RecurrentGemma takes a cache that it does not return.
+    """
+    if not takes_key_values(model):
+        return False
+    training = model.training
+    model.eval()
+    try:
+        first = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        answer = model(input_ids=first, use_cache=True)
+    finally:
+        model.train(training)
+    return getattr(answer, "past_key_values", None) is not None
 
 
 @torch.no_grad()

@@ -156,7 +156,7 @@ def check_evaluation(
         CompressError: naming the part of the evaluation.
     """
     from compress.eval.quality.task_names import check_task_names
-    from compress.models.kind import kind_of
+    from compress.models.kind import kind_of, takes_key_values
 
     kind = kind_of(model)
     if kind == "other":
@@ -197,12 +197,17 @@ def check_evaluation(
         check_task_names(spec.tasks, spec.include_path)
         latency = spec.latency_spec()
         if latency is not None and timed:
-            fits = latency.within(positions, kind == "causal")
+            decodes = kind == "causal" and takes_key_values(model)
+            fits = latency.within(positions, decodes)
             if fits != latency:
                 found.append(
                     f"latency is timed with a prefill of {fits.prefill_tokens} tokens"
-                    + (f" and {fits.decode_tokens} decoded ones" if kind == "causal" else "")
+                    + (f" and {fits.decode_tokens} decoded ones" if decodes else "")
                     + f": the model has {positions} positions"
+                )
+            if kind == "causal" and not decodes and latency.decode_tokens:
+                found.append(
+                    f"decoding is not timed: a {type(model).__name__} has no key-value cache"
                 )
     except CompressError as error:
         raise error.within("evaluation") from None

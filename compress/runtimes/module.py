@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from compress.errors import CompressError
 from compress.models.stream import build_meta
 
 
@@ -69,6 +70,19 @@ class RuntimeModel(nn.Module, ABC):
     @abstractmethod
     def logits(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [batch, tokens, vocabulary] of token ids [batch, tokens]."""
+
+
+def check_no_padding(mask: torch.Tensor | None) -> None:
+    """Refuse what a causal runtime model would take for text.
+
+    Raises:
+        CompressError: an attention mask with zeros.
+    """
+    if mask is not None and not bool(mask.all()):
+        raise CompressError(
+            "token ids without padding", "an attention_mask with zeros",
+            "Give rows of one length, or one row at a time",
+        )  # fmt: skip
 
 
 class _Trunk(nn.Module):

@@ -6,7 +6,6 @@ import importlib.util
 
 from compress.errors import CompressError
 
-FORMATS = ("gguf", "onnx")
 NAMES = {"transformers": "transformers", "onnx": "onnxruntime", "gguf": "llama.cpp"}
 # Format -> modules and the packages that bring them. Those of onnx are the optional extra `onnx`.
 _WRITING = {"gguf": {"gguf": "gguf"}, "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime"}}

@@ -158,6 +158,21 @@ def compared_layers(distillation: DistillationOptions | None, blocks: int) -> tu
     return distillation.layers or (blocks - 1,)
 
 
+def check_compared(distillation: DistillationOptions | None, blocks: int) -> None:
+    """Refuse blocks to compare that a model does not have.
+
+    Raises:
+        CompressError: a number below 0, or of no block.
+    """
+    layers = () if distillation is None else distillation.layers
+    missing = [i for i in layers if not 0 <= i < blocks]
+    if missing:
+        raise CompressError(
+            f"distillation.layers from 0 to {blocks - 1}", str(missing[0]),
+            "Blocks are counted in the compressed model",
+        )  # fmt: skip
+
+
 def other_width(mine: int, theirs: int, fix: str) -> CompressError:
     """The error of a student whose residual stream is not as wide as its teacher's."""
     return CompressError(

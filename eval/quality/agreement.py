@@ -9,7 +9,7 @@ common does not count as noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -20,32 +20,58 @@ ACCURACY, F1, MATTHEWS = "accuracy", "f1", "matthews"
 SPEARMAN, PEARSON = "spearman", "pearson"
 TOP5, TOP = "top5", 5
 DRAWS, SEED = 1000, 0
+_HELD = 1 << 20  # counts that are held at once
 
 
-def accuracy(table: np.ndarray) -> np.ndarray:
-    """Share of right answers. Tables are counts [..., label, prediction]; returns [...]."""
-    return np.trace(table, axis1=-2, axis2=-1) / table.sum((-2, -1))
+def counted(
+    labels: np.ndarray, predictions: np.ndarray, classes: int, times: np.ndarray
+) -> np.ndarray:
+    """What the scores of labels are made of: how often each label is right, given and predicted.
+
+    Args:
+        labels, predictions: numbers of labels, integers [cells].
+        times: how often each cell occurs, [draws, cells].
+
+    Returns:
+        Counts [draws, 3, classes].
+    """
+    draws = len(times)
+    offsets = classes * np.arange(draws)[:, None]
+
+    def by(numbers: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        places = (offsets + numbers).ravel()
+        found = np.bincount(places, weights.ravel(), minlength=draws * classes)
+        return found.reshape(draws, classes)
+
+    hits = by(labels, times * (labels == predictions))
+    return np.stack([hits, by(labels, times), by(predictions, times)], axis=1)
 
 
-def f1(table: np.ndarray) -> np.ndarray:
+def accuracy(counts: np.ndarray) -> np.ndarray:
+    """Share of right answers. Counts are those of :func:`counted`, [..., 3, labels]; returns
+    [...]."""
+    hits, labels, _ = np.moveaxis(counts, -2, 0)
+    return hits.sum(-1) / labels.sum(-1)
+
+
+def f1(counts: np.ndarray) -> np.ndarray:
     """2 TP / (2 TP + FP + FN): of label 1 where there are two, as in GLUE; else the mean over the
     labels that occur among labels or predictions (macro F1)."""
-    hits = np.diagonal(table, axis1=-2, axis2=-1)
-    occurring = table.sum(-1) + table.sum(-2)
+    hits, labels, predicted = np.moveaxis(counts, -2, 0)
+    occurring = labels + predicted
     each = np.divide(2 * hits, occurring, out=np.zeros(hits.shape), where=occurring > 0)
-    if table.shape[-1] == 2:
+    if counts.shape[-1] == 2:
         return each[..., 1]
     return each.sum(-1) / (occurring > 0).sum(-1)
 
 
-def matthews(table: np.ndarray) -> np.ndarray:
+def matthews(counts: np.ndarray) -> np.ndarray:
     """Matthews' correlation, for any number of labels (Gorodkin 2004, Comput. Biol. Chem. 28:367,
     eq. 8); 0 where labels or predictions are all the same."""
-    total = table.sum((-2, -1)).astype(float)
-    labels, predicted = table.sum(-1).astype(float), table.sum(-2).astype(float)
-    hits = np.trace(table, axis1=-2, axis2=-1)
+    hits, labels, predicted = np.moveaxis(counts.astype(float), -2, 0)
+    total = labels.sum(-1)
     scale = (total**2 - (labels**2).sum(-1)) * (total**2 - (predicted**2).sum(-1))
-    shared = hits * total - (labels * predicted).sum(-1)
+    shared = hits.sum(-1) * total - (labels * predicted).sum(-1)
     return np.divide(shared, np.sqrt(scale), out=np.zeros(total.shape), where=scale > 0)
 
 
@@ -67,7 +93,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return (last - (counts - 1) / 2)[places]
 
 
-_OF_TABLES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+_OF_COUNTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     ACCURACY: accuracy, F1: f1, MATTHEWS: matthews,
 }  # fmt: skip
 _OF_NUMBERS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -91,11 +117,11 @@ def scores(
             name: (of(right, said), middle([of(*draw) for draw in draws]))
             for name, of in _OF_NUMBERS.items()
         }
-    cells = (right * classes + said).astype(int)
-    table = np.bincount(cells, minlength=classes**2).reshape(classes, classes)
-    drawn = _drawn(table)
-    found = {n: (float(of(table)), middle(of(drawn))) for n, of in _OF_TABLES.items()}
-    hits = int(np.trace(table))
+    cells, times = _cells(right, said)
+    whole = counted(*cells, classes, times)
+    drawn = np.concatenate([counted(*cells, classes, t) for t in _drawn(times, classes)])
+    found = {n: (float(of(whole)[0]), middle(of(drawn))) for n, of in _OF_COUNTS.items()}
+    hits = int((right == said).sum())
     return {**found, ACCURACY: (found[ACCURACY][0], share_interval(hits, len(right)))}
 
 
@@ -144,22 +170,35 @@ def change(
         of = _OF_NUMBERS[name]
         draws = [of(right[i], new[i]) - of(right[i], old[i]) for i in _samples(len(right))]
         return of(right, new) - of(right, old), middle(draws)
-    cells = ((right * classes + old) * classes + new).astype(int)
-    table = np.bincount(cells, minlength=classes**3).reshape(classes, classes, classes)
-    of = _OF_TABLES[name]
+    of = _OF_COUNTS[name]
+    (right, old, new), times = _cells(right, old, new)
 
-    def difference(counts: np.ndarray) -> np.ndarray:
-        return of(counts.sum(-2)) - of(counts.sum(-1))
+    def difference(times: np.ndarray) -> np.ndarray:
+        return of(counted(right, new, classes, times)) - of(counted(right, old, classes, times))
 
-    return float(difference(table)), middle(difference(_drawn(table)))
+    drawn = np.concatenate([difference(t) for t in _drawn(times, classes)])
+    return float(difference(times)[0]), middle(drawn)
 
 
-def _drawn(table: np.ndarray) -> np.ndarray:
-    """Bootstrap samples of a table of counts: examples in one cell are alike, so the counts of a
-    sample are multinomial. [draws, ...]"""
-    total = int(table.sum())
-    flat = np.random.default_rng(SEED).multinomial(total, table.ravel() / total, DRAWS)
-    return flat.reshape(DRAWS, *table.shape)
+def _cells(*answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different examples [answers, cells], and how many there are of each, [1, cells]."""
+    cells, times = np.unique(np.stack(answers).astype(int), axis=1, return_counts=True)
+    return cells, times[None]
+
+
+def _drawn(times: np.ndarray, classes: int) -> Iterator[np.ndarray]:
+    """Bootstrap samples, some at a time: examples in one cell are alike, so that how often each
+    cell is drawn is multinomial. Cells that no example is in, nearly all where labels are many, are
+    in no sample either.
+
+    Yields:
+        Counts [draws, cells], :data:`DRAWS` in all.
+    """
+    total, generator = int(times.sum()), np.random.default_rng(SEED)
+    at_once = max(1, _HELD // max(times.size, 3 * classes))
+    for first in range(0, DRAWS, at_once):
+        draws = min(at_once, DRAWS - first)
+        yield generator.multinomial(total, times[0] / total, draws)
 
 
 def _samples(count: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import LongTensor, nn
 
+from compress.models.kind import takes_key_values
 from compress.models.positions import positions_of
 
 PROMPT, LENGTH = 24, 32  # tokens
@@ -62,14 +63,17 @@ def continuations(
 
 def _greedy(model: nn.Module, given: torch.Tensor, count: int) -> torch.Tensor:
     """The likeliest next tokens [batch, count] behind given ones [batch, tokens]."""
-    made: list[torch.Tensor] = []
-    output = model(input_ids=given, use_cache=True)
-    while True:
-        made.append(output.logits[:, -1:].argmax(-1))
-        if len(made) == count:
-            return torch.cat(made, dim=1)
-        cache = output.past_key_values
-        output = model(input_ids=made[-1], past_key_values=cache, use_cache=True)
+    row, cached = given, takes_key_values(model)
+    fed, cache = given, None
+    for _ in range(count):
+        extra = {"past_key_values": cache, "use_cache": True} if cached else {}
+        output = model(input_ids=fed, **extra)
+        made = output.logits[:, -1:].argmax(-1)
+        row = torch.cat([row, made], dim=1)
+        # Without keys and values to go on from, all tokens are read again.
+        cache = getattr(output, "past_key_values", None) if cached else None
+        fed = row if cache is None else made
+    return row[:, given.shape[1] :]
 
 
 def _until(ids: list[int], end: int | None) -> list[int]:

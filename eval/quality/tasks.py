@@ -53,7 +53,8 @@ class TaskResult(BaseModel):
         description='"data root", "hub", or "your files" for a task of the user\'s own'
     )
     files: dict[str, str] = Field(
-        description="data file below the data root, or file of the user's -> sha256"
+        description="data file below the data root, or file of the user's by its path from the "
+        "folder of the task's YAML -> sha256"
     )
 
 

@@ -10,6 +10,8 @@ Such files may name Python functions (``!function``), which run when the task do
 
 from __future__ import annotations
 
+import glob
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -71,7 +73,8 @@ class UserTask:
         return place not in _BUILDERS and not Path(place).exists()
 
     def data_files(self) -> Any:
-        """``data_files`` with absolute paths; None where there are none.
+        """``data_files`` with absolute paths, patterns (``part-*.jsonl``) as the files that they
+        find; None where there are none.
 
         Raises:
             CompressError: a file that does not exist.
@@ -84,21 +87,27 @@ class UserTask:
         if isinstance(given, dict):
             return {split: self._absolute(value) for split, value in given.items()}
         if isinstance(given, list):
-            return [self._absolute(value) for value in given]
+            return [path for value in given for path in _leaves(self._absolute(value))]
         if "://" in str(given):
             return given
-        path = self.path.parent / Path(str(given)).expanduser()
-        if not any(mark in str(given) for mark in "*?[") and not path.is_file():
+        folder, asked = self.path.parent, Path(str(given)).expanduser()
+        pattern = any(mark in str(given) for mark in "*?[")
+        names = glob.glob(str(asked), root_dir=folder, recursive=True) if pattern else [asked]
+        found = sorted(str(folder / name) for name in names if (folder / name).is_file())
+        if not found:
             raise CompressError(
                 f"the data of the task {self.name!r} at {given}, from the folder of {self.path}",
-                f"no such file ({path})", "Correct data_files in that YAML file",
+                f"no such file ({folder / asked})", "Correct data_files in that YAML file",
             )  # fmt: skip
-        return str(path)
+        return found if pattern else found[0]
 
     def digests(self) -> dict[str, str]:
-        """sha256 of its files and of its data, by name."""
+        """sha256 of its files and of its data, by their paths from its folder."""
         found = [*self.sources, *map(Path, _leaves(self.data_files()))]
-        return {path.name: file_sha256(path) for path in found if path.is_file()}
+        return {self._path_from_here(path): file_sha256(path) for path in found if path.is_file()}
+
+    def _path_from_here(self, path: Path) -> str:
+        return Path(os.path.relpath(path, self.path.parent)).as_posix()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from compress.eval.quality.agreement import ACCURACY, DRAWS, F1, SEED, Interval, middle
+from compress.eval.quality.agreement import ACCURACY, DRAWS, F1, SEED, Interval, counted, middle
 from compress.eval.quality.agreement import accuracy as accuracy_of
 from compress.eval.quality.agreement import f1 as f1_of
 
@@ -86,11 +86,12 @@ def _countings(names: Sequence[str]) -> list[tuple[str, _Counts, _Score]]:
     """Name of a score, what it counts in each text [texts, ...], and the score of sums of it."""
     classes = len(names)
 
-    def tables(lengths: Sequence[int], labels: Sequence[float], said: Sequence[float]):
-        text = np.repeat(np.arange(len(lengths)), lengths)
-        cells = (text * classes + np.asarray(labels, int)) * classes + np.asarray(said, int)
-        counts = np.bincount(cells, minlength=len(lengths) * classes**2)
-        return counts.reshape(len(lengths), classes, classes)
+    def words(lengths: Sequence[int], labels: Sequence[float], said: Sequence[float]):
+        right, told = np.asarray(labels, int), np.asarray(said, int)
+        ends = np.cumsum(lengths)
+        parts = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+        each = [counted(right[p], told[p], classes, np.ones((1, p.stop - p.start))) for p in parts]
+        return np.concatenate(each)
 
     def spans(lengths: Sequence[int], labels: Sequence[float], said: Sequence[float]):
         found, start = [], 0
@@ -104,8 +105,8 @@ def _countings(names: Sequence[str]) -> list[tuple[str, _Counts, _Score]]:
         return np.asarray(found)
 
     if tags_entities(names):
-        return [(ENTITY_F1, spans, _entity_f1), (ACCURACY, tables, accuracy_of)]
-    return [(ACCURACY, tables, accuracy_of), (F1, tables, f1_of)]
+        return [(ENTITY_F1, spans, _entity_f1), (ACCURACY, words, accuracy_of)]
+    return [(ACCURACY, words, accuracy_of), (F1, words, f1_of)]
 
 
 def _entity_f1(counts: np.ndarray) -> float:

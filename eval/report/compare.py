@@ -136,8 +136,18 @@ class Comparison(NamedTuple):
 
 
 def written(page: str | Path) -> tuple[Path, Path, Path]:
-    """The files of a comparison: its page, and beside it JSON and CSV."""
-    return Path(page), Path(page).with_suffix(".json"), Path(page).with_suffix(".csv")
+    """The files of a comparison: its page, and beside it JSON and CSV.
+
+    Raises:
+        CompressError: a page in whose place one of the others would be written.
+    """
+    path = Path(page)
+    if path.suffix.lower() in (".json", ".csv"):
+        raise CompressError(
+            "a name for an HTML page (the table goes beside it as JSON and CSV)", path.name,
+            f"Use {path.with_suffix('.html').name}", where="compare",
+        )  # fmt: skip
+    return path, path.with_suffix(".json"), path.with_suffix(".csv")
 
 
 def _flat(value: str, below: str) -> str:
@@ -159,13 +169,13 @@ def compare(
         sort: the column to sort by, the better first; originals stand in front.
 
     Raises:
-        CompressError: fewer than two, different texts or windows, no quality in common, or columns
-            that there are not.
+        CompressError: fewer than two, texts, windows, masks or tasks that were measured
+            differently, no quality in common, or columns that there are not.
     """
     entries = _entries(results)
     if len(entries) < 2:
         raise CompressError("at least two results to compare", str(len(entries)))
-    _same_text(entries)
+    _same_protocol(entries)
     found = [entry.result for entry in entries]
     quality = quality_axis(found)
     if quality is None:
@@ -220,27 +230,53 @@ def _entries(results: Sequence[Report | Entry]) -> tuple[Entry, ...]:
     return tuple(unique)
 
 
-def _same_text(entries: Sequence[Entry]) -> None:
-    """Perplexities of two texts, windows or tokenizers cannot be compared."""
+def _same_protocol(entries: Sequence[Entry]) -> None:
+    """Figures of two texts, windows, masks or tokenizers cannot be compared, nor those of a task
+    that was asked in two ways."""
+    first = entries[0]
+    for entry in entries[1:]:
+        _refuse_other(_text(first), _text(entry), "tokens and windows", first, entry)
+    asked: dict[str, tuple[dict[str, Any], Entry]] = {}
+    for entry in entries:
+        for name in entry.result.tasks.tasks if entry.result.tasks else ():
+            other = _task(entry, name)
+            how, earlier = asked.setdefault(name, (other, entry))
+            _refuse_other(how, other, f"documents and prompts of {name}", earlier, entry)
 
-    def key(entry: Entry) -> tuple | None:
-        bound = entry.result.generator and entry.result.generator.likelihood
-        scored = entry.result.perplexity or bound or entry.result.masked
-        around = getattr(scored, "special_tokens", 0)
-        if scored is None and entry.result.labels is not None:
-            return (entry.result.tokens_sha256,)
-        return scored and (entry.result.tokens_sha256, scored.window, around)
 
-    keys = {entry.name: key(entry) for entry in entries}
-    first = entries[0].name
-    for name, found in keys.items():
-        if found != keys[first]:
-            raise CompressError(
-                f"results on the same tokens and windows as {first}",
-                f"{name}, which was measured on others",
-                "Evaluate both on the same text with the same tokenizer, window and special tokens",
-                where="compare",
-            )
+def _text(entry: Entry) -> dict[str, Any]:
+    """What a quality of texts or examples was measured on, and how."""
+    bound = entry.result.generator and entry.result.generator.likelihood
+    scored = entry.result.perplexity or bound or entry.result.masked
+    if scored is None and entry.result.labels is None:
+        return {}
+    told = {"text": entry.result.tokens_sha256}
+    if scored is None:
+        return told
+    fields = ("window", "stride", "packing", "mask_fraction", "sequences")
+    told |= {name: getattr(scored, name, None) for name in fields}
+    return {**told, "special_tokens": getattr(scored, "special_tokens", 0)}
+
+
+def _task(entry: Entry, name: str) -> dict[str, Any]:
+    tasks = entry.result.tasks
+    shots = tasks.tasks[name].num_fewshot
+    return {"limit": tasks.limit, "score": tasks.score, "num_fewshot": shots}
+
+
+def _refuse_other(
+    first: dict[str, Any], second: dict[str, Any], what: str, one: Entry, other: Entry
+) -> None:
+    if first == second:
+        return
+    known = [name for name in first if name in second and first[name] != second[name]]
+    told = [f"{n} {second[n]} and not {first[n]}" for n in known if n != "text"]
+    raise CompressError(
+        f"results on the same {what} as {one.name}",
+        f"{other.name}, which was measured " + (f"with {', '.join(told)}" if told else "on others"),
+        "Evaluate both on the same data with the same tokenizer and options",
+        where="compare",
+    )
 
 
 def _frontier(entries: Sequence[Entry], cost: CostAxis, quality: QualityAxis) -> frozenset[str]:

@@ -256,6 +256,13 @@ def _latency(report: Report) -> Iterator[Finding]:
         else:
             text = f"{name.capitalize()} is slower: {shown}{hint}."
         yield Finding(level="warning" if found == "slower" else "note", text=text)
+    asked = report.after.spec.latency_spec()
+    if report.after.kind == "causal" and timing.decode is None and asked and asked.decode_tokens:
+        yield Finding(
+            level="note",
+            text=f"Decoding was not timed: a {report.after.model_class} has no key-value cache to "
+            "go on from.",
+        )
 
 
 def _predicted(report: Report) -> float | None:

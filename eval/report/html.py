@@ -7,6 +7,7 @@ from typing import Any
 
 from compress.eval.cost.size import human_bytes
 from compress.eval.quality.generator import GeneratorResult
+from compress.eval.report.label_rows import label_note
 from compress.eval.report.page import definitions, figure, page, rows_table, section, table, text
 from compress.eval.report.plot import scatter
 from compress.eval.report.points import QualityAxis, cost_axes, format_quality, point, quality_axis
@@ -140,13 +141,8 @@ def _quality_note(report: Report) -> str:
             f"{found.window}, seed {found.seed}); {found.pll_positions:,} positions masked one "
             "at a time for the pseudo-perplexity (Salazar et al. 2020)."
         )
-    if found := report.after.labels:
-        how = "Wilson's for the accuracy, bootstrap over examples for the others"
-        notes.append(
-            f"{found.examples:,} labelled examples; intervals (95 %) are "
-            f"{how if found.names else 'of a bootstrap over examples'}. Changes are judged by what "
-            "both models answered to the same examples."
-        )
+    if report.after.labels:
+        notes.append(label_note(report.after.labels))
     if report.after.generator:
         notes += _generator_notes(report.after.generator)
     if found := report.after.tasks:

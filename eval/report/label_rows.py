@@ -37,3 +37,19 @@ def label_rows(
     loss = f"Cross entropy (nats {whose})" if after.names else "Squared error"
     old = before.loss if before else None
     return [*rows, Row(loss, number(old), number(after.loss), times(after.loss, old))]
+
+
+def label_note(found: LabelsResult) -> str:
+    """What the scores rest on, and whose intervals they have."""
+    if found.lengths is not None:
+        how = "of a bootstrap over texts"
+    elif not found.names:
+        how = "of a bootstrap over examples"
+    elif found.task == "image":
+        how = "Wilson's"
+    else:
+        how = "Wilson's for the accuracy, bootstrap over examples for the others"
+    return (
+        f"{found.examples:,} labelled examples; intervals (95 %) are {how}. Changes are judged by "
+        "what both models answered to the same examples."
+    )

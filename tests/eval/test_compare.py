@@ -105,6 +105,28 @@ def test_refusals(result) -> None:
         compare([Entry("a", bare), Entry("b", bare)])
 
 
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("perplexity", "stride", 10), ("masked", "mask_fraction", 0.5),
+        ("masked", "packing", "documents"), ("tasks", "limit", 10), ("tasks", "score", "pll"),
+        ("piqa", "num_fewshot", 5),
+    ],
+)  # fmt: skip
+def test_what_was_measured_differently_is_refused(result, masked, part, field, value) -> None:
+    one = masked(0.5) if part == "masked" else result(accuracy=0.5)
+    if part == "piqa":
+        task = one.tasks.tasks[part].model_copy(update={field: value})
+        part, field, value = "tasks", "tasks", {"piqa": task}
+    other = one.model_copy(update={part: getattr(one, part).model_copy(update={field: value})})
+    words = "num_fewshot 5 and not 0" if field == "tasks" else f"b, .*with {field} {value} and not"
+    with pytest.raises(CompressError, match=words):
+        compare([Entry("a", one), Entry("b", other)])
+    bare = other.model_copy(update={"tasks": None})
+    if part == "tasks":  # a task that only one has is beside the point
+        assert len(compare([Entry("a", one), Entry("b", bare)]).entries) == 2
+
+
 @pytest.mark.parametrize("values", [[5.0], [5.0, 5.0], [0.0, 1.0], [1.0, 1e6], [-1.0, 3.0]])
 def test_plots_draw_any_spread(values) -> None:
     points = [Point(str(i), abs(v), v, v - 1, v + 1) for i, v in enumerate(values)]

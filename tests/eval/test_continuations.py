@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import compress
@@ -9,8 +10,9 @@ from compress.eval.quality.continuations import LENGTH, PROMPT, continuations
 from compress.eval.report import load_report
 
 
-def test_they_are_what_transformers_generates(tiny, tokenizer, text):
-    model = tiny("llama")
+@pytest.mark.parametrize("family", ["llama", "mamba"])
+def test_they_are_what_transformers_generates(family, tiny, tokenizer, text):
+    model = tiny(family)
     tokens = torch.tensor(tokenizer(text.read_text())["input_ids"])[:400]
     found = continuations(model, tokenizer, tokens, 3)
     prompts = torch.stack([tokens[:PROMPT], tokens[188 : 188 + PROMPT], tokens[-PROMPT:]])

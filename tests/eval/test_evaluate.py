@@ -7,10 +7,20 @@ import sys
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
+)
 
+import compress
 from compress.errors import CompressError
 from compress.eval import EvaluationResult, EvaluationSpec, evaluate
+from compress.eval.report.findings import findings
 
 SHAPE = dict(
     vocab_size=100,
@@ -71,6 +81,24 @@ def test_causal(tokens, tmp_path) -> None:
     assert set(found.seconds) == {"perplexity", "latency", "cost"}
     assert seen[-1] == ("perplexity", 3, 3)
     assert EvaluationResult.model_validate_json(found.model_dump_json()) == found
+
+
+def test_without_a_key_value_cache_decoding_is_not_timed(
+    tokens, tiny, checkpoint, helpers, text, report
+) -> None:
+    """Mamba calls its state by another name; RecurrentGemma takes a cache and returns none."""
+    shape = {**SHAPE, "num_hidden_layers": 3, "lru_width": 32}
+    keeper = RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**shape))
+    spec = SPEC.model_copy(update={"memory": False, "window": 32})
+    for model in (tiny("mamba"), keeper):
+        found = evaluate(model, None, spec, tokens=tokens, baseline=model)
+        assert found.latency.decode is None and found.latency.prefill_tokens == 8
+        said = [f.text for f in findings(report(found, found))]
+        assert any(f"not timed: a {type(model).__name__} has no key-value" in s for s in said)
+    given = {"text": {"source": str(text)}, "window": 32}
+    for family, told in (("mamba", True), ("llama", False)):
+        plan = compress.plan(helpers.recipe(checkpoint(family), ["magnitude"], evaluation=given))
+        assert told == any("decoding is not timed: a Mamba" in w for w in plan.warnings)
 
 
 def test_masked(tokens) -> None:

@@ -18,6 +18,7 @@ from compress.eval.quality import tasks as tasks_module  # noqa: E402
 from compress.eval.quality.local_tasks import READERS, local_tasks, resolve  # noqa: E402
 from compress.eval.quality.task_names import check_task_names  # noqa: E402
 from compress.eval.quality.tasks import run_tasks  # noqa: E402
+from compress.eval.quality.user_tasks import read_task  # noqa: E402
 
 DOCUMENTS = {
     "piqa/validation.jsonl": [
@@ -167,13 +168,34 @@ def test_tasks_of_ones_own(llama, tokenizer, own_tasks: Path, tmp_path, monkeypa
     path = str(own_tasks / "sums.yaml")
     (alone,) = run_tasks(llama, tokenizer, [path]).tasks.items()
     assert alone[0] == "own_sums" and alone[1].samples == 2 and alone[1].source == "your files"
-    assert set(alone[1].files) == {"sums.yaml", "base.yaml", "sums.jsonl"}
+    assert set(alone[1].files) == {"sums.yaml", "base.yaml", "data/sums.jsonl"}
     assert all(metric.stderr is not None for metric in alone[1].metrics.values())
     for result in named:
         assert result.tasks["own_sums"].metrics == alone[1].metrics
     (own_tasks / "sums.yaml").write_text("task: own_sums\ndataset_path: json\ntest_split: none\n")
     with pytest.raises(CompressError, match="'own_sums' to work in lm-eval"):
         run_tasks(llama, tokenizer, [path])
+
+
+def test_each_file_of_ones_own_tasks_has_its_digest(own_tasks: Path) -> None:
+    (own_tasks / "more").mkdir()
+    for name in ("sums.jsonl", "part-1.jsonl", "part-2.jsonl"):  # sums.jsonl is in data/ too
+        (own_tasks / "more" / name).write_text(json.dumps({"q": name, "a": "x"}))
+    (own_tasks / "both.yaml").write_text(
+        "include: base.yaml\ntask: own_both\ndataset_kwargs:\n  data_files:\n"
+        "    test: [data/sums.jsonl, more/sums.jsonl]\n    train: more/part-*.jsonl\n"
+    )
+    task = read_task(own_tasks / "both.yaml")
+    parts = ["more/part-1.jsonl", "more/part-2.jsonl"]
+    data = {"data/sums.jsonl", "more/sums.jsonl", *parts}
+    found = task.digests()
+    assert set(found) == {"both.yaml", "base.yaml", *data}
+    assert found["data/sums.jsonl"] != found["more/sums.jsonl"]
+    assert task.data_files()["train"] == [str(own_tasks / part) for part in parts]
+    for part in parts:
+        (own_tasks / part).unlink()
+    with pytest.raises(CompressError, match=r"part-\*\.jsonl"):
+        check_task_names([str(own_tasks / "both.yaml")])
 
 
 def test_what_is_wrong_with_ones_own_tasks_is_told_before_any_work(own_tasks: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import tracemalloc
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from compress.eval.quality import agreement
 from compress.eval.quality.labels import LabelsResult, label_scores
 from compress.eval.quality.stats import matched_difference, share_interval
+from compress.eval.report.label_rows import label_note
 from compress.eval.report.verdicts import label_loss
 from compress.eval.spec import ToleranceSpec
 from compress.models.inputs import Rows
@@ -100,6 +102,20 @@ def test_changes_are_paired_by_example():
     assert value == 0 and bounds == (0, 0)
 
 
+def test_many_labels_take_little_memory():
+    labels, before = drawn(100, 300)
+    _, after = drawn(100, 300, seed=1)
+    tracemalloc.start()
+    try:
+        assert agreement.scores(labels, before, 100)["f1"][0] > 0.5
+        for name in ("f1", "matthews"):
+            value, (low, high) = agreement.change(name, labels, before, after, 100)
+            assert low < value < high < 0
+        assert tracemalloc.get_traced_memory()[1] < 50e6  # a table of all triples: 8 GB
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_model_is_scored_whatever_the_batches(classifier):
     model = classifier()
     generator = torch.Generator().manual_seed(1)
@@ -136,6 +152,20 @@ def test_verdicts_hold_the_change_against_the_tolerance():
     assert better.verdict == "better" and better.value == pytest.approx(-0.04)
     others = result(labels[:1000], wrong[100][:1000])
     assert label_loss("accuracy", original, others, spec).verdict == "uncertain"
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({}, "are Wilson's for the accuracy, bootstrap over examples for the others."),
+        ({"task": "token", "lengths": [2, 2]}, "are of a bootstrap over texts."),
+        ({"task": "image"}, "are Wilson's."),
+        ({"names": ()}, "are of a bootstrap over examples."),
+    ],
+)
+def test_the_report_says_whose_intervals_it_has(told, words):
+    found = result([0, 1, 0, 1], [1, 1, 0, 1]).model_copy(update=told)
+    assert f"4 labelled examples; intervals (95 %) {words} Changes" in label_note(found)
 
 
 def test_examples_in_memory_are_scored_as_those_of_a_file(classifier, pairing, reviews, columns):

@@ -19,7 +19,7 @@ from compress.linear.dense_sparse import DenseSparseLinear, index_dtype, stored_
 from compress.linear.dictionary import Form, factorise, packed
 from compress.linear.sparse_coding import CODERS, coding_loss
 from compress.methods.factorize.dense_sparse import DenseSparseMethod
-from compress.methods.factorize.forms import form_for, size_of_form
+from compress.methods.factorize.forms import form_for
 from compress.methods.factorize.sensitivity import LEVELS, losses, shared_out
 from compress.models.stream import StreamedModel
 
@@ -135,7 +135,7 @@ def test_a_form_takes_the_bytes_that_it_is_given(shape, ratio):
     for value_bytes in (2, 4):
         form = form_for(*shape, ratio, value_bytes, 2.0)
         budget = ratio * shape[0] * shape[1] * value_bytes
-        size = size_of_form(*shape, form, value_bytes)
+        size = stored_bytes(*shape, form.blocks, form.rank, form.nonzeros, value_bytes)
         one_more = shape[1] * value_bytes  # a full dictionary, or less than one atom more
         assert size <= budget and (form.rank == 256 or budget - size < one_more)
         assert shape[1] % form.blocks == 0 and form.nonzeros <= form.rank

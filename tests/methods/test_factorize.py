@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+import compress
 from compress.engine.context import StepContext
 from compress.engine.steps import run_step
 from compress.errors import CompressError
@@ -201,3 +202,18 @@ def test_broken_statistics_are_refused():
     statistics.update(torch.full((4, 8), float("nan")))
     with pytest.raises(CompressError, match="NaN or infinity"):
         SVDLLM(ratio=0.5).directions(torch.randn(8, 8), 2, statistics, "layer")
+
+
+def test_neither_factor_grows_with_how_little_an_output_matters(tiny, tokens, monkeypatch):
+    """Experts that hardly see a token have gradients of next to nothing."""
+    from compress.methods.factorize import fwsvd
+
+    found = fwsvd.output_weights
+    monkeypatch.setattr(fwsvd, "output_weights", lambda *given: 1e-15 * found(*given))
+    model = tiny("llama")
+    compress.apply(model, [{"method": "fwsvd", "ratio": 0.6}], tokens)
+    layers = [m for m in model.modules() if isinstance(m, LowRankLinear)]
+    assert layers
+    for layer in layers:
+        sizes = [p.abs().max() for p in layer.parameters()]
+        assert max(sizes) < 1e6 * min(sizes)

@@ -230,6 +230,11 @@ def test_only_dense_sparse_layers_in_floating_point_learn(tiny, tokens):
     rounded = {"method": "rtn", "bits": 8, "group_size": None}
     with pytest.raises(CompressError, match="Put stf before"):
         compress.apply(tiny("llama"), [PLAIN, rounded, step], tokens)
+    averaged = {"steps": 1, "ema": 0.9}
+    with pytest.raises(CompressError, match="have no average"):
+        compress.apply(
+            tiny("llama"), [{"method": "stf", "mode": "proxy", "training": averaged}], tokens
+        )
     with pytest.raises(CompressError, match="without either nothing learns"):
         compress.apply(tiny("llama"), [PLAIN, {**step, "training": None}], tokens)
 

@@ -190,6 +190,15 @@ def test_widths_are_multiples(tiny):
     assert int(choice.kept["hidden"][0].sum()) % 8 == 0
 
 
+def test_heads_that_stay_divide_the_channels_where_all_blocks_are_alike(tiny):
+    _, sizes, gates = sizes_and_gates(tiny("gpt2", n_embd=48, n_head=6), kinds=KINDS[:3])
+    for seed in range(30):
+        scattered(gates, seed)
+        choice = chooser(gates, sizes, 0.9 * sizes.whole(), {}, True, 1).choose()
+        channels = int(choice.kept["hidden"][0].sum())
+        assert channels % int(choice.kept["heads"][0].sum()) == 0
+
+
 def test_what_comes_through_least_goes_first():
     score = [torch.tensor([-3.0, 2.0, -1.0, 0.5]).double()]
     full = {"hidden": [1], "heads": [1], "neurons": [4], "attention": [1], "ffn": [1]}
@@ -373,6 +382,7 @@ def test_a_sublayer_that_is_gone_is_stored_and_shown(tiny, tokens, tmp_path, hel
         ("llama", {"share": None, "size": 10**9}, "below"),
         ("gemma2", {}, "residual stream"),
         ("gpt_neox", {}, "heads"),
+        ("llama", {"distillation": {"hidden": 1, "layers": [9]}}, "distillation.layers from 0"),
     ],
 )
 def test_what_is_refused(family, step, words, tiny, tokens):

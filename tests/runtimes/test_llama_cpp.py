@@ -34,6 +34,10 @@ def test_it_is_measured_like_a_model(checkpoint, tokens, helpers, tmp_path):
     assert "llama-cpp-python" in there.execution
     with pytest.raises(CompressError, match="at most 96 tokens"):
         there(torch.zeros(1, 97, dtype=torch.long), use_cache=True)
+    with pytest.raises(CompressError, match="one row"):
+        there(tokens[:2], use_cache=True)
+    with pytest.raises(CompressError, match="without padding"):
+        there(tokens[:1], attention_mask=torch.zeros_like(tokens[:1]), use_cache=True)
 
 
 def test_a_file_that_was_cut_short_is_refused(checkpoint, tmp_path):

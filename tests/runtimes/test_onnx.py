@@ -140,6 +140,39 @@ def test_sampling_is_repeatable_and_stays_within_top_k(pair, tokens):
             exported.generate(prompt, **{**options, **wrong})
 
 
+def test_several_tokens_join_a_cache_in_all_rows(pair, tokens, helpers):
+    _, exported = pair("llama")
+    rows = tokens[:3, :12]
+    begun = exported(rows[:, :7], use_cache=True)
+    rest = exported(rows[:, 7:], past_key_values=begun.past_key_values, use_cache=True)
+    whole = exported(rows).logits
+    assert helpers.difference(rest.logits, whole[:, 7:]) < 1e-4
+    assert rest.past_key_values.length == 12
+
+
+def test_padding_and_unknown_options_are_not_swallowed(pair, tokens):
+    _, exported = pair("llama")
+    rows, mask = tokens[:2, :8], torch.ones(2, 8, dtype=torch.long)
+    mask[1, 6:] = 0  # behind the text: of no influence on it
+    logits = exported(rows, attention_mask=mask).logits
+    assert torch.equal(logits, exported(rows).logits)
+    for call in (exported.generate, exported):
+        with pytest.raises(CompressError, match="without padding"):
+            call(
+                rows,
+                attention_mask=mask.flip(1),
+                **({} if call is exported else {"max_new_tokens": 1}),
+            )
+    with pytest.raises(CompressError, match="num_beams"):
+        exported.generate(rows, num_beams=4)
+    whole = exported.generate(
+        rows, attention_mask=torch.ones_like(rows), max_new_tokens=3, eos_token_id=[]
+    )
+    ends = int(whole[0, 8])
+    filled = exported.generate(rows, max_new_tokens=3, eos_token_id=ends, pad_token_id=1)
+    assert filled[0, 8:].tolist() == [ends] + [1] * (filled.shape[1] - 9)
+
+
 def test_embeddings_of_integers(checkpoint, helpers, tokens, tmp_path):
     for tied in (True, False):
         folder = checkpoint("llama", tie_word_embeddings=tied, head_dim=16)

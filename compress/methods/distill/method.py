@@ -17,7 +17,7 @@ from compress.methods.passes import Learn, Pass, Shapes, Stream, TrainModel
 from compress.methods.work import OuterWork, SiteWork
 from compress.models.anatomy import Anatomy, BlockAnatomy, anatomy_of
 from compress.models.outline import LinearOutline, Outline
-from compress.train.language import DistillationOptions
+from compress.train.language import DistillationOptions, check_compared
 from compress.train.moment import derive_seed
 from compress.train.options import TrainingOptions
 from compress.train.reconstruction import BlockWork
@@ -144,12 +144,7 @@ class Distill(LinearMethod):
                 "linears that are all rounded or of forms that cannot be taken apart",
                 "Set norms: true, or put distill before the step that rounds",
             )
-        missing = [i for i in self.learned_from.layers if not 0 <= i < len(outline.blocks)]
-        if missing:
-            raise CompressError(
-                f"distillation.layers from 0 to {len(outline.blocks) - 1}", str(missing[0]),
-                "Blocks are counted in the compressed model",
-            )  # fmt: skip
+        check_compared(self.learned_from, len(outline.blocks))
         if self.scope == "model" and not outline.predicts:
             raise CompressError(
                 "a model with a head, whose predictions are learned",

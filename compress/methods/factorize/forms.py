@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from compress.linear.dense_sparse import stored_bytes
 from compress.linear.dictionary import Form
 
 # Of the bytes of a layer, those of its dictionary; inputs of a block, at most. Both, and atoms for
@@ -56,13 +55,6 @@ def form_for(
         if width is not None or nonzeros >= _FEWEST:
             break
     return found
-
-
-def size_of_form(out_features: int, in_features: int, form: Form, value_bytes: int) -> int:
-    """Bytes of values and indices."""
-    return stored_bytes(
-        out_features, in_features, form.blocks, form.rank, form.nonzeros, value_bytes
-    )
 
 
 def tables_of_form(

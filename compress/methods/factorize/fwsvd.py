@@ -53,6 +53,7 @@ class FWSVD(FactorizeMethod):
             if rank == 0:
                 continue
             rows = output_weights(work, name)
+            rows = rows / rows.mean()  # of no influence but on how large each factor is
             basis, lost = principal_outputs(rows[:, None] * weight, rank)
             # U U^T diag(f) W, and diag(f)^-1 before it.
             first, second = basis.t() @ (rows[:, None] * weight), basis / rows[:, None]

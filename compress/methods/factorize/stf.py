@@ -18,7 +18,7 @@ from compress.methods.passes import Pass, Shapes, Sites, Stream, TrainModel
 from compress.methods.work import SiteWork
 from compress.models.anatomy import Anatomy
 from compress.models.outline import LinearOutline, Outline
-from compress.train.language import DistillationOptions
+from compress.train.language import DistillationOptions, check_compared
 from compress.train.options import TrainingOptions
 from compress.train.whole import ModelWork
 
@@ -78,6 +78,11 @@ class STF(LinearMethod):
     def _learns(self):
         if self.training is None and self.tuning is None:
             raise ValueError("training or tuning: without either nothing learns")
+        if self.mode == "proxy" and self.training is not None and self.training.ema is not None:
+            raise ValueError(
+                "training.ema: with mode: proxy factors follow what learns and have no average; "
+                "give it to tuning"
+            )
         return self
 
     def check(self, anatomy: Anatomy, outline: Outline) -> None:
@@ -95,13 +100,7 @@ class STF(LinearMethod):
                     "Put stf before the step that rounds",
                 )  # fmt: skip
         check_loss(self.name, anatomy, outline, "Use dense_sparse with refine, which needs no loss")
-        compared = self.distillation.layers if self.distillation is not None else ()
-        missing = [i for i in compared if not 0 <= i < len(outline.blocks)]
-        if missing:
-            raise CompressError(
-                f"distillation.layers from 0 to {len(outline.blocks) - 1}", str(missing[0]),
-                "Blocks are counted in the compressed model",
-            )  # fmt: skip
+        check_compared(self.distillation, len(outline.blocks))
 
     def _layers(self, outline: Outline) -> dict[str, LinearOutline]:
         """The layers that learn, by path."""

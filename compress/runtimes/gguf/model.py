@@ -12,7 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from compress.errors import CompressError
 from compress.models.loading import load_config
-from compress.runtimes.module import RuntimeModel
+from compress.runtimes.module import RuntimeModel, check_no_padding
 from compress.runtimes.requirements import require
 from compress.system.intake import reason
 
@@ -83,19 +83,30 @@ class LlamaCppForCausalLM(RuntimeModel):
         past_key_values: Any = None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
+        attention_mask: torch.Tensor | None = None,
         **_: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits of token ids [batch, tokens]; of the last alone with a cache or where one is kept.
+        """Logits of token ids [batch, tokens]; of the last alone with a cache or where one is kept,
+        which takes one row.
 
         Args:
+            attention_mask: [batch, tokens], 1 where there is text.
             past_key_values: what the call before returned; the tokens [1, tokens] come behind its
                 own.
             use_cache: return the cache, to go on with.
             logits_to_keep: 1, or 0 for all.
         """
         if not use_cache and past_key_values is None and not logits_to_keep:
-            return CausalLMOutputWithPast(logits=self.base_model(input_ids)[0])
+            logits = self.base_model(input_ids, attention_mask)[0]
+            return CausalLMOutputWithPast(logits=logits)
         import llama_cpp
+
+        check_no_padding(attention_mask)
+        if len(input_ids) != 1:
+            raise CompressError(
+                "one row of tokens, as many as the cache has", f"{len(input_ids)} rows",
+                "Go on with one row at a time",
+            )  # fmt: skip
 
         if past_key_values is None:
             self._next.reset()
@@ -105,13 +116,15 @@ class LlamaCppForCausalLM(RuntimeModel):
                 f"at most {self.context} tokens, what the model was opened for", str(total),
                 "Open it with a longer context, or give a shorter text",
             )  # fmt: skip
-        self._next.eval(input_ids[0].tolist())  # one sequence: the cache has one
+        self._next.eval(input_ids[0].tolist())
         pointer = llama_cpp.llama_get_logits_ith(self._next._ctx.ctx, -1)
         values = np.ctypeslib.as_array(pointer, (self.config.vocab_size,)).copy()
         logits = torch.from_numpy(values)[None, None]
         return CausalLMOutputWithPast(logits=logits, past_key_values=self)  # pyrefly: ignore
 
     def logits(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        if mask is not None:  # what is behind a row's text has no influence on it
+            check_no_padding(mask.long().cummin(1).values == mask)
         if ids.shape[1] > self._places:
             self._places = ids.shape[1]
             self._every = self._opened(self._places, every=True)

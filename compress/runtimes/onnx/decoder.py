@@ -37,7 +37,7 @@ def build_decoder(
             delta = _attention(graph, decoder, norm, layer, weights, rotary, index, accuracy)
         if layer.mlp:
             norm, stream = _norm(graph, decoder, stream, delta, weights, "post_attention", index)
-            delta = _mlp(graph, norm, layer, weights.maps, accuracy)
+            delta = _mlp(graph, norm, weights.maps, accuracy)
     if delta:
         stream = graph.node("Add", stream, delta)
     limits = [graph.constant(np.array([value])) for value in (np.iinfo(np.int64).max, 1)]
@@ -121,9 +121,7 @@ def _head_norm(
     return graph.node("Reshape", normed, graph.constant(np.array([0, 0, -1])))
 
 
-def _mlp(
-    graph: Graph, x: str, layer: Layer, maps: Mapping[str, tuple[Matrix, ...]], accuracy: int
-) -> str:
+def _mlp(graph: Graph, x: str, maps: Mapping[str, tuple[Matrix, ...]], accuracy: int) -> str:
     together = merged([maps["gate"], maps["up"]])
     if together is not None:
         both = linear(graph, x, together, accuracy)

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput
 
 from compress.errors import CompressError
 from compress.models.loading import load_config
-from compress.runtimes.module import RuntimeModel
+from compress.runtimes.module import RuntimeModel, check_no_padding
 from compress.runtimes.onnx.description import OnnxDescription, read_description
 from compress.runtimes.onnx.sampling import Sampling
 from compress.runtimes.onnx.session import Cache, open_session
@@ -92,17 +92,21 @@ class OnnxForCausalLM(OnnxModel):
         past_key_values: Cache | None = None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
+        attention_mask: torch.Tensor | None = None,
         **_: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits of token ids [batch, tokens], none of them padding.
+        """Logits of token ids [batch, tokens], none of them padding where there is a cache.
 
         Args:
+            attention_mask: [batch, tokens], 1 where there is text.
             past_key_values: what an earlier call returned; the tokens come behind its own.
             use_cache: return the cache, to go on with.
             logits_to_keep: of the last so many positions only; 0 for all.
         """
         if not use_cache and past_key_values is None and not logits_to_keep:
-            return CausalLMOutputWithPast(logits=self.base_model(input_ids)[0])
+            logits = self.base_model(input_ids, attention_mask)[0]
+            return CausalLMOutputWithPast(logits=logits)
+        check_no_padding(attention_mask)
         tokens = input_ids.shape[1]
         cache = past_key_values or Cache(self.description, len(input_ids), 0)
         if (total := cache.length + tokens) > cache.places:
@@ -114,6 +118,8 @@ class OnnxForCausalLM(OnnxModel):
 
     def logits(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         self._check_length(ids.shape[1])
+        if mask is not None:  # what is behind a row's text has no influence on it
+            check_no_padding(mask.long().cummin(1).values == mask)
         cache = Cache(self.description, len(ids), ids.shape[1])
         return torch.from_numpy(self.step(ids.numpy(), cache, start=0))
 
@@ -126,6 +132,9 @@ class OnnxForCausalLM(OnnxModel):
         Returns:
             Logits [batch, tokens - start, vocabulary], float32.
         """
+        if cache.length and min(ids.shape) > 1:  # the operator takes several of one row alone
+            each = [self.step(ids[:, i : i + 1], cache, 0) for i in range(ids.shape[1])]
+            return np.concatenate(each[start:], axis=1)
         total = cache.length + ids.shape[1]
         if cache.binding is None:
             cache.binding = self._bound(cache)
@@ -163,8 +172,11 @@ class OnnxForCausalLM(OnnxModel):
         top_k: int | None = None,
         top_p: float | None = None,
         eos_token_id: int | Sequence[int] | None = None,
+        pad_token_id: int | None = None,
         seed: int | None = None,
-        **_: Any,
+        attention_mask: torch.Tensor | None = None,
+        use_cache: bool = True,
+        **others: Any,
     ) -> torch.Tensor:
         """Continue prompts of one length.
 
@@ -174,15 +186,25 @@ class OnnxForCausalLM(OnnxModel):
             do_sample: draw from the distribution instead of taking the likeliest token.
             temperature, top_k, top_p: how, see :class:`Sampling`; without it they say nothing.
             eos_token_id: tokens that end a row; by default the config's.
+            pad_token_id: what fills a row behind its end; by default its last token.
             seed: of the draws; None draws with torch's global generator.
+            attention_mask: of ones.
+            use_cache: of no influence: there always is one.
 
         Returns:
-            [batch, tokens + new]; behind the end of a row its last token is repeated.
+            [batch, tokens + new].
 
         Raises:
-            CompressError: prompt and new tokens are more than the model has positions for; a
-                temperature, top_k or top_p that no token can be drawn with.
+            CompressError: padding; an option that is not above; prompt and new tokens are more
+                than the model has positions for; a temperature, top_k or top_p that no token can
+                be drawn with.
         """
+        if others:
+            raise CompressError(
+                "options that an exported model's generate has", ", ".join(sorted(others)),
+                "Leave them out, or generate with the checkpoint that was exported",
+            )  # fmt: skip
+        check_no_padding(attention_mask)
         ids = torch.as_tensor(input_ids)
         places, limit = ids.shape[1] + max_new_tokens, self.description.positions
         if ids.dim() != 2 or not ids.shape[1] or max_new_tokens < 1:
@@ -201,7 +223,8 @@ class OnnxForCausalLM(OnnxModel):
         done = torch.zeros(len(ids), dtype=torch.bool)
         for logits in self._walk(ids, places):
             new = sampling.draw(logits[0], generator) if sampling else logits[0].argmax(-1)
-            new = torch.where(done, ids[:, -1], new)
+            fill = ids[:, -1] if pad_token_id is None else torch.full_like(new, pad_token_id)
+            new = torch.where(done, fill, new)
             ids = torch.cat([ids, new[:, None]], dim=1)
             done |= torch.isin(new, ends)
             if bool(done.all()) or ids.shape[1] == places:

@@ -9,6 +9,7 @@ from compress.methods.width.vib.options import VIBOptions
 from compress.models.anatomy import ATTENTION_OUT, DOWN, QKV, UP, Anatomy, BlockAnatomy
 from compress.models.outline import BlockOutline, Outline
 from compress.models.units import units_of_rows
+from compress.train.language import check_compared
 
 
 def check_model(method: VIBOptions, anatomy: Anatomy, outline: Outline) -> None:
@@ -35,6 +36,7 @@ def check_model(method: VIBOptions, anatomy: Anatomy, outline: Outline) -> None:
             f"{anatomy.model_type}, whose code takes it from one place for all",
             "Leave heads out of units",
         )
+    check_compared(method.distillation, len(outline.blocks))
     for block in outline.blocks:
         _check_block(block, method, anatomy.model_type)
     if method.uniform and len({tuple(b.anatomy.widths.items()) for b in outline.blocks}) > 1:

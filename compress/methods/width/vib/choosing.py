@@ -114,7 +114,10 @@ class Chooser:
             left = rounded[HEADS] if self.uniform and HEADS in rounded else self.sizes.full[HEADS]
             heads = max(1, int(max(left)))
             step = math.lcm(self.multiples.get(HIDDEN, 1), heads * self.queries)
-            rounded[HIDDEN] = [_rounded(counts[HIDDEN][0], len(self.scores[HIDDEN][0]), step)]
+            # All channels are one choice only where the heads that stay divide them.
+            whole = len(self.scores[HIDDEN][0])
+            most = whole // step * step or whole
+            rounded[HIDDEN] = [_rounded(counts[HIDDEN][0], most, step)]
         return rounded
 
     def _amount(self, counts: Mapping[str, list[int]]) -> float:
