@@ -70,9 +70,9 @@ class GeneratorLoss:
         apart = functional.kl_div(
             (logits[labels != IGNORED] / heat).log_softmax(-1).nan_to_num(neginf=-1e4),
             (teacher / heat).log_softmax(-1).nan_to_num(neginf=-1e4),
-            reduction="batchmean",
+            reduction="sum",
             log_target=True,
-        )
+        ) / max(1, len(teacher))  # a likelihood bound may leave a batch without any mask
         figures["kl"] = float(apart.detach())
         return weights.labels * loss + weights.logits * heat**2 * apart, figures
 

@@ -10,8 +10,11 @@ from torch.nn.functional import cross_entropy
 
 from compress.errors import CompressError
 from compress.generators import masked_loss
+from compress.train.generator import GeneratorLoss
+from compress.train.language import DistillationOptions
 
 NEVER = float("-inf")
+CODES = 16  # of conftest: the first class token
 
 
 def case(rows: int = 3, length: int = 6, vocabulary: int = 7):
@@ -89,3 +92,17 @@ def test_a_mean_over_nothing_is_refused():
     logits, labels, _ = case()
     with pytest.raises(CompressError, match="labels that are all visible"):
         masked_loss(logits, torch.full_like(labels, -100), torch.ones(3), "maskgit")
+
+
+def test_a_batch_in_which_nothing_was_masked_costs_nothing(images):
+    """A bound masks each token by chance, in a single row now and then none."""
+    model = images(weighting="mdlm").model
+    loss = GeneratorLoss(model, DistillationOptions())
+    ids = torch.zeros(1, 17, dtype=torch.long)
+    ids[:, 0] = CODES  # a class
+    batch = {"input_ids": ids, "labels": torch.full_like(ids, -100)}
+    batch |= {"ratios": torch.tensor([0.01]), "lengths": torch.tensor([16])}
+    total, figures = loss(batch, loss.observe(batch))
+    total.backward()
+    assert float(total) == 0 and figures == {"masked_loss": 0, "kl": 0}
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
