@@ -32,17 +32,18 @@ MIDDLE = {
 SMOKE = {**MIDDLE, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4,
          "num_key_value_heads": 4, "num_hidden_layers": 2, "vocab_size": 1000}  # fmt: skip
 _DEPTH, _WIDTH, _RANK = {"remove": 1}, {"share": 0.25}, {"ratio": 0.5}
+_CODED = {**_RANK, "rounds": 2}  # minutes with as many as by default; a round is like another
 _TRAINING = {"training": {"steps": 20, "batch": 1}}
 OPTIONS: dict[str, dict[str, Any]] = {
     "shortgpt": _DEPTH, "sleb": _DEPTH, "drop_blocks": {"blocks": [1]},
     "flatten": _DEPTH, "fuse": {**_DEPTH, **_TRAINING},
     "ffn_width": _WIDTH, "head_width": _WIDTH, "vib": {**_WIDTH, **_TRAINING}, "svd": _RANK,
     "asvd": _RANK, "svd_llm": _RANK, "fwsvd": _RANK, "drone": _RANK,
-    "dense_sparse": _RANK, "stf": _TRAINING, "maskllm": _TRAINING, "distill": _TRAINING,
+    "dense_sparse": _CODED, "stf": _TRAINING, "maskllm": _TRAINING, "distill": _TRAINING,
 }  # fmt: skip
 BEFORE = {  # steps that a method needs in front
     "distill": [{"method": "magnitude", "pattern": "2:4"}],
-    "stf": [{"method": "dense_sparse", **_RANK}],
+    "stf": [{"method": "dense_sparse", **_CODED}],
 }
 
 
