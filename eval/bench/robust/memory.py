@@ -18,7 +18,7 @@ from transformers import LlamaConfig
 
 from compress.eval.bench.llama import write_llama
 from compress.eval.bench.memory import CASES, LIMIT, run_case
-from compress.eval.bench.options import say
+from compress.eval.bench.options import publish, say
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import journal, run_measured, write_recipe
 from compress.methods.catalog import BUILT_IN
@@ -49,13 +49,19 @@ BEFORE = {  # steps that a method needs in front
 
 def measure(work: Path, arguments: argparse.Namespace) -> list[Row]:
     """Rows of the large models and of every method."""
-    rows = []
+    rows: list[Row] = []
+
+    def note(*figures: Row) -> None:
+        """Rows, published at once: the part takes an hour."""
+        rows.extend(figures)
+        publish(arguments, work, figures, "robust", whole=False)
+
     for name, case in CASES.items():
         peak = _remembered(
             work / f"{name}.json",
             lambda name=name: {"peak": run_case(name, work, arguments.smoke).usage.peak_bytes},
         )["peak"]
-        rows.append(_row(f"{case.label}: peak memory", peak / 1e9, "GB", LIMIT))
+        note(_row(f"{case.label}: peak memory", peak / 1e9, "GB", LIMIT))
     shape = SMOKE if arguments.smoke else MIDDLE
     config = LlamaConfig(**shape, tie_word_embeddings=False)
     model = write_llama(work / f"llama-{shape['hidden_size']}", config, torch.bfloat16)
@@ -65,9 +71,11 @@ def measure(work: Path, arguments: argparse.Namespace) -> list[Row]:
             work / f"method-{name}.json", lambda name=name: _step(name, model, work, samples)
         )
         peak = found["peak_bytes"] / found["planned_bytes"]
-        rows.append(_row(f"{name}: peak / plan", peak, "", 1.1))
         time = found["seconds"] / found["planned_seconds"]
-        rows.append(_row(f"{name}: time / plan, or plan / time", max(time, 1 / time), "", 1.5))
+        note(
+            _row(f"{name}: peak / plan", peak, "", 1.1),
+            _row(f"{name}: time / plan, or plan / time", max(time, 1 / time), "", 1.5),
+        )
     for path in work.glob("*.json"):
         path.unlink()  # the rows are complete: the next call measures anew
     return rows
