@@ -40,6 +40,12 @@ class Atoms:
         self._formed: torch.Tensor | None = None
         self._inverse_metric: torch.Tensor | None = None
 
+    def changed(self, dictionary: torch.Tensor) -> Atoms:
+        """Another dictionary in the same metric, whose inverse is not computed again."""
+        made = Atoms(dictionary, self.metric)
+        made._inverse_metric = self._inverse_metric
+        return made
+
     def answers(self, rows: torch.Tensor) -> torch.Tensor:
         """Products [m, N] of rows [m, n] with the atoms, in the metric."""
         return self._folded(rows @ self.metric)

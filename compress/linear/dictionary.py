@@ -76,11 +76,12 @@ def factorise(
     metric = metric / metric.diagonal().mean()
     energy = float(((weight @ metric) * weight).sum(dtype=torch.float64))
     dictionary = first_atoms(weight, metric, form, generator)
+    atoms = Atoms(dictionary, metric)
     code, kept, errors = CODERS[coding], None, []
     for number in range(rounds):
         if number:
             dictionary, kept = improved(weight, metric, dictionary, kept, form)
-        atoms = Atoms(dictionary, metric)
+            atoms = atoms.changed(dictionary)
         targets = atoms.answers(weight)
         before = None if kept is None else kept / atoms.scale
         coded = code(targets, atoms, form.blocks, form.nonzeros, before)
