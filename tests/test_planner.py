@@ -138,3 +138,17 @@ def test_notes(checkpoint, text, helpers):
         helpers.recipe(checkpoint("llama"), [{"method": "magnitude", "sparsity": 0}])
     )
     assert any("neither size nor" in w for w in idle.warnings)
+
+
+def test_time_follows_what_is_computed_and_moved(checkpoint, text, helpers):
+    def seconds(*steps, **calibration):
+        recipe = helpers.recipe(checkpoint("llama"), list(steps), text)
+        recipe["calibration"] = {**recipe["calibration"], **calibration}
+        return compress.plan(recipe).steps[-1].seconds
+
+    wanda = {"method": "wanda", "pattern": "2:4"}
+    assert seconds({"method": "drop_blocks", "blocks": [1]}) == 0  # nothing is read or written
+    assert seconds(wanda, samples=64) > seconds(wanda, samples=8) > seconds(RTN)
+    # Gradients are taken of as many sequences as there are.
+    few, many = ({"method": "fwsvd", "ratio": 0.5, "windows": n} for n in (8, 4096))
+    assert seconds(many, samples=8) == seconds(few, samples=8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from compress.errors import CompressError
+from compress.linear.descent import descend
 
 
 def damped(gram: torch.Tensor, damping: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -170,35 +171,12 @@ def _masked_descent(
     damping: float,
     iterations: int,
 ) -> torch.Tensor:
-    """Solve ``x (gram + ridge) = start (gram + ridge) + residual`` row by row, x = 0 off the mask.
-
-    Conjugate gradients on all rows together, preconditioned by the diagonal; no iteration leaves
-    the error larger than it was.
-    """
+    """:func:`descend` in a Gram matrix, damped and preconditioned by its diagonal."""
     inner = gram.clone()
     mean = inner.diagonal().mean()
     inner.diagonal().add_(damping * (mean if mean > 0 else 1.0))
     scale = 1 / inner.diagonal()
-    solution = start.clone()
-    residual = residual * mask
-    direction = residual * scale
-    product = (residual * direction).sum(1, keepdim=True)
-    floor = product * 1e-10
-    for _ in range(iterations):
-        image = (direction @ inner) * mask
-        curvature = (direction * image).sum(1, keepdim=True)
-        # Rows that have converged stand still; their curvature may be zero.
-        step = torch.where(product > floor, product / curvature.clamp_min(1e-30), 0.0)
-        solution += step * direction
-        residual -= step * image
-        conditioned = residual * scale
-        following = (residual * conditioned).sum(1, keepdim=True)
-        ratio = torch.where(product > floor, following / product.clamp_min(1e-30), 0.0)
-        direction = conditioned + ratio * direction
-        product = following
-        if not bool((product > floor).any()):
-            break
-    return solution
+    return descend(start, residual, lambda rows: rows @ inner, mask, iterations, scale)
 
 
 def relative_error(

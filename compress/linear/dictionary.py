@@ -186,13 +186,15 @@ def factorise_bytes(rows: int, columns: int, form: Form, coding: str) -> int:
     return found + 4 * held + 24 * rows * (width + form.rank)
 
 
-def factorise_work(rows: int, columns: int, form: Form, rounds: int) -> float:
-    """Multiply-accumulates of :func:`factorise` with alternating directions."""
+def factorise_work(rows: int, columns: int, form: Form, rounds: int) -> tuple[float, float]:
+    """Multiply-accumulates of :func:`factorise` with alternating directions, and the bytes that it
+    writes beside products."""
     shape = form.blocks, form.rank, columns // form.blocks
-    coded = coding_work(rows, *shape, True) + (rounds - 1) * coding_work(rows, *shape, False)
+    first, again = coding_work(rows, *shape, True), coding_work(rows, *shape, False)
+    coded, moved = (a + (rounds - 1) * b for a, b in zip(first, again, strict=True))
     # Products with the weight, losses of two solutions and of the last, the dictionary.
     others = rows * (4.0 * row_work(*shape) + 2.0 * columns**2 + form.blocks * form.rank**2)
-    return coded + rounds * others
+    return coded + rounds * others, moved
 
 
 def _inner(metric: torch.Tensor, block: int, width: int) -> torch.Tensor:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 
 from compress.linear.atoms import Atoms, factored, row_work
+from compress.linear.descent import descend
 
 # (penalty, iterations) of the alternating directions, in units of the atoms' energy: a small one
 # first, under which supports still change, then larger ones that bind them.
@@ -21,9 +22,9 @@ _FROM_SUPPORT = ((0.3, 5),)
 _RIDGE = 1e-6
 _DESCENT = 4  # iterations on a support; the last round has more
 _CHUNK_BYTES = 64 * 2**20
-# What choosing the largest and going over all coefficients takes in an iteration, for each of them,
-# in multiply-accumulates that take as long: some 30 ns, measured on one core.
-_PASSES = 900
+# Bytes that an iteration writes for each coefficient beside products; choosing the largest takes as
+# long as most of them.
+_WRITTEN = 110.0
 
 Coder = Callable[[torch.Tensor, Atoms, int, int, torch.Tensor | None], torch.Tensor]
 
@@ -157,32 +158,13 @@ def descended(
     mask: torch.Tensor,
     iterations: int = _DESCENT,
 ) -> torch.Tensor:
-    """Least squares on a support, by conjugate gradients on all rows together from ``start``, which
-    is zero off it; no iteration leaves the error larger than it was. Atoms of unit energy need no
-    preconditioner."""
-    solution = start * mask
-    residual = targets - atoms.times(solution)
-    residual *= mask
-    direction = residual.clone()
-    energy = _energy(residual)
-    floor = energy * 1e-10
-    for _ in range(iterations):
-        image = atoms.times(direction).add_(direction, alpha=_RIDGE).mul_(mask)
-        curvature = (direction * image).sum(1, keepdim=True)
-        # Rows that have converged stand still; their curvature may be zero.
-        moving = energy > floor
-        step = torch.where(moving, energy / curvature.clamp_min(1e-30), 0.0)
-        solution.addcmul_(step, direction)
-        residual.addcmul_(step, image, value=-1)
-        following = _energy(residual)
-        ratio = torch.where(moving, following / energy.clamp_min(1e-30), 0.0)
-        direction.mul_(ratio).add_(residual)
-        energy = following
-    return solution
+    """Least squares on a support from ``start``, as far as that lies on it."""
+    start = start * mask
 
+    def product(rows: torch.Tensor) -> torch.Tensor:
+        return atoms.times(rows).add_(rows, alpha=_RIDGE)
 
-def _energy(rows: torch.Tensor) -> torch.Tensor:
-    return rows.square().sum(1, keepdim=True)
+    return descend(start, targets - atoms.times(start), product, mask, iterations)
 
 
 def coding_bytes(rows: int, blocks: int, rank: int, width: int, coding: str) -> int:
@@ -195,13 +177,15 @@ def coding_bytes(rows: int, blocks: int, rank: int, width: int, coding: str) -> 
     return square + 40 * rows * count + _CHUNK_BYTES * (coding == "pursuit")
 
 
-def coding_work(rows: int, blocks: int, rank: int, width: int, first: bool) -> float:
-    """Multiply-accumulates of :func:`by_directions`, with a start or (``first``) without."""
+def coding_work(rows: int, blocks: int, rank: int, width: int, first: bool) -> tuple[float, float]:
+    """Multiply-accumulates of :func:`by_directions`, with a start or (``first``) without, and the
+    bytes that it writes beside products."""
     stages = _FROM_NOTHING if first else _FROM_SUPPORT
     iterations = sum(count for _, count in stages) + _DESCENT + 1
     inverted = blocks * min(rank, width)
-    row = row_work(blocks, rank, width) + _PASSES * blocks * rank
-    return iterations * rows * row + 2.0 * len(stages) * inverted**3
+    products = iterations * rows * row_work(blocks, rank, width)
+    moved = _WRITTEN * iterations * rows * blocks * rank
+    return products + 2.0 * len(stages) * inverted**3, moved
 
 
 CODERS: dict[str, Coder] = {

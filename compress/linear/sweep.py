@@ -69,11 +69,12 @@ def sweep_bytes(shapes: list[tuple[int, int]], copies: int) -> int:
     return 4 * max(4 * width**2, 2 * width**2 + copies * rows * width)
 
 
-def sweep_work(shapes: list[tuple[int, int]]) -> float:
-    """Time of factor and sweep, as multiply-accumulates of a matrix product."""
+def sweep_work(shapes: list[tuple[int, int]]) -> tuple[float, float]:
+    """Multiply-accumulates of products that take as long as factor and sweep, and bytes that are
+    written meanwhile."""
     width, rows = shapes[0][1], sum(out for out, _ in shapes)
-    # Factors run at half the speed of products; updates inside a block at that of memory.
-    return 1.5 * width**3 + rows * width * (width / 2 + 1500)
+    # Factors run at half the speed of products; inside a block each column changes the others.
+    return 1.5 * width**3 + rows * width * width / 2, 250.0 * rows * width
 
 
 class Pruning:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from compress.errors import CompressError
 from compress.linear.statistics import NOTHING
 from compress.methods.passes import (
+    Effort,
     Pass,
     Rounds,
     Shapes,
@@ -128,7 +129,7 @@ class SiteMethod(Method):
         """Memory that solving one site takes; see :class:`compress.methods.passes.Sites`."""
         return little_memory(shapes, gram)
 
-    def solving_work(self, shapes: Shapes) -> float:
+    def solving_work(self, shapes: Shapes) -> Effort:
         """Work that solving one site takes; see :class:`compress.methods.passes.Sites`."""
         return little_work(shapes)
 

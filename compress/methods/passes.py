@@ -39,9 +39,28 @@ def little_memory(shapes: Shapes, _gram: bool) -> int:
     return 12 * max(out * width for out, width in shapes)
 
 
-def little_work(shapes: Shapes) -> float:
-    """Multiply-accumulates of a solver that passes over each weight a few times."""
-    return 100.0 * sum(out * width for out, width in shapes)
+@dataclass(frozen=True)
+class Effort:
+    """What a solver computes and moves, for the forecast of its time.
+
+    Attributes:
+        products: multiply-accumulates of float32 matrix products that would take as long as its
+            products and factorisations do.
+        moved: bytes that all its other operations write.
+    """
+
+    products: float = 0.0
+    moved: float = 0.0
+
+
+def little_work(shapes: Shapes) -> Effort:
+    """The effort of a solver that passes over each weight a few times."""
+    return Effort(moved=20.0 * sum(out * width for out, width in shapes))
+
+
+def no_work(_outline: Outline) -> float:
+    """Multiply-accumulates of what computes nothing beside what is counted anyway."""
+    return 0.0
 
 
 def no_disk(_sequences: int, _length: int) -> int:
@@ -75,8 +94,7 @@ class Sites:
         batches: on how many calibration batches, at most, statistics are collected; None: all.
         memory: bytes that solving a site takes at its peak beyond the block and the statistics,
             from the shapes, and whether the statistics hold a Gram matrix.
-        work: what solving a site takes, in multiply-accumulates of float32 matrix products that
-            would take as long.
+        work: what solving a site takes.
     """
 
     targets: Callable[[BlockAnatomy, Site], tuple[str, ...]]
@@ -84,7 +102,7 @@ class Sites:
     statistic: Callable[[Site], str] = nothing
     batches: int | None = None
     memory: Callable[[Shapes, bool], int] = little_memory
-    work: Callable[[Shapes], float] = little_work
+    work: Callable[[Shapes], Effort] = little_work
 
 
 @dataclass(frozen=True)
@@ -226,6 +244,11 @@ class TrainModel:
         teacher: the model that the recipe began with is asked for, and so in memory as well.
         disk: bytes that it leaves in the run's folder while it lasts, beside its checkpoints, from
             the number of sequences and their length.
+        work: multiply-accumulates of a step of its trainings beside what the model computes, from
+            the model that enters the pass.
+        stepped: bytes of what it holds that each step of its trainings goes over, from the shapes
+            of all linears in blocks; None: all of it.
+        once: its steps end with the calibration sequences.
     """
 
     install: Sites | None
@@ -237,6 +260,9 @@ class TrainModel:
     teacher: bool = False
     disk: Callable[[int, int], int] = no_disk
     holds: Callable[[Outline], int] = no_bytes
+    work: Callable[[Outline], float] = no_work
+    stepped: Callable[[Shapes], int] | None = None
+    once: bool = False
     graph: float = 1.0
     by_batch: bool = False
     outputs: Callable[[Outline, int, int], int] = no_outputs

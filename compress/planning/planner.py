@@ -1,6 +1,7 @@
 """Recipe + headers of a checkpoint -> plan: what will happen, what it costs, or why it cannot work.
 
-No weight is read. Sizes follow from shapes; :mod:`compress.planning.forecast` says what steps take.
+No weight is read. Sizes follow from shapes; :mod:`compress.planning.forecast` says what steps take
+of memory and disk, :mod:`compress.planning.workload` how long they take.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from compress.models.images import image_shape, image_tokens, reads_images
 from compress.models.outline import Outline, outline_of
 from compress.models.sources.source import Source, load_config, resolve
 from compress.models.supported import check_kind
-from compress.planning import forecast
+from compress.planning import forecast, workload
 from compress.planning.checks import check_inputs
 from compress.planning.export_check import check_exports
 from compress.planning.order import check_needs, check_order
@@ -144,10 +145,10 @@ def plan(
     steps = []
     for number, method in enumerate(recipe.steps):
         after = passed(number, method, streamed, outline)
-        work = forecast.work(method, outline, calibration)
+        done = workload.work(method, outline, calibration)
         peak = forecast.peak_bytes(method, outline, calibration, compute, original)
-        seconds = work.seconds(outline, compute, forecast.learning_dtype(method, device))
-        steps.append(PlannedStep(method, outline, after, work.macs, peak, seconds))
+        seconds = done.seconds(compute, workload.learning_dtype(method, device))
+        steps.append(PlannedStep(method, outline, after, done.macs, peak, seconds))
         outline = after
     # What planning itself has loaded stays in this process: looked at when it is done.
     base = resident() + _held_images(calibration, config)

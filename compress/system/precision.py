@@ -6,6 +6,7 @@ AVX512-BF16 and two hundred times slower on one with AVX2 alone, and both run it
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -21,6 +22,8 @@ Compute = Literal["auto", "float32", "bfloat16"]
 # Rows, inputs, outputs of the products that are timed. The first takes a fortieth of a second even
 # where products in 16 bits are emulated, and settles those cases; the second is of a model's size.
 _SMALL, _LARGE = (64, 256, 256), (512, 1024, 1024)
+
+_WRITTEN = 48 * 2**20  # bytes: beyond what an allocator keeps, as activations are
 
 # Casting and rounding cost something too: a type must be this much faster to be worth it.
 _WORTH = 1.4
@@ -76,10 +79,26 @@ def _fast(device: str) -> bool:
 
 
 @lru_cache
-def product_speed(dtype: torch.dtype = torch.float32, device: str = "cpu") -> float:
-    """Multiply-accumulates a second of matrix products in ``dtype`` on this machine."""
-    rows, inputs, outputs = _LARGE
-    return rows * inputs * outputs / _seconds(dtype, device, _LARGE, time.perf_counter)
+def product_speed(
+    dtype: torch.dtype = torch.float32, device: str = "cpu", rows: int = _LARGE[0]
+) -> float:
+    """Multiply-accumulates a second of products of so many rows in ``dtype`` on this machine.
+
+    Few rows are slower: each product begins with a new order of the weight.
+    """
+    shape = (rows, *_LARGE[1:])
+    return math.prod(shape) / _seconds(dtype, device, shape, time.perf_counter)
+
+
+@lru_cache
+def writing_speed() -> float:
+    """Bytes a second that elementwise operations write on this machine, to memory that is new."""
+    a, taken = torch.ones(_WRITTEN // 4), []
+    while len(taken) < 5 or (len(taken) < 12 and sum(taken) < 0.1):
+        start = time.perf_counter()
+        a + a
+        taken.append(time.perf_counter() - start)
+    return _WRITTEN / min(taken)
 
 
 def _seconds(

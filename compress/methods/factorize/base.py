@@ -15,6 +15,7 @@ from compress.linear.low_rank import LowRankLinear
 from compress.linear.matrix import as_linear
 from compress.linear.statistics import InputStatistics
 from compress.methods.base import MODULES, VALUES, LinearMethod
+from compress.methods.passes import Effort, Shapes
 from compress.methods.work import SiteWork
 from compress.models.anatomy import Anatomy
 from compress.models.outline import LinearOutline, Outline, linear_outline
@@ -93,9 +94,10 @@ class FactorizeMethod(LinearMethod):
             found = max(found, 48 * side**2 + 16 * out * width + metric)
         return found
 
-    def solving_work(self, shapes: list[tuple[int, int]]) -> float:
+    def solving_work(self, shapes: Shapes) -> Effort:
         # An eigendecomposition and three products in float64.
-        return sum(10 * min(shape) ** 3 + 3 * max(shape) * min(shape) ** 2 for shape in shapes)
+        sides = [(min(shape), max(shape)) for shape in shapes]
+        return Effort(sum(18.0 * short**3 + 3 * long * short**2 for short, long in sides))
 
     def prepared(self, work: SiteWork, name: str) -> int:
         """The rank of a linear that can be factorised; 0, with a note, where it is left alone."""

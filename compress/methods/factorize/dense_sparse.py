@@ -30,7 +30,7 @@ from compress.methods.factorize.information import (
     output_weights,
 )
 from compress.methods.factorize.sensitivity import losses, shared_out
-from compress.methods.passes import Learn, Pass, Shapes, Stream, Survey
+from compress.methods.passes import Effort, Learn, Pass, Shapes, Stream, Survey
 from compress.methods.work import BlockSurvey, SiteWork
 from compress.models.anatomy import Anatomy, Site
 from compress.models.outline import LinearOutline, Outline
@@ -150,13 +150,14 @@ class DenseSparseMethod(DenseSparseOptions):
                     found = max(found, solving, product_bytes(out, width, form))
         return found
 
-    def solving_work(self, shapes: Shapes) -> float:
-        work = 0.0
+    def solving_work(self, shapes: Shapes) -> Effort:
+        products = moved = 0.0
         for out, width in shapes:
             form = self.form(out, width, 4)
             if form is not None:
-                work += factorise_work(out, width, form, self.rounds)
-        return work
+                more, written = factorise_work(out, width, form, self.rounds)
+                products, moved = products + more, moved + written
+        return Effort(products, moved)
 
     def solve(self, work: SiteWork) -> None:
         for name in work.names:

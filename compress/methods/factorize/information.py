@@ -39,7 +39,7 @@ def information_pass(
 
     # A gradient a window: as long as so many steps of one.
     options = ((TrainingOptions(steps=windows, batch=1), 1.0),)
-    return TrainModel(Sites(targets, _mark), estimate, _take, options, _gradient_bytes)
+    return TrainModel(Sites(targets, _mark), estimate, _take, options, _gradient_bytes, once=True)
 
 
 def output_weights(work: SiteWork, name: str) -> torch.Tensor:

@@ -123,6 +123,7 @@ class STF(LinearMethod):
             TrainModel(
                 Sites(self.targets, self.install), self.learn, _keep, options, _nothing,
                 teacher=self.distillation is not None, holds=self._learning_bytes,
+                work=self._learning_work,
             ),
             Stream((self.sites,), inputs=False),
         )  # fmt: skip
@@ -179,6 +180,14 @@ class STF(LinearMethod):
             f"{100 * share:.1f} % of the non-zeros belong to other atoms than at the start"
             for share in shares
         )
+
+    def _learning_work(self, outline: Outline) -> float:
+        """Multiply-accumulates of the products of tables in a step, and of their gradients."""
+        found = 0.0
+        for linear in self._layers(outline).values():
+            (atoms, width), (out, _) = linear.tables
+            found += 3.0 * out * atoms * width
+        return found
 
     def _learning_bytes(self, outline: Outline) -> int:
         """Bytes of everything that learns, with gradients, two averages of Adam, and what is kept

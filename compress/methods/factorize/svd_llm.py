@@ -9,6 +9,7 @@ import torch
 from compress.linear.algebra import principal_outputs
 from compress.linear.statistics import GRAM, InputStatistics
 from compress.methods.factorize.base import FactorizeMethod
+from compress.methods.passes import Effort, Shapes
 from compress.models.anatomy import Site
 
 
@@ -25,11 +26,11 @@ class SVDLLM(FactorizeMethod):
     def statistic(self, site: Site) -> str:
         return GRAM
 
-    def solving_work(self, shapes: list[tuple[int, int]]) -> float:
-        metric = 0.0
+    def solving_work(self, shapes: Shapes) -> Effort:
+        metric = super().solving_work(shapes).products
         for out, width in shapes:
-            metric += 3 * out * width**2 + (10 * width**3 if out > width else 0)
-        return super().solving_work(shapes) + metric
+            metric += 3 * out * width**2 + (18 * width**3 if out > width else 0)
+        return Effort(metric)
 
     def directions(
         self, weight: torch.Tensor, rank: int, statistics: InputStatistics | None, label: str

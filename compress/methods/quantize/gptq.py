@@ -14,7 +14,7 @@ from compress.linear.grid import QuantScheme
 from compress.linear.matrix import is_sparse
 from compress.linear.statistics import GRAM, InputStatistics
 from compress.linear.sweep import sweep, sweep_bytes, sweep_work
-from compress.methods.passes import Pass, Stream
+from compress.methods.passes import Effort, Pass, Shapes, Stream
 from compress.methods.quantize.base import GridOfRows, QuantizeMethod, TableRounding
 from compress.methods.work import OuterWork, SiteWork
 from compress.models.anatomy import Site
@@ -52,8 +52,8 @@ class GPTQ(QuantizeMethod):
     def solving_bytes(self, shapes: list[tuple[int, int]], gram: bool) -> int:
         return sweep_bytes(shapes, copies=6)
 
-    def solving_work(self, shapes: list[tuple[int, int]]) -> float:
-        return sweep_work(shapes)
+    def solving_work(self, shapes: Shapes) -> Effort:
+        return Effort(*sweep_work(shapes))
 
     def passes(self) -> tuple[Pass, ...]:
         closing = self.round_embeddings if self.embeddings else None

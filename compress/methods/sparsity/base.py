@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from compress.errors import CompressError
 from compress.linear.pattern import UNSTRUCTURED, Pattern
 from compress.methods.base import VALUES, ZEROS, LinearMethod
+from compress.methods.passes import Effort, Shapes
 from compress.methods.work import SiteWork
 from compress.models.anatomy import Anatomy
 from compress.models.outline import LinearOutline, Outline
@@ -117,8 +118,9 @@ class SparsityMethod(ZeroingMethod):
         # Scores and the mask; a threshold over a whole matrix sorts pairs of values and indices.
         return (12 if self.parsed is not None else 28) * max(out * width for out, width in shapes)
 
-    def solving_work(self, shapes: list[tuple[int, int]]) -> float:
-        return 400.0 * sum(out * width for out, width in shapes)  # choosing the highest scores
+    def solving_work(self, shapes: Shapes) -> Effort:
+        # Scores, the order of them, masks.
+        return Effort(moved=80.0 * sum(out * width for out, width in shapes))
 
     def mask(self, score: torch.Tensor) -> torch.Tensor:
         """Boolean mask [rows, columns] of what stays, by rows or N:M groups of ``score``."""

@@ -11,6 +11,7 @@ from compress.linear.algebra import inverse_cholesky
 from compress.linear.matrix import is_sparse
 from compress.linear.statistics import GRAM
 from compress.linear.sweep import Pruning, sweep, sweep_bytes, sweep_work
+from compress.methods.passes import Effort, Shapes
 from compress.methods.sparsity.base import SparsityMethod
 from compress.methods.work import SiteWork
 from compress.models.anatomy import Site
@@ -36,8 +37,8 @@ class SparseGPT(SparsityMethod):
     def solving_bytes(self, shapes: list[tuple[int, int]], gram: bool) -> int:
         return sweep_bytes(shapes, copies=4)
 
-    def solving_work(self, shapes: list[tuple[int, int]]) -> float:
-        return sweep_work(shapes)
+    def solving_work(self, shapes: Shapes) -> Effort:
+        return Effort(*sweep_work(shapes))
 
     def solve(self, work: SiteWork) -> None:
         for names, statistics in work.groups():

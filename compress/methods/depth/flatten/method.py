@@ -19,7 +19,7 @@ from compress.methods.depth.flatten.merging import flatten_blocks
 from compress.methods.depth.flatten.restoring import restore_heads, restore_neurons
 from compress.methods.depth.refitting import RIDGES, fitting_bytes, refit
 from compress.methods.depth.similarity import Similarity, similarity_survey
-from compress.methods.passes import Learn, Pass, Shapes, Sites, Stream
+from compress.methods.passes import Effort, Learn, Pass, Shapes, Sites, Stream
 from compress.methods.work import SiteWork
 from compress.models.anatomy import ATTENTION_OUT, DOWN, Anatomy, BlockAnatomy, Site
 from compress.models.groups import Groups, single
@@ -144,6 +144,7 @@ class Flatten(DepthMethod):
         stream = Stream(
             actions, groups=lambda d, _anatomy: d["groups"],
             merge=flatten_blocks, most=self._most, only=self._worked,
+            share=lambda blocks: min(1.0, self.count(blocks) / blocks),
         )  # fmt: skip
         return similarity_survey(self.decide), stream
 
@@ -182,10 +183,11 @@ class Flatten(DepthMethod):
         # factor and its inverse.
         return 4 * (wide**2 - width**2) + 36 * wide**2 + 16 * out * wide
 
-    def solving_work(self, shapes: Shapes) -> float:
+    def solving_work(self, shapes: Shapes) -> Effort:
+        """Of a pair, which most groups are."""
         ((out, width),) = shapes
-        wide = self._most * width
-        return len(self._ridges) * (2.0 * wide**3 + 4.0 * out * wide**2)
+        wide = 2 * width
+        return Effort(len(self._ridges) * (2.0 * wide**3 + 4.0 * out * wide**2))
 
     def solve(self, work: SiteWork) -> None:
         groups: Groups = work.decision["groups"]

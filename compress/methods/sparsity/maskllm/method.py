@@ -15,7 +15,7 @@ from compress.errors import CompressError
 from compress.linear.algebra import refit_masked
 from compress.linear.statistics import GRAM, NOTHING
 from compress.linear.sweep import sweep_work
-from compress.methods.passes import Learn, Pass, Shapes, Sites, Stream, TrainModel
+from compress.methods.passes import Effort, Learn, Pass, Shapes, Sites, Stream, TrainModel
 from compress.methods.sparsity.base import ZeroingMethod
 from compress.methods.sparsity.maskllm.learning import (
     MaskSchedule,
@@ -264,12 +264,12 @@ class MaskLLM(ZeroingMethod):
             masks if self._learns_masks else 0, tuning if self.tuning is not None else 0, logits
         )
 
-    def solving_work(self, shapes: list[tuple[int, int]]) -> float:
+    def solving_work(self, shapes: Shapes) -> Effort:
         if self.prior == "sparsegpt":
-            return sweep_work(shapes)
+            return Effort(*sweep_work(shapes))
         if self.prior == "search":
             # A few sweeps of products of M columns each, which run at the speed of memory.
-            return 60.0 * sum(out * width**2 for out, width in shapes)
+            return Effort(moved=5.0 * sum(out * width**2 for out, width in shapes))
         return super().solving_work(shapes)
 
     def statistic(self, site: Site) -> str:

@@ -118,6 +118,7 @@ class VIB(VIBOptions):
                 self._gated_bytes, keep_outer=self.keep_outer if outer else None,
                 teacher=self.trains_weights and taught, outputs=self._output_bytes,
                 graph=_NOISY if self.training else 1.0, by_batch=self.start == "importance",
+                stepped=self._tuned_bytes if self.trains_weights else _nothing,
             ),
             Stream(
                 (Sites(self._first, self.narrow),), inputs=False,
@@ -203,6 +204,11 @@ class VIB(VIBOptions):
 
     def _tuned_bytes(self, shapes: Shapes) -> int:
         return 12 * sum(out * width for out, width in shapes)
+
+
+def _nothing(_shapes: Shapes) -> int:
+    """Bytes of gates and their averages, which are thousands."""
+    return 0
 
 
 def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
