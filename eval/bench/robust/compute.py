@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from compress.eval.bench.options import say
+from compress.eval.bench.options import publish, say
 from compress.eval.bench.peer_environment import peer_python
 from compress.eval.bench.peer_material import FULL, SMOKE, Material, prepare
 from compress.eval.bench.peers import PEER, SETTINGS, run_one
@@ -42,8 +42,9 @@ def measure(work: Path, arguments: argparse.Namespace) -> list[Row]:
     root = root.expanduser().absolute() if root else None
     python = peer_python(None)
     material = prepare(work, SMOKE if arguments.smoke else FULL, root)
-    for name in SETTINGS:
+    for name in SETTINGS:  # published one by one: all of them take an hour
         rows += _rows(name, _runs(name, material, work, python, root))
+        publish(arguments, work, rows, "robust", whole=False)
     for path in work.glob(f"{material.key}-*.json"):
         path.unlink()  # the rows are complete: the next call measures anew
     return rows
