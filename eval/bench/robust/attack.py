@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from argparse import Namespace
@@ -59,7 +60,8 @@ def measure(work: Path, arguments: Namespace) -> list[Row]:
         chosen = [part for name in names for part in ("--only", name)]
         with (folder / f"{group}.log").open("ab") as log:
             subprocess.run([sys.executable, script, group, *chosen], cwd=ROOT, stdout=log,
-                           stderr=subprocess.STDOUT, env=_environment(folder))  # fmt: skip
+                           stderr=subprocess.STDOUT, env=_environment(folder),
+                           preexec_fn=_heed_signals)  # fmt: skip
     done = verdicts(folder)
     missing = [case for case in wanted if case not in done]
     if missing:
@@ -104,6 +106,13 @@ def _listed(script: Path, folder: Path) -> list[tuple[str, str]]:
     if done.returncode or not cases:
         raise CompressError(f"a list of cases from {script} --list", done.stderr[-500:] or "none")
     return cases
+
+
+def _heed_signals() -> None:
+    """In the background, or behind nohup, a process inherits that it ignores these; cases that send
+    them would find that nothing stops."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _environment(folder: Path) -> dict[str, str]:
