@@ -275,8 +275,8 @@ def _digits(base: int, bits: int) -> int:
 
 
 def _added(rows: torch.Tensor, dtype: torch.dtype, factors: list[int]) -> torch.Tensor:
-    """Each row's sum of its entries times these factors [len(rows)], column after column: a sum
-    over a last dimension this short takes ten times as long."""
+    """Each row's sum of its entries times ``factors``, one a column, column after column: sums over
+    a last dimension this short are several times slower."""
     found = torch.zeros(len(rows), dtype=dtype, device=rows.device)
     for column, factor in zip(rows.unbind(1), factors, strict=True):
         found.add_(column, alpha=factor)
