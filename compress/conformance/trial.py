@@ -19,7 +19,7 @@ from compress.conformance.tiny import TinyFamily, contents, difference, logits, 
 from compress.errors import CompressError
 from compress.linear.matrix import matrix
 from compress.methods.base import VALUES, ZEROS, Method
-from compress.methods.passes import changes_outer
+from compress.methods.questions import changes_outer
 from compress.models.anatomy import anatomy_of
 
 _LOADED = 1e-4  # relative difference of logits: other kernels, the same function

@@ -25,9 +25,9 @@ OUTER = -1  # the "block" under which is kept what was learned outside the block
 class Sink(Protocol):
     """Where finished blocks go, and what is known of an interrupted run.
 
-    A stage is a pass of the step as journals name it, see :func:`compress.methods.passes.stages`.
-    Indices of what is finished count the blocks that a stage makes; indices of what is loaded count
-    the blocks as they are before it.
+    A stage is a pass of the step as journals name it, see
+    :func:`compress.methods.questions.stages`. Indices of what is finished count the blocks that a
+    stage makes; indices of what is loaded count the blocks as they are before it.
     """
 
     def finished(self, stage: str) -> int:

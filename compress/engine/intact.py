@@ -13,7 +13,8 @@ from typing import Any
 
 from compress.engine.workspace import Workspace
 from compress.errors import CompressError
-from compress.methods.passes import SOLVE, kind_of
+from compress.methods.passes import SOLVE
+from compress.methods.questions import kind_of
 from compress.planning.recipe import Recipe
 from compress.system.files import content_digest, files_below
 from compress.system.intake import at_home

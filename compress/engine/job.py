@@ -34,7 +34,7 @@ from compress.engine.workspace import Workspace
 from compress.errors import CompressError
 from compress.methods.base import DEPTH, MODULES, WIDTH
 from compress.methods.catalog import METHODS
-from compress.methods.passes import trains, uses_original
+from compress.methods.questions import trains, uses_original
 from compress.models.loading import read_config
 from compress.models.stream import StreamedModel
 from compress.planning.checks import reader_of

@@ -12,7 +12,8 @@ from compress.checkpoint.embeddings import marked
 from compress.checkpoint.records import record_block
 from compress.engine.context import MemorySink
 from compress.engine.transaction import Transaction
-from compress.methods.passes import SOLVE, SURVEY, kind_of
+from compress.methods.passes import SOLVE, SURVEY
+from compress.methods.questions import kind_of
 from compress.models.anatomy import BlockAnatomy, anatomy_of
 from compress.models.groups import Groups, merged_origins, set_blocks, single
 from compress.models.mixtures import follow_experts

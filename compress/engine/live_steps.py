@@ -21,7 +21,7 @@ from compress.engine.transaction import (
     keeping_gradients,
 )
 from compress.methods.base import Method
-from compress.methods.passes import compares_blocks, uses_original
+from compress.methods.questions import compares_blocks, uses_original
 from compress.models.anatomy import find_blocks
 from compress.models.stream import StreamedModel
 from compress.system.progress import Progress

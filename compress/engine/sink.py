@@ -19,7 +19,8 @@ from compress.checkpoint.stored import read_block
 from compress.engine.context import OUTER
 from compress.engine.workspace import Workspace
 from compress.linear.grid import QuantScheme
-from compress.methods.passes import SOLVE, kind_of
+from compress.methods.passes import SOLVE
+from compress.methods.questions import kind_of
 from compress.models.anatomy import Anatomy, BlockAnatomy
 from compress.models.groups import Groups
 from compress.models.stream import StreamedModel

@@ -9,15 +9,8 @@ from compress.engine.learning import train_model
 from compress.engine.streaming import Streaming
 from compress.linear.casting import computing
 from compress.methods.base import Method
-from compress.methods.passes import (
-    KeepBlocks,
-    Stream,
-    Survey,
-    TrainModel,
-    Whole,
-    stages,
-    unrolled,
-)
+from compress.methods.passes import KeepBlocks, Stream, Survey, TrainModel, Whole
+from compress.methods.questions import stages, unrolled
 from compress.models.groups import Groups, check_groups, composed, single
 
 

@@ -28,7 +28,7 @@ from compress.methods.passes import Stream, Survey
 from compress.methods.work import GroupWork, OuterWork
 from compress.models.anatomy import block_anatomy
 from compress.models.groups import Groups, covered
-from compress.models.replay import BlockReplay
+from compress.models.replay import BlockReplay, Handed
 from compress.models.stream import StreamedModel, capture_inputs, head_input
 from compress.system.activations import Activations, LostActivations
 
@@ -70,7 +70,7 @@ class Streaming:
         self.calls: Calls = [[] for _ in range(count)]
         self.reference: Reference | None = None
         self.detours: Detours | None = None
-        self._cores: dict[str, Any] = {}  # see BlockReplay
+        self._handed = Handed(context.scratch)
 
     def run(self) -> None:
         """Do what is left of the pass.
@@ -113,7 +113,7 @@ class Streaming:
             for beside in filter(None, (self.reference, self.detours)):
                 beside.forget()
             context.report(self.stage, span[-1], count, note)
-        for stored in (self.hidden, self.reference, self.detours):
+        for stored in (self.hidden, self.reference, self.detours, self._handed):
             if stored is not None:
                 stored.remove()
 
@@ -316,8 +316,8 @@ class Streaming:
         replay = None
         if replayed and self.hidden is not None:
             replay = BlockReplay(
-                block, anatomy, self.hidden, calls, self.context.scratch, source.device,
-                self._cores, self.context.compute,
+                block, anatomy, self.hidden, calls, self._handed, source.device,
+                self.context.compute,
             )  # fmt: skip
         learned = self._learned(group[0]) if len(group) == 1 else {}
         return BlockHere(index, block, anatomy, calls, replay, learned)

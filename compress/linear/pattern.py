@@ -75,3 +75,8 @@ class Pattern:
             best = groups.topk(self.n, dim=-1, sorted=False).indices
             mask[rows].unflatten(1, (-1, self.m)).scatter_(-1, best, True)
         return mask
+
+    def mask_of_group(self, score: torch.Tensor) -> torch.Tensor:
+        """As :meth:`mask`, of one group of every row, transposed: score [M, rows]."""
+        best = score.topk(self.n, dim=0, sorted=False).indices
+        return torch.zeros_like(score, dtype=torch.bool).scatter_(0, best, True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 
 from compress.errors import CompressError
+from compress.system.precision import values_of
 
 NOTHING, MOMENTS, GRAM, RANGES = "nothing", "moments", "gram", "ranges"
 
-# Above this width the Gram matrix is built from column panels of its upper triangle only, which
-# saves up to half of the multiplications; below it one full product is faster.
-_PANEL = 128
+# From 1.5 times this width on the Gram matrix is built from column panels of its upper triangle
+# only, which saves up to half of the multiplications; below it one full product is faster. Where
+# products are fast their panels are wider.
+_PANEL, _FAST_PANEL = 128, 512
 
 
 def statistics_bytes(kind: str, width: int, derivable: bool = False) -> int:
@@ -68,9 +70,10 @@ class InputStatistics:
             self._least = torch.minimum(self._least, rows.amin(0).float())
             self._largest = torch.maximum(self._largest, rows.amax(0).float())
         if self._absolute is not None:
-            self._absolute += rows.float().abs().sum(0)
-        if self._square is not None:
-            self._square += rows.float().square().sum(0)
+            values = rows.float()
+            self._absolute += values.abs().sum(0)
+            if self._square is not None:
+                self._square += values.square().sum(0)
         if self._gram is not None:
             self._add_products(rows)
 
@@ -79,13 +82,15 @@ class InputStatistics:
             self._gram += torch.mm(rows.t(), rows, out_dtype=torch.float32)
             return
         # On a CPU a product of 16-bit matrices is rounded to 16 bits. That noise is larger than the
-        # damping that makes a Gram matrix of correlated inputs definite, so it is done in float32.
-        rows = rows.float()
-        if rows.is_cuda or self.width < 2 * _PANEL:
-            self._gram.addmm_(rows.t(), rows)
-        else:
-            for start in range(0, self.width, _PANEL):
-                stop = min(start + _PANEL, self.width)
+        # damping that makes a Gram matrix of correlated inputs definite, so sums are in float32.
+        with values_of(rows.dtype):
+            panel = _PANEL if rows.dtype == torch.float32 else _FAST_PANEL
+            rows = rows.float()
+            if rows.is_cuda or 2 * self.width < 3 * panel:
+                self._gram.addmm_(rows.t(), rows)
+                return
+            for start in range(0, self.width, panel):
+                stop = min(start + panel, self.width)
                 self._gram[:stop, start:stop].addmm_(rows[:, :stop].t(), rows[:, start:stop])
 
     @property

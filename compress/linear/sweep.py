@@ -13,9 +13,18 @@ import torch
 
 from compress.linear.pattern import Pattern
 
+# Columns between which errors are spread one by one; between more of them by products.
+_FEW = 8
+
 
 class Rounding(Protocol):
-    """How the sweep rounds; all matrices are transposed, [columns, rows]."""
+    """How the sweep rounds; all matrices are transposed, [columns, rows].
+
+    Attributes:
+        together: columns that a rule looks at when it comes to the first of them; 1: none but that.
+    """
+
+    together: int
 
     def enter(self, start: int, stop: int, block: torch.Tensor, diagonal: torch.Tensor) -> None:
         """Called before columns start..stop, with their current values and diag(U) there."""
@@ -34,7 +43,9 @@ def sweep(
         weight: [rows, columns]; not changed.
         upper: U [columns, columns], the upper Cholesky factor of the inverse damped Gram matrix.
         rounding: the rule.
-        block_size: columns between two updates of everything to the right (lazy batching).
+        block_size: columns between two updates of everything to the right (lazy batching), a
+            multiple of what ``rounding`` looks at together. Inside a block the same is done by
+            halves, so that most of the work is matrix products.
 
     Returns:
         The rounded weight [rows, columns].
@@ -48,18 +59,57 @@ def sweep(
         factor = upper[start:stop, start:stop]
         diagonal = factor.diagonal()
         rounding.enter(start, stop, block, diagonal)
-        errors = torch.empty_like(block)
-        scales = diagonal.tolist()
-        for i in range(stop - start):
-            value = block[i]
-            rounded = rounding.column(start + i, value, block)
-            error = torch.sub(value, rounded, out=errors[i]).div_(scales[i])
-            if i + 1 < stop - start:
-                block[i + 1 :].addr_(factor[i, i + 1 :], error, alpha=-1)
-            block[i] = rounded
+        part = _Block(start, block, factor, diagonal.tolist(), torch.empty_like(block), rounding)
+        part.sweep(0, stop - start)
         if stop < columns:
-            current[stop:].addmm_(upper[start:stop, stop:].t(), errors, alpha=-1)
+            current[stop:].addmm_(upper[start:stop, stop:].t(), part.errors, alpha=-1)
     return current.t().contiguous()
+
+
+class _Block:
+    """Columns of the matrix from ``start`` on, as the sweep comes to them.
+
+    Args:
+        values: of the columns; becomes what they are rounded to.
+        factor: U of these columns. scales: its diagonal.
+        errors: for what is lost in each column, over its scale.
+    """
+
+    def __init__(
+        self,
+        start: int,
+        values: torch.Tensor,
+        factor: torch.Tensor,
+        scales: list[float],
+        errors: torch.Tensor,
+        rounding: Rounding,
+    ) -> None:
+        self.start, self.values, self.factor, self.scales = start, values, factor, scales
+        self.errors, self.rounding = errors, rounding
+        self._columns, self._lost = values.unbind(), errors.unbind()
+
+    def sweep(self, first: int, end: int) -> None:
+        """Round columns first..end and spread their errors among them."""
+        values, factor = self.values, self.factor
+        if end - first > _FEW:
+            middle = first + self._half(end - first)
+            self.sweep(first, middle)
+            spread = factor[first:middle, middle:end].t()
+            values[middle:end].addmm_(spread, self.errors[first:middle], alpha=-1)
+            self.sweep(middle, end)
+            return
+        for i in range(first, end):
+            value = self._columns[i]
+            rounded = self.rounding.column(self.start + i, value, values)
+            error = torch.sub(value, rounded, out=self._lost[i]).div_(self.scales[i])
+            if i + 1 < end:
+                values[i + 1 : end].addr_(factor[i, i + 1 : end], error, alpha=-1)
+            value.copy_(rounded)
+
+    def _half(self, count: int) -> int:
+        """Half of so many columns, which does not part those that are looked at together."""
+        half, together = count // 2, self.rounding.together
+        return half if count <= together else -(-half // together) * together
 
 
 def sweep_bytes(shapes: list[tuple[int, int]], copies: int) -> int:
@@ -99,6 +149,7 @@ class Pruning:
         zeros: torch.Tensor | None = None,
     ) -> None:
         self.pattern, self.share, self.sizes, self.dead = pattern, share, sizes, dead
+        self.together = pattern.m if pattern else 1
         self.zeros = None if zeros is None else zeros.t().contiguous()
 
     def enter(self, start: int, stop: int, block: torch.Tensor, diagonal: torch.Tensor) -> None:
@@ -129,7 +180,7 @@ class Pruning:
         if i % group == 0:
             # N:M masks are chosen when their group is reached, on the weights as updated so far.
             score = self._score(index, block[i : i + group], self.diagonal[i : i + group])
-            self.mask = self.pattern.mask(score.t()).t()
+            self.mask = self.pattern.mask_of_group(score)
             if self.zeros is not None:
                 self.mask = self.mask & ~self.zeros[index : index + group]
         return value * self.mask[i % group]

@@ -7,9 +7,9 @@ output projection is stored when the run reaches it, and the next run starts fro
 module that produced it (the *core*: attention, MLP) is replaced by a stub that returns the stored
 value. Every matrix product of the block is then done exactly once, and memory holds one batch.
 
-Nothing is assumed about the code of the block except what a first forward shows: that a core's
-output is the output projection's result (or its input, where the projection lies outside). Where
-that does not hold, the core is simply run again.
+Nothing is assumed about the code of the block except what a first forward shows
+(:mod:`compress.models.cores`): that a core's output is the output projection's result (or its
+input, where the projection lies outside). Where that does not hold, the core is simply run again.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from torch import nn
 
 from compress.linear.casting import computing
 from compress.models.anatomy import ATTENTION_OUT, DOWN, OTHER, UP, BlockAnatomy, Site
+from compress.models.cores import Core, look_at_core
 from compress.system.activations import Activations
-
-_VALUE = object()  # marks, in a template, the place of the stored tensor
 
 
 class _Reached(Exception):
@@ -66,30 +65,44 @@ class BlockCall:
         return values
 
 
-@dataclass(frozen=True)
-class _Core:
-    """What a look at a core's forward showed."""
-
-    inside: bool  # the output projection is part of the core
-    template: Any  # structure of the core's output, the tensor that matters replaced by _VALUE
-
-    def value_in(self, output: Any) -> torch.Tensor:
-        return output[self.template.index(_VALUE)] if isinstance(output, tuple) else output
-
-    def wrap(self, value: torch.Tensor) -> Any:
-        if not isinstance(self.template, tuple):
-            return value
-        return tuple(value if item is _VALUE else item for item in self.template)
-
-
 @dataclass
 class _Cut:
     """A stored place inside the block from which later runs start."""
 
     site: Site
-    core: _Core
+    core: Core
     inputs: Activations | None = None  # of the output projection, before it is final
     outputs: Activations | None = None  # of the core
+
+
+class Handed:
+    """What the replays of one model's blocks hand on to each other.
+
+    Args:
+        scratch: folder for intermediate activations.
+
+    Attributes:
+        cores: what a look has shown, by the kind of a site and the classes of block and core: only
+            the first block of a kind pays for it. None where a core cannot be replaced.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self.cores: dict[tuple[str, type, type], Core | None] = {}
+        self._files: dict[str, Activations] = {}
+
+    def file(self, name: str) -> Activations:
+        """An empty file, in the type of what is written first; what was there before is lost."""
+        if name not in self._files:
+            self._files[name] = Activations(self.scratch / f"{name}.bin", dtype=None)
+        self._files[name].rewind()
+        return self._files[name]
+
+    def remove(self) -> None:
+        """Delete the files."""
+        for stored in self._files.values():
+            stored.remove()
+        self._files = {}
 
 
 class BlockReplay:
@@ -100,10 +113,8 @@ class BlockReplay:
         anatomy: its sites.
         inputs: hidden states entering the block, a batch an entry.
         calls: how to call the block, one entry a batch.
-        scratch: folder for intermediate activations.
+        handed: shared by the blocks of one model.
         device: where the block lives.
-        learned: what earlier blocks showed about their cores; shared by the blocks of one model so
-            that only the first pays for the look.
         dtype: of matrix products; see :func:`compress.linear.casting.computing`.
     """
 
@@ -113,15 +124,12 @@ class BlockReplay:
         anatomy: BlockAnatomy,
         inputs: Activations,
         calls: list[BlockCall],
-        scratch: Path,
+        handed: Handed,
         device: torch.device | str = "cpu",
-        learned: dict[str, _Core | None] | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.block, self.anatomy, self.inputs, self.calls = block, anatomy, inputs, calls
-        self.scratch, self.device = scratch, torch.device(device)
-        self.dtype = dtype
-        self._learned = {} if learned is None else learned
+        self.handed, self.device, self.dtype = handed, torch.device(device), dtype
         self._cuts: dict[str, _Cut] = {}
         self._batch = 0
 
@@ -129,8 +137,8 @@ class BlockReplay:
         """A replay of the first ``count`` batches only, with files of its own."""
         inputs = Activations(self.inputs.path, shapes=self.inputs.shapes[:count])
         return BlockReplay(
-            self.block, self.anatomy, inputs, self.calls[:count], self.scratch, self.device,
-            self._learned, self.dtype,
+            self.block, self.anatomy, inputs, self.calls[:count], self.handed, self.device,
+            self.dtype,
         )  # fmt: skip
 
     def visit(self, site: Site, observe: Callable[[str, torch.Tensor], None]) -> None:
@@ -145,7 +153,7 @@ class BlockReplay:
             return
         cut = self._prepare_cut(site)
         if cut is not None:
-            cut.inputs = Activations(self._file(site.kind, "inputs"))
+            cut.inputs = self.handed.file(f"{site.kind}-inputs")
 
         def reached(_module: nn.Module, args: tuple[Any, ...]) -> None:
             self._show(observe, site.linears[0], args[0])
@@ -170,12 +178,11 @@ class BlockReplay:
         cut = self._cuts.get(site.kind)
         if cut is None or cut.inputs is None:
             return
-        wide = cut.inputs
-        narrow = Activations(wide.path.with_suffix(".narrow"))
+        wide, name = cut.inputs, f"{site.kind}-inputs"
+        # Two files in turn: what is read is not written over.
+        cut.inputs = self.handed.file(f"{name}-narrow" if wide.path.stem == name else name)
         for i in range(len(wide)):
-            narrow.write(i, wide.read(i)[..., columns.cpu()])
-        wide.remove()
-        cut.inputs = narrow
+            cut.inputs.write(i, wide.read(i)[..., columns.cpu()])
 
     def finish(self, consume: Callable[[int, torch.Tensor], None]) -> None:
         """Run all batches through the block as it is now: ``consume(batch index, output)``."""
@@ -184,11 +191,7 @@ class BlockReplay:
         self.close()
 
     def close(self) -> None:
-        """Delete the intermediate activations."""
-        for cut in self._cuts.values():
-            for stored in (cut.inputs, cut.outputs):
-                if stored is not None:
-                    stored.remove()
+        """Forget the intermediate activations."""
         self._cuts = {}
 
     def _run(self) -> Iterator[torch.Tensor]:
@@ -207,18 +210,16 @@ class BlockReplay:
                 yield output
         for cut in self._cuts.values():
             # What was computed from stored inputs in this run is stored itself now.
-            if cut.outputs is not None and cut.inputs is not None:
-                cut.inputs.remove()
+            if cut.outputs is not None:
                 cut.inputs = None
 
     @contextmanager
     def _resumed(self, cut: _Cut) -> Iterator[None]:
         """Replace a core by a stub that returns what is stored, or what follows from it."""
-        core = self.block.get_submodule(cut.site.core)
         project = self.block.get_submodule(cut.site.linears[0])
         # Only the attention's result is needed by several runs; the FFN's ends the block.
         keep = cut.outputs is None and cut.core.inside and cut.site.kind == ATTENTION_OUT
-        fresh = Activations(self._file(cut.site.kind, "outputs")) if keep else None
+        fresh = self.handed.file(f"{cut.site.kind}-outputs") if keep else None
 
         def stub(*_args: Any, **_kwargs: Any) -> Any:
             if cut.outputs is not None:
@@ -229,13 +230,10 @@ class BlockReplay:
                 fresh.write(self._batch, value)
             return cut.core.wrap(value)
 
-        core.forward = stub
-        try:
+        with cut.core.replaced(self.block, cut.site.core, stub):
             yield
-        finally:
-            del core.forward
-            if fresh is not None and len(fresh) == len(self.inputs):
-                cut.outputs = fresh
+        if fresh is not None and len(fresh) == len(self.inputs):
+            cut.outputs = fresh
 
     @contextmanager
     def _recorded_attention(self) -> Iterator[None]:
@@ -245,7 +243,7 @@ class BlockReplay:
         if cut is None:
             yield
             return
-        fresh = Activations(self._file(site.kind, "outputs"))
+        fresh = self.handed.file(f"{site.kind}-outputs")
         hook = self.block.get_submodule(site.core).register_forward_hook(
             lambda _m, _a, output: fresh.write(self._batch, cut.core.value_in(output))
         )
@@ -260,43 +258,17 @@ class BlockReplay:
         """Learn how to restart behind ``site``'s producers; None where that cannot be done."""
         if site.kind not in (ATTENTION_OUT, DOWN) or site.core is None:
             return None
-        if site.kind not in self._learned:
-            self._learned[site.kind] = self._look_at_core(site)
-        core = self._learned[site.kind]
-        if core is None:
-            return None
-        return _Cut(site, core)
-
-    def _look_at_core(self, site: Site) -> _Core | None:
-        """Run a batch to see what the core returns and where the projection's value is in it."""
-        core = self.block.get_submodule(site.core)
-        project = self.block.get_submodule(site.linears[0])
-        inside = any(m is project for m in core.modules())
-        seen: dict[str, Any] = {}
-        hooks = [
-            core.register_forward_hook(lambda _m, _a, out: seen.update(core=out)),
-            project.register_forward_hook(lambda _m, a, out: seen.update(out=out, arg=a[0])),
-        ]
-        try:
+        cores = self.handed.cores
+        key = (site.kind, type(self.block), type(self.block.get_submodule(site.core)))
+        if key not in cores:
             with torch.no_grad():
-                self.calls[0](self.block, self.inputs.read(0).to(self.device))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        wanted, output = seen.get("out" if inside else "arg"), seen.get("core")
-        items = output if isinstance(output, tuple) else (output,)
-        matches = [
-            isinstance(item, torch.Tensor)
-            and wanted is not None
-            and item.shape == wanted.shape
-            and torch.equal(item, wanted)
-            for item in items
-        ]
-        others = [i for i, match in zip(items, matches, strict=True) if not match]
-        if sum(matches) != 1 or any(isinstance(i, torch.Tensor) for i in others):
-            return None
-        template = tuple(_VALUE if m else i for m, i in zip(matches, items, strict=True))
-        return _Core(inside, template if isinstance(output, tuple) else _VALUE)
+                hidden = self.inputs.read(0).to(self.device)
+                cores[key] = look_at_core(
+                    self.block, site.core, site.linears[0],
+                    lambda: self.calls[0](self.block, hidden),
+                )  # fmt: skip
+        core = cores[key]
+        return None if core is None else _Cut(site, core)
 
     def _observe_everything(self, site: Site, observe: Callable[[str, torch.Tensor], None]) -> None:
         with ExitStack() as stack:
@@ -315,6 +287,3 @@ class BlockReplay:
         inputs = self.calls[self._batch].tokens(inputs)
         with torch.autocast(inputs.device.type, enabled=False):
             observe(name, inputs.to(self.dtype))
-
-    def _file(self, kind: str, what: str) -> Path:
-        return self.scratch / f"{kind}-{what}.bin"

@@ -13,8 +13,8 @@ from torch import nn
 
 from compress.errors import CompressError
 from compress.methods.base import Method
-from compress.methods.passes import targets_of
 from compress.methods.quantize.base import QuantizeMethod
+from compress.methods.questions import targets_of
 from compress.models.anatomy import Anatomy, stock_type
 from compress.models.kind import kind_of
 from compress.models.outline import Outline

@@ -7,18 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from compress.methods.base import Method
-from compress.methods.passes import (
-    Pass,
-    Stream,
-    Survey,
-    TrainModel,
-    Whole,
-    each_once,
-    merged,
-    together,
-    unrolled,
-    uses_original,
-)
+from compress.methods.passes import Pass, Stream, Survey, TrainModel, Whole
+from compress.methods.questions import each_once, merged, together, unrolled, uses_original
 from compress.models.outline import BlockOutline, Outline
 from compress.planning.activations import LOGITS, batch_bytes, learning_bytes, training_bytes
 from compress.planning.targets import matrices, seen, surveyed, targeted

@@ -5,7 +5,7 @@ from __future__ import annotations
 from compress.errors import CompressError
 from compress.linear.statistics import RANGES
 from compress.methods.base import MODULES, PRECISION, VALUES, WIDTH, ZEROS, Method
-from compress.methods.passes import sites_of, targets_of
+from compress.methods.questions import sites_of, targets_of
 from compress.models.outline import Outline
 
 # What an earlier step made, a later one would destroy: (earlier writes, later writes, why).

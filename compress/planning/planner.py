@@ -22,7 +22,7 @@ from compress.checkpoint.state import ModelState
 from compress.data.calibration_spec import CalibrationSpec
 from compress.errors import CompressError
 from compress.methods.base import Method
-from compress.methods.passes import merged
+from compress.methods.questions import merged
 from compress.models.anatomy import Anatomy, stock_type
 from compress.models.described import attach
 from compress.models.images import image_shape, image_tokens, reads_images

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from compress.errors import CompressError, did_you_mean
 from compress.linear.statistics import NOTHING
 from compress.methods.base import LinearMethod, Method, matches
-from compress.methods.passes import carries_inputs, sites_of, targets_of
+from compress.methods.questions import carries_inputs, sites_of, targets_of
 from compress.models.anatomy import Anatomy
 from compress.models.dry_run import linears_never_called
 from compress.models.families import FAMILIES

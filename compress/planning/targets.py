@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compress.linear.statistics import holds_gram, statistics_bytes
-from compress.methods.passes import Effort, Pass, Shapes, Sites, Survey, sites_of
+from compress.methods.passes import Effort, Pass, Shapes, Sites, Survey
+from compress.methods.questions import sites_of
 from compress.models.anatomy import OTHER, Site
 from compress.models.outline import BlockOutline, LinearOutline, Outline
 

@@ -14,17 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from compress.methods.base import Method
-from compress.methods.passes import (
-    KeepBlocks,
-    Learn,
-    Pass,
-    Stream,
-    Survey,
-    TrainModel,
-    Whole,
-    each_once,
-    unrolled,
-)
+from compress.methods.passes import KeepBlocks, Learn, Pass, Stream, Survey, TrainModel, Whole
+from compress.methods.questions import each_once, unrolled
 from compress.models.outline import Outline
 from compress.planning.targets import Statistics, Target, matrices, seen, surveyed, targeted
 from compress.system.precision import product_speed, writing_speed

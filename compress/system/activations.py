@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from compress.errors import CompressError
@@ -22,7 +23,7 @@ class LostActivations(CompressError):
 
 
 class Activations:
-    """A float32 tensor a calibration batch, stored one after the other in a file.
+    """A tensor a calibration batch, stored one after the other in a file.
 
     All batches have the same width in the last dimension; their shapes are remembered from the
     first write. Re-opening a file after a crash needs the shapes, which the caller journals.
@@ -31,12 +32,18 @@ class Activations:
         path: the file; it grows as batches are written.
         shapes: shape of each batch, for a file that exists already.
         checked: keep a checksum of what is written (a tenth of a second a 100 MB).
+        dtype: that they are stored in; None: the type of the batch that is written first.
     """
 
     def __init__(
-        self, path: Path, shapes: list[list[int]] | None = None, checked: bool = False
+        self,
+        path: Path,
+        shapes: list[list[int]] | None = None,
+        checked: bool = False,
+        dtype: torch.dtype | None = torch.float32,
     ) -> None:
-        self.path, self.checked = path, checked
+        self.path, self.checked, self._dtype = path, checked, dtype
+        self.dtype = dtype
         self.shapes: list[tuple[int, ...]] = [tuple(s) for s in shapes or []]
         self.checksum = 0  # CRC-32 of all batches, valid while they are written once and in order
         flags = os.O_RDWR | os.O_CREAT | (0 if shapes else os.O_TRUNC)
@@ -77,7 +84,9 @@ class Activations:
         """
         if index == len(self.shapes):
             self.shapes.append(tuple(value.shape))
-        data = value.detach().to("cpu", torch.float32).contiguous().numpy().reshape(-1).view("u1")
+        if self.dtype is None:
+            self.dtype = value.dtype
+        data = _bytes(value.detach().to("cpu", self.dtype).contiguous())
         offset = self._offset(index)
         view = memoryview(data)
         if self.checked:
@@ -96,9 +105,9 @@ class Activations:
             ) from error
 
     def read(self, index: int) -> torch.Tensor:
-        """Return batch ``index`` (float32, CPU, memory of its own)."""
-        out = torch.empty(self.shapes[index], dtype=torch.float32)
-        view = memoryview(out.numpy().reshape(-1).view("u1"))
+        """Return batch ``index`` (CPU, memory of its own)."""
+        out = torch.empty(self.shapes[index], dtype=self.dtype)
+        view = memoryview(_bytes(out))
         offset = self._offset(index)
         while len(view):
             got = os.preadv(self._fd, [view], offset)
@@ -116,10 +125,15 @@ class Activations:
         try:
             found = 0
             for i in range(len(self)):
-                found = zlib.crc32(self.read(i).numpy().reshape(-1).view("u1"), found)
+                found = zlib.crc32(_bytes(self.read(i)), found)
         except CompressError:
             return False
         return found == checksum
+
+    def rewind(self) -> None:
+        """Forget all batches, but keep the file: to write over what a machine has in memory already
+        is several times as fast as to write what is new to it."""
+        self.shapes, self.checksum, self.dtype = [], 0, self._dtype
 
     def close(self) -> None:
         self._closing()
@@ -131,4 +145,10 @@ class Activations:
         self.path.unlink(missing_ok=True)
 
     def _offset(self, index: int) -> int:
-        return sum(4 * torch.Size(shape).numel() for shape in self.shapes[:index])
+        size = 4 if self.dtype is None else self.dtype.itemsize
+        return sum(size * torch.Size(shape).numel() for shape in self.shapes[:index])
+
+
+def _bytes(value: torch.Tensor) -> np.ndarray:
+    """The memory of a contiguous tensor."""
+    return value.reshape(-1).view(torch.uint8).numpy()

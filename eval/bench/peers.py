@@ -146,12 +146,14 @@ def run_one(
     data_root: Path | None,
     compute: str = "float32",
     draw: int = 0,
+    scored: bool = True,
 ) -> dict[str, Any]:
     """Compress and score once; the checkpoint is removed when its perplexity is known.
 
     Args:
         compute: type of products in calibration passes of ours, of the whole model of the peer.
         draw: see :func:`ours`.
+        scored: whether its perplexity is wanted.
     """
     suffix = "" if compute == "float32" else f"-{compute}"
     suffix += f"-draw{draw}" if draw else ""
@@ -164,8 +166,10 @@ def run_one(
         else:
             result = peer(name, material, folder, python, compute)
         say(f"  {result['seconds']:.1f} s, peak {result['peak_bytes'] / 1e9:.2f} GB")
-        result["perplexity"] = score(Path(result.pop("model")), material)
-        say(f"  perplexity {result['perplexity']:.2f}")
+        checkpoint = Path(result.pop("model"))
+        if scored:
+            result["perplexity"] = score(checkpoint, material)
+            say(f"  perplexity {result['perplexity']:.2f}")
         return result
 
     result = remembered(folder.with_suffix(".json"), measured)

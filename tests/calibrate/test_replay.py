@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from compress.engine.context import MemorySink, StepContext
 from compress.engine.steps import run_step
 from compress.methods.catalog import BUILT_IN
+from compress.models.cores import look_at_core
 from compress.models.stream import StreamedModel
 from compress.planning.recipe import parse_step
 from compress.system.activations import Activations
@@ -119,3 +121,33 @@ def test_each_product_is_computed_once(family, tiny, tokens, tmp_path):
     last = source.anatomy.blocks[-1]
     # Blocks behind the first know their cores.
     assert {counts[f"{last.path}.{n}"] for n in last.linears} == {len(batches)}
+
+
+class Twice(nn.Module):
+    """A core between two sums, whose norm may have a second reader."""
+
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        self.shared, self.norm = shared, nn.LayerNorm(8)
+        self.core = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        normed = self.norm(states)
+        mixed = states + self.core(normed)
+        return mixed + normed if self.shared else mixed
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_only_a_core_reads_is_not_computed_when_it_is_replaced(shared):
+    block, states = Twice(shared), torch.randn(2, 3, 8)
+    with torch.no_grad():
+        whole = block(states)
+        core = look_at_core(block, "core", "core.2", lambda: block(states))
+        assert core is not None and core.feeder == (None if shared else "norm")
+        value, counted = block.core(block.norm(states)), []
+        block.norm.register_forward_hook(lambda _m, _a, out: counted.append(out))
+        with core.replaced(block, "core", lambda _normed: core.wrap(value)):
+            torch.testing.assert_close(block(states), whole)
+        # What went through unchanged was not computed.
+        assert torch.equal(counted[0], states) is not shared
+        torch.testing.assert_close(block(states), whole)

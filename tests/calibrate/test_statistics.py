@@ -155,3 +155,18 @@ def test_bytes_are_those_held(kind, derivable):
     held = sum(v.nbytes for v in held)
     # The mean squares are on the Gram matrix's diagonal.
     assert held <= statistics_bytes(kind, 64, derivable) <= held + 8 * 64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [100, 200, 800])
+def test_a_gram_matrix_is_summed_in_float32(width, dtype):
+    """Whatever multiplies it: of bfloat16 inputs, too, beside which 16 bits would show."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 300, width).to(dtype)
+    statistics = InputStatistics(width, GRAM)
+    before = torch.get_float32_matmul_precision()
+    for part in x:
+        statistics.update(part)
+    rows = x.double().flatten(0, 1)
+    torch.testing.assert_close(statistics.gram.double(), rows.t() @ rows, rtol=1e-5, atol=1e-3)
+    assert torch.get_float32_matmul_precision() == before

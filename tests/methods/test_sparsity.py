@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import compress
+from compress.linear.algebra import inverse_cholesky
 from compress.linear.statistics import GRAM, MOMENTS, InputStatistics
+from compress.linear.sweep import sweep
 from compress.methods.sparsity.magnitude import Magnitude
 from compress.methods.sparsity.sparsegpt import SparseGPT
 from compress.methods.sparsity.wanda import Wanda
@@ -207,3 +209,37 @@ def test_zeros_stay_zeros(first, second, noted, tiny, tokens):
     after = model.get_submodule(path).weight
     assert bool((after[zeros] == 0).all())
     assert float((after != 0).float().mean()) > 0.2
+
+
+@pytest.mark.parametrize("block_size", [8, 40, 128])
+@pytest.mark.parametrize("together", [1, 4, 8])
+def test_sweep_is_column_by_column(block_size, together):
+    """Spreading errors by halves of blocks is what spreading each of them at once is."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(5, 72), inputs(width=72)
+    upper, _ = inverse_cholesky(x.t() @ x, 0.01)
+
+    class Coarse:
+        """Rounds to a step that the columns looked at together decide when the first comes."""
+
+        def __init__(self) -> None:
+            self.together = together
+
+        def enter(self, start, stop, block, diagonal) -> None:
+            self.start = start
+
+        def column(self, index, value, block):
+            if index % together == 0:
+                first = index - self.start
+                self.step = block[first : first + together].abs().amax(0) / 3
+            return (value / self.step).round() * self.step
+
+    plain, rule = weight.t().clone(), Coarse()
+    rule.enter(0, 72, plain, upper.diagonal())
+    for i in range(72):
+        rounded = rule.column(i, plain[i], plain)
+        error = (plain[i] - rounded) / upper[i, i]
+        plain[i + 1 :] -= upper[i, i + 1 :, None] * error
+        plain[i] = rounded
+    swept = sweep(weight, upper, Coarse(), block_size)
+    torch.testing.assert_close(swept, plain.t(), rtol=1e-4, atol=1e-4)

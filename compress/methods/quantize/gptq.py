@@ -160,6 +160,7 @@ class _Grid:
         else:
             self.scale, self.zero_point = fitted
         self.fit_on_entry = fitted is None
+        self.together = self.group if self.fit_on_entry else 1
         # Transposed float copies [groups, rows]: the sweep reads one contiguous row a column.
         self._scale = self.scale.t().contiguous()
         self._zero = self.zero_point.t().float().contiguous()
