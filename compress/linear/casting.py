@@ -1,4 +1,4 @@
-"""Forward passes of a block in another type than its weights are kept in."""
+"""Forward passes of a block, and products, in another type than their matrices are kept in."""
 
 from __future__ import annotations
 
@@ -42,3 +42,22 @@ def computing(module: nn.Module, dtype: torch.dtype, keep: bool = True) -> Itera
     finally:
         for owner, weight in full:
             owner.weight = weight
+
+
+@contextmanager
+def values_of(dtype: torch.dtype) -> Iterator[None]:
+    """Products on the CPU, meanwhile, are of float32 matrices that hold values of ``dtype``.
+
+    Of bfloat16 values they are exact at bfloat16's speed, with sums and results in float32, where
+    the processor can do that and torch (from 2.9 on) lets one say so; elsewhere nothing changes.
+    """
+    products = getattr(torch.backends.mkldnn, "matmul", None)
+    if dtype != torch.bfloat16 or not hasattr(products, "fp32_precision"):
+        yield
+        return
+    before = products.fp32_precision
+    products.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before

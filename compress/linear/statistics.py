@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from compress.errors import CompressError
-from compress.system.precision import values_of
+from compress.linear.casting import values_of
 
 NOTHING, MOMENTS, GRAM, RANGES = "nothing", "moments", "gram", "ranges"
 

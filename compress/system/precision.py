@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal
 
@@ -77,25 +76,6 @@ def _fast(device: str) -> bool:
         return False
     full, half = (_seconds(dtype, device, _LARGE, clock) for dtype in pair)
     return half * _WORTH <= full
-
-
-@contextmanager
-def values_of(dtype: torch.dtype) -> Iterator[None]:
-    """Products on the CPU, meanwhile, are of float32 matrices that hold values of ``dtype``.
-
-    Of bfloat16 values they are exact at bfloat16's speed, with sums and results in float32, where
-    the processor can do that and torch (from 2.9 on) lets one say so; elsewhere nothing changes.
-    """
-    products = getattr(torch.backends.mkldnn, "matmul", None)
-    if dtype != torch.bfloat16 or not hasattr(products, "fp32_precision"):
-        yield
-        return
-    before = products.fp32_precision
-    products.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        products.fp32_precision = before
 
 
 @lru_cache
