@@ -20,6 +20,7 @@ from compress.conformance.trial import Trial
 from compress.errors import CompressError, did_you_mean
 from compress.methods.base import MODULES, WIDTH, Method
 from compress.methods.contract import check_class
+from compress.system.threads import threads
 
 FAMILIES = ("llama", "bert", "gpt2")
 
@@ -94,13 +95,12 @@ def check(
 def _quiet_and_single() -> Iterator[None]:
     """Without a progress bar for each of some dozens of tiny checkpoints, which would tell nobody
     anything, and on one thread: tiny models gain nothing from more and wait for them."""
-    shown, threads = logging.is_progress_bar_enabled(), torch.get_num_threads()
+    shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    torch.set_num_threads(1)
     try:
-        yield
+        with threads(1):
+            yield
     finally:
-        torch.set_num_threads(threads)
         if shown:
             logging.enable_progress_bar()
 

@@ -69,14 +69,17 @@ class Pattern:
         Returns:
             Boolean mask, True = kept; exactly N a group even among ties.
         """
-        mask = torch.zeros(score.shape, dtype=torch.bool, device=score.device)
+        mask = torch.empty(score.shape, dtype=torch.bool, device=score.device)
         for rows in row_pieces(*score.shape):
             groups = score[rows].unflatten(1, (-1, self.m))
-            best = groups.topk(self.n, dim=-1, sorted=False).indices
-            mask[rows].unflatten(1, (-1, self.m)).scatter_(-1, best, True)
+            mask[rows] = self._best(groups, -1).flatten(1)
         return mask
 
     def mask_of_group(self, score: torch.Tensor) -> torch.Tensor:
         """As :meth:`mask`, of one group of every row, transposed: score [M, rows]."""
-        best = score.topk(self.n, dim=0, sorted=False).indices
-        return torch.zeros_like(score, dtype=torch.bool).scatter_(0, best, True)
+        return self._best(score, 0)
+
+    def _best(self, score: torch.Tensor, dim: int) -> torch.Tensor:
+        """True at the N highest scores along a dimension of length M."""
+        best = score.topk(self.n, dim=dim, sorted=False).indices
+        return torch.zeros_like(score, dtype=torch.bool).scatter_(dim, best, True)

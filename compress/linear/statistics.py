@@ -7,7 +7,10 @@ import torch
 from compress.errors import CompressError
 from compress.linear.casting import values_of
 
-NOTHING, MOMENTS, GRAM, RANGES = "nothing", "moments", "gram", "ranges"
+NOTHING, MOMENTS, MAGNITUDES, GRAM, RANGES = "nothing", "moments", "magnitudes", "gram", "ranges"
+
+# What of a linear map of the inputs follows from none of what is known of the inputs.
+UNDERIVABLE = (MAGNITUDES, RANGES)
 
 # From 1.5 times this width on the Gram matrix is built from column panels of its upper triangle
 # only, which saves up to half of the multiplications; below it one full product is faster. Where
@@ -19,7 +22,9 @@ def statistics_bytes(kind: str, width: int, derivable: bool = False) -> int:
     """Bytes that :class:`InputStatistics` of these arguments hold."""
     if kind == NOTHING:
         return 0
-    return 8 * width + (4 * width**2 if holds_gram(kind, derivable) else 0)
+    if holds_gram(kind, derivable):
+        return 4 * width**2
+    return 4 * width * (2 if kind == RANGES else 1)
 
 
 def holds_gram(kind: str, derivable: bool = False) -> bool:
@@ -32,13 +37,13 @@ class InputStatistics:
 
     Args:
         width: number of input features.
-        kind: ``moments`` (mean squares and mean absolute values of each feature), ``gram`` (X^T X
-            [width, width], from which the mean squares follow) or ``ranges`` (the least and the
-            largest value of each feature).
+        kind: ``moments`` (mean squares of each feature), ``magnitudes`` (mean absolute values),
+            ``gram`` (X^T X [width, width], from which the mean squares follow) or ``ranges`` (the
+            least and the largest value of each feature).
         device: where the numbers live.
         derivable: the statistics of a linear map of the inputs can be asked for
-            (:meth:`through`), which takes the Gram matrix; of no effect on ranges, which cannot be
-            derived.
+            (:meth:`through`), which takes the Gram matrix in place of moments; of no effect on
+            magnitudes and ranges, which cannot be derived.
     """
 
     def __init__(
@@ -48,17 +53,18 @@ class InputStatistics:
         device: torch.device | str = "cpu",
         derivable: bool = False,
     ) -> None:
-        if kind not in (MOMENTS, GRAM, RANGES):
-            raise ValueError(f"statistics are {MOMENTS}, {GRAM} or {RANGES}, not {kind!r}")
+        kinds = (MOMENTS, MAGNITUDES, GRAM, RANGES)
+        if kind not in kinds:
+            raise ValueError(f"statistics are {', '.join(kinds[:-1])} or {RANGES}, not {kind!r}")
         self.width, self.kind, self.count = width, kind, 0
         self._gram = self._square = self._absolute = self._least = self._largest = None
         if holds_gram(kind, derivable):
             self._gram = torch.zeros(width, width, device=device)
         elif kind == MOMENTS:
             self._square = torch.zeros(width, device=device)
-        if kind == MOMENTS:
+        elif kind == MAGNITUDES:
             self._absolute = torch.zeros(width, device=device)
-        if kind == RANGES:
+        elif kind == RANGES:
             self._least = torch.full((width,), torch.inf, device=device)
             self._largest = torch.full((width,), -torch.inf, device=device)
 
@@ -70,10 +76,12 @@ class InputStatistics:
             self._least = torch.minimum(self._least, rows.amin(0).float())
             self._largest = torch.maximum(self._largest, rows.amax(0).float())
         if self._absolute is not None:
+            self._absolute += rows.abs().sum(0, dtype=torch.float32)
+        if self._square is not None:
             values = rows.float()
-            self._absolute += values.abs().sum(0)
-            if self._square is not None:
-                self._square += values.square().sum(0)
+            # A copy is squared in place: half of the time would go into memory that is new.
+            squares = values.square() if values is rows else values.square_()
+            self._square += squares.sum(0)
         if self._gram is not None:
             self._add_products(rows)
 
@@ -109,7 +117,7 @@ class InputStatistics:
 
     @property
     def mean_absolute(self) -> torch.Tensor:
-        """Mean absolute value of each feature [width] (moments only)."""
+        """Mean absolute value of each feature [width] (magnitudes only)."""
         return self._collected(self._absolute, "mean absolute values") / max(self.count, 1)
 
     @property
@@ -133,12 +141,12 @@ class InputStatistics:
         They hold the Gram matrix and what follows from it.
 
         Raises:
-            CompressError: these are ranges.
+            CompressError: these are magnitudes or ranges.
         """
-        if self.kind == RANGES:
+        if self.kind in UNDERIVABLE:
             raise CompressError(
                 "statistics from which those of a linear map of the inputs follow",
-                "ranges, which tell nothing of sums of features",
+                f"{self.kind}, which tell nothing of sums of features",
                 "Leave the layers that earlier steps have put in place of linears alone",
             )
         carried = InputStatistics(weight.shape[0], GRAM, weight.device)

@@ -120,7 +120,8 @@ def _only_feeds(
     """Whether the block computes the same without what the feeder does to its input."""
     feeder = block.get_submodule(core.feeder or "")
     with core.replaced(block, path, lambda *_args, **_kwargs: output):
-        # Whoever else read it would turn these into the block's output.
+        # Whoever else read it would turn these into the block's output, even through a gate at zero
+        # that another block of this kind has learned to open.
         feeder.forward = lambda states, *_args, **_kwargs: torch.full_like(states, torch.nan)
         try:
             return torch.equal(run(), whole)

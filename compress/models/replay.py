@@ -82,13 +82,14 @@ class Handed:
         scratch: folder for intermediate activations.
 
     Attributes:
-        cores: what a look has shown, by the kind of a site and the classes of block and core: only
-            the first block of a kind pays for it. None where a core cannot be replaced.
+        cores: what a look has shown, by the kind of a site, the classes of block and core, and what
+            the config says of that layer alone: only the first block of a kind pays for it. None
+            where a core cannot be replaced.
     """
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
-        self.cores: dict[tuple[str, type, type], Core | None] = {}
+        self.cores: dict[tuple[object, ...], Core | None] = {}
         self._files: dict[str, Activations] = {}
 
     def file(self, name: str) -> Activations:
@@ -134,7 +135,10 @@ class BlockReplay:
         self._batch = 0
 
     def head(self, count: int) -> BlockReplay:
-        """A replay of the first ``count`` batches only, with files of its own."""
+        """A replay of the first ``count`` batches only.
+
+        Its files are those of this one, so it is run to its end before this one stores anything.
+        """
         inputs = Activations(self.inputs.path, shapes=self.inputs.shapes[:count])
         return BlockReplay(
             self.block, self.anatomy, inputs, self.calls[:count], self.handed, self.device,
@@ -259,7 +263,8 @@ class BlockReplay:
         if site.kind not in (ATTENTION_OUT, DOWN) or site.core is None:
             return None
         cores = self.handed.cores
-        key = (site.kind, type(self.block), type(self.block.get_submodule(site.core)))
+        core = self.block.get_submodule(site.core)
+        key = (site.kind, type(self.block), type(core), self.anatomy.variant)
         if key not in cores:
             with torch.no_grad():
                 hidden = self.inputs.read(0).to(self.device)
@@ -267,8 +272,8 @@ class BlockReplay:
                     self.block, site.core, site.linears[0],
                     lambda: self.calls[0](self.block, hidden),
                 )  # fmt: skip
-        core = cores[key]
-        return None if core is None else _Cut(site, core)
+        found = cores[key]
+        return None if found is None else _Cut(site, found)
 
     def _observe_everything(self, site: Site, observe: Callable[[str, torch.Tensor], None]) -> None:
         with ExitStack() as stack:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compress.errors import CompressError
-from compress.linear.statistics import RANGES
+from compress.linear.statistics import UNDERIVABLE
 from compress.methods.base import MODULES, PRECISION, VALUES, WIDTH, ZEROS, Method
 from compress.methods.questions import sites_of, targets_of
 from compress.models.outline import Outline
@@ -67,7 +67,7 @@ def check_rounded(method: Method, outline: Outline) -> None:
 
 
 def check_ranges(method: Method, outline: Outline) -> None:
-    """Refuse ranges for layers of several linears: those of the inner ones cannot be derived.
+    """Refuse what cannot be derived for the inner ones of layers of several linears.
 
     Raises:
         CompressError: with the layer.
@@ -75,13 +75,13 @@ def check_ranges(method: Method, outline: Outline) -> None:
     for action in sites_of(method.passes()):
         for block in outline.blocks:
             for site in block.anatomy.sites:
-                if action.statistic(site) != RANGES:
+                if (kind := action.statistic(site)) not in UNDERIVABLE:
                     continue
                 for name in action.targets(block.anatomy, site):
                     linear = block.linears[name]
                     if len(linear.parts) > 1:
                         raise CompressError(
-                            f"plain linears, of whose inputs {method.name} has to know the ranges",
+                            f"plain linears, of whose inputs {method.name} has to know the {kind}",
                             f"{block.anatomy.path}.{name}, in whose place an earlier step has put "
                             f"a layer of kind {linear.layer}",
                             f"Exclude it, or put {method.name} before that step",

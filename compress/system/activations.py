@@ -6,6 +6,7 @@ process, the page cache does not, and both are as fast while the file fits in me
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 import zlib
@@ -44,7 +45,10 @@ class Activations:
     ) -> None:
         self.path, self.checked, self._dtype = path, checked, dtype
         self.dtype = dtype
-        self.shapes: list[tuple[int, ...]] = [tuple(s) for s in shapes or []]
+        self.shapes: list[tuple[int, ...]] = []
+        self._starts = [0]  # of each batch and of the next one, in numbers
+        for shape in shapes or []:
+            self._append(tuple(shape))
         self.checksum = 0  # CRC-32 of all batches, valid while they are written once and in order
         flags = os.O_RDWR | os.O_CREAT | (0 if shapes else os.O_TRUNC)
         self._fd = os.open(path, flags, 0o600)
@@ -83,7 +87,7 @@ class Activations:
             CompressError: the disk is full.
         """
         if index == len(self.shapes):
-            self.shapes.append(tuple(value.shape))
+            self._append(tuple(value.shape))
         if self.dtype is None:
             self.dtype = value.dtype
         data = _bytes(value.detach().to("cpu", self.dtype).contiguous())
@@ -133,7 +137,7 @@ class Activations:
     def rewind(self) -> None:
         """Forget all batches, but keep the file: to write over what a machine has in memory already
         is several times as fast as to write what is new to it."""
-        self.shapes, self.checksum, self.dtype = [], 0, self._dtype
+        self.shapes, self._starts, self.checksum, self.dtype = [], [0], 0, self._dtype
 
     def close(self) -> None:
         self._closing()
@@ -144,9 +148,12 @@ class Activations:
         self.close()
         self.path.unlink(missing_ok=True)
 
+    def _append(self, shape: tuple[int, ...]) -> None:
+        self.shapes.append(shape)
+        self._starts.append(self._starts[-1] + math.prod(shape))
+
     def _offset(self, index: int) -> int:
-        size = 4 if self.dtype is None else self.dtype.itemsize
-        return sum(size * torch.Size(shape).numel() for shape in self.shapes[:index])
+        return self._starts[index] * (4 if self.dtype is None else self.dtype.itemsize)
 
 
 def _bytes(value: torch.Tensor) -> np.ndarray:

@@ -16,6 +16,7 @@ import torch
 
 from compress.errors import CompressError
 from compress.system.intake import reason
+from compress.system.threads import threads
 
 Compute = Literal["auto", "float32", "bfloat16"]
 
@@ -68,13 +69,15 @@ def fast_bfloat16(device: torch.device | str = "cpu") -> bool:
 
 @lru_cache
 def _fast(device: str) -> bool:
-    # Time of the processor, not of the clock on the wall: other processes may be at work.
-    clock = time.process_time if device.startswith("cpu") else time.perf_counter
+    # Of one thread, and its time rather than the clock's: other processes may be at work, and
+    # threads that wait for each other count as busy.
+    clock = time.thread_time if device.startswith("cpu") else time.perf_counter
     pair = (torch.float32, torch.bfloat16)
-    full, half = (_seconds(dtype, device, _SMALL, clock) for dtype in pair)
-    if half > 20 * full:
-        return False
-    full, half = (_seconds(dtype, device, _LARGE, clock) for dtype in pair)
+    with threads(1):
+        full, half = (_seconds(dtype, device, _SMALL, clock) for dtype in pair)
+        if half > 20 * full:
+            return False
+        full, half = (_seconds(dtype, device, _LARGE, clock) for dtype in pair)
     return half * _WORTH <= full
 
 

@@ -23,24 +23,21 @@ from compress.methods.sparsity.maskllm.masks import (
     masked_linears,
     set_mode,
 )
+from compress.system.threads import threads
 from compress.train.language import relative_error
 
 _PATTERN = Pattern(2, 4)
 _SEQUENCES, _LENGTH = 2, 512
 
 
-def drawing_share(dtype: torch.dtype, threads: int, repeats: int = 20) -> float:
+def drawing_share(dtype: torch.dtype, workers: int, repeats: int = 20) -> float:
     """Time of drawing over time of a whole step, the best of ``repeats`` each.
 
     Args:
-        dtype: of the block's products. threads: that torch computes with meanwhile.
+        dtype: of the block's products. workers: threads that torch computes with meanwhile.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads(workers):
         return _share(dtype, repeats)
-    finally:
-        torch.set_num_threads(before)
 
 
 def _share(dtype: torch.dtype, repeats: int) -> float:

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from compress.linear.algebra import principal_outputs
-from compress.linear.statistics import MOMENTS, InputStatistics
+from compress.linear.statistics import MAGNITUDES, InputStatistics
 from compress.methods.factorize.base import FactorizeMethod
 from compress.models.anatomy import Site
 
@@ -27,7 +27,7 @@ class ASVD(FactorizeMethod):
     alpha: float = Field(0.5, ge=0, description="Exponent of the mean absolute input.")
 
     def statistic(self, site: Site) -> str:
-        return MOMENTS
+        return MAGNITUDES
 
     def directions(
         self, weight: torch.Tensor, rank: int, statistics: InputStatistics | None, label: str
