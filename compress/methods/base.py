@@ -118,7 +118,7 @@ class SiteMethod(Method):
         """Linears of a site that the step changes."""
 
     def statistic(self, site: Site) -> str:
-        """What :meth:`solve` must know of a site's inputs: nothing, moments, gram or ranges."""
+        """What :meth:`solve` must know of a site's inputs (:mod:`compress.linear.statistics`)."""
         return NOTHING
 
     @abstractmethod

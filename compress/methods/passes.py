@@ -90,7 +90,7 @@ class Sites:
     Attributes:
         targets: linears of a site that are worked on; none: the site is passed over.
         solve: changes the linears of one site (and, for width, their producers) in place.
-        statistic: what ``solve`` must know of a site's inputs: nothing, moments, gram or ranges.
+        statistic: what ``solve`` must know of a site's inputs (:mod:`compress.linear.statistics`).
         batches: on how many calibration batches, at most, statistics are collected; None: all.
         memory: bytes that solving a site takes at its peak beyond the block and the statistics,
             from the shapes, and whether the statistics hold a Gram matrix.

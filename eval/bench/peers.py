@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from compress.eval.bench.peer_material import FULL, SMOKE, TEXT, Material, prepa
 from compress.eval.bench.process import measure
 from compress.eval.bench.provenance import DEFAULT, NO_TRAINING
 from compress.eval.bench.rows import Row
-from compress.eval.bench.runs import run_measured, write_recipe
+from compress.eval.bench.runs import remembered, run_measured, write_recipe
 from compress.eval.quality.perplexity import perplexity
 from compress.models.sources.source import load_model
 from compress.system.tables import print_table
@@ -124,18 +123,6 @@ def score(folder: Path, material: Material) -> float:
     return perplexity(model, material.test_ids(), window=material.scale.window).perplexity
 
 
-def remembered(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What an interrupted benchmark has measured, or what ``compute`` measures now."""
-    if path.exists():
-        say(f"  from the interrupted benchmark: {path.name}")
-        return json.loads(path.read_text())
-    result = compute()
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result))
-    temporary.replace(path)
-    return result
-
-
 def run_one(
     tool: str,
     name: str,
@@ -172,7 +159,7 @@ def run_one(
             say(f"  perplexity {result['perplexity']:.2f}")
         return result
 
-    result = remembered(folder.with_suffix(".json"), measured)
+    result = remembered(folder, measured)
     shutil.rmtree(folder, ignore_errors=True)
     return result
 
@@ -239,7 +226,7 @@ def main() -> None:
     root = root.expanduser().absolute() if root else None
     material = prepare(work, SMOKE if arguments.smoke else FULL, root)
     dense = remembered(
-        work / f"{material.key}-dense.json", lambda: {"perplexity": score(material.model, material)}
+        work / f"{material.key}-dense", lambda: {"perplexity": score(material.model, material)}
     )
     say(f"dense: perplexity {dense['perplexity']:.2f}")
     command = "python -m compress.eval.bench.peers"

@@ -86,6 +86,11 @@ def code_key() -> str:
     return code_digest()[:8]
 
 
+def machine_key() -> str:
+    """Eight characters that name the machine and its threads, for times measured so far."""
+    return hashlib.sha256(processor().encode()).hexdigest()[:8]
+
+
 def recipe_key(recipe_text: str, data_root: Path | None = None) -> str:
     """Eight characters that name what a recipe asks for, and where its data come from."""
     asked = _meaning("recipe.yaml", recipe_text.encode())

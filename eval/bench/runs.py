@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 
 from compress.eval.bench.options import say
 from compress.eval.bench.process import Usage, measure
-from compress.eval.bench.provenance import code_key, recipe_key
+from compress.eval.bench.provenance import code_key, machine_key, recipe_key
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,20 @@ def run_measured(
         sum(event["seconds"] for event in events if event["event"] == "step"),
         next(event["through"] for event in events if event["event"] == "verified"),
     )
+
+
+def remembered(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What an interrupted benchmark has measured by this code with these threads, or what
+    ``compute`` measures now; it is kept beside ``path``, under its name and both keys."""
+    kept = path.with_name(f"{path.name}-{code_key()}-{machine_key()}.json")
+    if kept.exists():
+        say(f"  from the interrupted benchmark: {kept.name}")
+        return json.loads(kept.read_text())
+    result = compute()
+    temporary = kept.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result))
+    temporary.replace(kept)
+    return result
 
 
 def run_once(work: Path, name: str, recipe_text: str, data_root: Path | None = None) -> Path:

@@ -9,11 +9,9 @@ have been read before, so that the disk favours neither run.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from transformers import LlamaConfig
@@ -24,7 +22,7 @@ from compress.eval.bench.options import say
 from compress.eval.bench.peer_material import MODEL, TEXT
 from compress.eval.bench.provenance import DEFAULT, NO_TRAINING
 from compress.eval.bench.rows import Row
-from compress.eval.bench.runs import run_measured, write_recipe
+from compress.eval.bench.runs import remembered, run_measured, write_recipe
 from compress.eval.report import Report, load_report
 from compress.models.identity import model_digest
 from compress.models.sources.source import resolve
@@ -49,7 +47,7 @@ def measure(work: Path, arguments: argparse.Namespace) -> list[Row]:
     root = root.expanduser().absolute() if root else None
     recipe = _recipe(work, arguments.smoke)
     found = [
-        _remembered(work / f"pair-{number}.json", recipe, work, root)
+        remembered(work / f"pair-{number}", lambda: _pair(recipe, work, root))
         for number in range(PAIRS_SMOKE if arguments.smoke else PAIRS)
     ]
     for path in work.glob("pair-*.json"):
@@ -79,16 +77,6 @@ def _recipe(work: Path, smoke: bool) -> Path:
         steps=[{"method": "magnitude", "pattern": "2:4"}],
         evaluation={"text": text, **size, **section},
     )  # fmt: skip
-
-
-def _remembered(path: Path, recipe: Path, work: Path, root: Path | None) -> dict[str, Any]:
-    """A pair that an interrupted measurement has finished, or one that is measured now."""
-    if not path.exists():
-        say(f"{path.stem}: two runs")
-        found = json.dumps(_pair(recipe, work, root))
-        path.with_suffix(".tmp").write_text(found)
-        path.with_suffix(".tmp").replace(path)
-    return json.loads(path.read_text())
 
 
 def _pair(recipe: Path, work: Path, root: Path | None) -> dict[str, float]:

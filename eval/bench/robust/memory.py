@@ -8,7 +8,6 @@ and its time, as the journal has them, are divided by what the same run's plan s
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from compress.eval.bench.llama import write_llama
 from compress.eval.bench.memory import CASES, LIMIT, run_case
 from compress.eval.bench.options import publish, say
 from compress.eval.bench.rows import Row
-from compress.eval.bench.runs import journal, run_measured, write_recipe
+from compress.eval.bench.runs import journal, remembered, run_measured, write_recipe
 from compress.methods.catalog import BUILT_IN
 
 COMMAND = "python -m compress.eval.bench.robust --only memory"
@@ -57,8 +56,8 @@ def measure(work: Path, arguments: argparse.Namespace) -> list[Row]:
         publish(arguments, work, figures, "robust", whole=False)
 
     for name, case in CASES.items():
-        peak = _remembered(
-            work / f"{name}.json",
+        peak = remembered(
+            work / name,
             lambda name=name: {"peak": run_case(name, work, arguments.smoke).usage.peak_bytes},
         )["peak"]
         note(_row(f"{case.label}: peak memory", peak / 1e9, "GB", LIMIT))
@@ -67,8 +66,8 @@ def measure(work: Path, arguments: argparse.Namespace) -> list[Row]:
     model = write_llama(work / f"llama-{shape['hidden_size']}", config, torch.bfloat16)
     samples = 4 if arguments.smoke else 16
     for name in sorted(BUILT_IN.keys() - {"drop_experts"}):  # a llama has none
-        found = _remembered(
-            work / f"method-{name}.json", lambda name=name: _step(name, model, work, samples)
+        found = remembered(
+            work / f"method-{name}", lambda name=name: _step(name, model, work, samples)
         )
         peak = found["peak_bytes"] / found["planned_bytes"]
         # Nobody waits for tenths of a second: what takes less than one counts as one.
@@ -101,15 +100,6 @@ def _step(name: str, model: Path, work: Path, samples: int) -> dict[str, Any]:
         f"{event['seconds']:.1f} s of {event['planned_seconds']:.1f}"
     )
     return event
-
-
-def _remembered(path: Path, compute: Any) -> dict[str, Any]:
-    """What an interrupted measurement has found, or what ``compute`` finds now."""
-    if not path.exists():
-        found = json.dumps(compute())
-        path.with_suffix(".tmp").write_text(found)
-        path.with_suffix(".tmp").replace(path)
-    return json.loads(path.read_text())
 
 
 def _row(figure: str, value: float, unit: str, bar: float) -> Row:
