@@ -78,7 +78,7 @@ class SpanHere:
                 outputs.write(batch, states)
 
     def close(self) -> None:
-        """Delete what replays have stored."""
+        """Forget what replays have stored."""
         for here in self.blocks:
             if here.replay is not None:
                 here.replay.close()

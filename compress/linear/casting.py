@@ -50,6 +50,7 @@ def values_of(dtype: torch.dtype) -> Iterator[None]:
 
     Of bfloat16 values they are exact at bfloat16's speed, with sums and results in float32, where
     the processor can do that and torch (from 2.9 on) lets one say so; elsewhere nothing changes.
+    The setting is the process's: no other thread may multiply meanwhile.
     """
     products = getattr(torch.backends.mkldnn, "matmul", None)
     if dtype != torch.bfloat16 or not hasattr(products, "fp32_precision"):
@@ -60,4 +61,6 @@ def values_of(dtype: torch.dtype) -> Iterator[None]:
     try:
         yield
     finally:
-        products.fp32_precision = before
+        # What was inherited is inherited again.
+        same = before == torch.backends.mkldnn.fp32_precision
+        products.fp32_precision = "none" if same else before

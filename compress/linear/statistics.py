@@ -27,6 +27,24 @@ def statistics_bytes(kind: str, width: int, derivable: bool = False) -> int:
     return 4 * width * (2 if kind == RANGES else 1)
 
 
+def panel_of(dtype: torch.dtype) -> int:
+    """Columns of a Gram matrix that are computed at once, of inputs in ``dtype`` on a CPU."""
+    return _PANEL if dtype == torch.float32 else _FAST_PANEL
+
+
+def gram_products(width: int, dtype: torch.dtype) -> float:
+    """Multiply-accumulates a row of inputs that a Gram matrix takes on a CPU."""
+    panel = panel_of(dtype)
+    if _whole(width, panel):
+        return float(width**2)
+    spans = [(start, min(width, start + panel)) for start in range(0, width, panel)]
+    return float(sum((end - start) * end for start, end in spans))
+
+
+def _whole(width: int, panel: int) -> bool:
+    return 2 * width < 3 * panel
+
+
 def holds_gram(kind: str, derivable: bool = False) -> bool:
     """Whether :class:`InputStatistics` of these arguments hold a Gram matrix."""
     return kind == GRAM or (kind == MOMENTS and derivable)
@@ -92,9 +110,9 @@ class InputStatistics:
         # On a CPU a product of 16-bit matrices is rounded to 16 bits. That noise is larger than the
         # damping that makes a Gram matrix of correlated inputs definite, so sums are in float32.
         with values_of(rows.dtype):
-            panel = _PANEL if rows.dtype == torch.float32 else _FAST_PANEL
+            panel = panel_of(rows.dtype)
             rows = rows.float()
-            if rows.is_cuda or 2 * self.width < 3 * panel:
+            if rows.is_cuda or _whole(self.width, panel):
                 self._gram.addmm_(rows.t(), rows)
                 return
             for start in range(0, self.width, panel):

@@ -106,11 +106,16 @@ def look_at_core(
         return None
     template = tuple(_VALUE if m else i for m, i in zip(matches, items, strict=True))
     found = Core(inside, template if isinstance(output, tuple) else _VALUE)
-    for name, made in makers.items():
-        if isinstance(made, torch.Tensor) and any(made is read for read in seen["read"]):
-            fed = Core(inside, found.template, name)
-            if _only_feeds(block, path, fed, output, run, whole):
-                return fed
+    feeders = [
+        name for name, made in makers.items()
+        if isinstance(made, torch.Tensor) and any(made is read for read in seen["read"])
+    ]  # fmt: skip
+    makers.clear()  # the second forward holds no more of the first than it needs
+    seen.clear()
+    for name in feeders:
+        fed = Core(inside, found.template, name)
+        if _only_feeds(block, path, fed, output, run, whole):
+            return fed
     return found
 
 

@@ -82,9 +82,9 @@ class Handed:
         scratch: folder for intermediate activations.
 
     Attributes:
-        cores: what a look has shown, by the kind of a site, the classes of block and core, and what
-            the config says of that layer alone: only the first block of a kind pays for it. None
-            where a core cannot be replaced.
+        cores: what a look has shown, by all that decides it: the kind of the site, the classes of
+            everything in the block, and what the config says of that layer alone. Only the first
+            block of a kind pays for it. None where a core cannot be replaced.
     """
 
     def __init__(self, scratch: Path) -> None:
@@ -98,6 +98,10 @@ class Handed:
             self._files[name] = Activations(self.scratch / f"{name}.bin", dtype=None)
         self._files[name].rewind()
         return self._files[name]
+
+    def discard(self, stored: Activations) -> None:
+        """Delete the file of these."""
+        self._files.pop(stored.path.stem).remove()
 
     def remove(self) -> None:
         """Delete the files."""
@@ -187,6 +191,7 @@ class BlockReplay:
         cut.inputs = self.handed.file(f"{name}-narrow" if wide.path.stem == name else name)
         for i in range(len(wide)):
             cut.inputs.write(i, wide.read(i)[..., columns.cpu()])
+        self.handed.discard(wide)
 
     def finish(self, consume: Callable[[int, torch.Tensor], None]) -> None:
         """Run all batches through the block as it is now: ``consume(batch index, output)``."""
@@ -263,8 +268,10 @@ class BlockReplay:
         if site.kind not in (ATTENTION_OUT, DOWN) or site.core is None:
             return None
         cores = self.handed.cores
-        core = self.block.get_submodule(site.core)
-        key = (site.kind, type(self.block), type(core), self.anatomy.variant)
+        # Not of block and core alone: a class of blocks may hold experts, which read what only the
+        # core reads elsewhere, in some layers.
+        tree = tuple((name, type(module)) for name, module in self.block.named_modules())
+        key = (site.kind, self.anatomy.variant, tree)
         if key not in cores:
             with torch.no_grad():
                 hidden = self.inputs.read(0).to(self.device)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from compress.linear.statistics import gram_products
 from compress.methods.base import Method
 from compress.methods.passes import KeepBlocks, Learn, Pass, Stream, Survey, TrainModel, Whole
 from compress.methods.questions import each_once, unrolled
@@ -73,8 +75,13 @@ def _speed(dtype: torch.dtype, rows: int) -> float:
     return product_speed(dtype, rows=2 ** max(4, min(12, rows.bit_length() - 1)))
 
 
-def work(method: Method, outline: Outline, calibration: CalibrationSpec | None) -> Work:
-    """What a step computes and moves."""
+def work(
+    method: Method,
+    outline: Outline,
+    calibration: CalibrationSpec | None,
+    compute: torch.dtype = torch.float32,
+) -> Work:
+    """What a step computes and moves; ``compute`` is the type of its calibration passes."""
     steps = unrolled(method.passes(), len(outline.blocks))
     files = 0.0 if all(isinstance(step, KeepBlocks) for step in steps) else float(outline.bytes)
     worked = [(t, share) for step in steps for t, share in _targeted(step, outline)]
@@ -85,9 +92,9 @@ def work(method: Method, outline: Outline, calibration: CalibrationSpec | None) 
     tokens = calibration.samples * calibration.length
     block = _token_macs(outline, calibration.length)
     forwards, heads = _forwards(steps, outline, calibration)
-    # Only the upper triangle is computed, in panels.
-    grams = sum(0.6 * share * width**2 for t, share in worked for width in t.statistics.grams)
-    grams += sum(0.6 * width**2 for s in _surveyed(steps, outline) for width in s.grams)
+    gram = partial(gram_products, dtype=compute)
+    grams = sum(share * gram(width) for t, share in worked for width in t.statistics.grams)
+    grams += sum(gram(width) for s in _surveyed(steps, outline) for width in s.grams)
     products = forwards * block + grams + heads * outline.head_weights
     trainings = [step for step in steps if isinstance(step, TrainModel)]
     by_model, more = _trained(trainings, outline, calibration)

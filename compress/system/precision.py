@@ -57,7 +57,7 @@ def calibration_dtype(compute: Compute, device: torch.device | str) -> torch.dty
 def fast_bfloat16(device: torch.device | str = "cpu") -> bool:
     """Whether products of bfloat16 matrices are at least 1.4 times as fast as those of float32.
 
-    Takes some milliseconds the first time a process asks for a device, nothing afterwards.
+    Takes a tenth of a second the first time a process asks for a device, nothing afterwards.
     """
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):

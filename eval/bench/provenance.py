@@ -24,13 +24,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # What `compress run` executes, as git pathspecs: all but what only reads arguments and shows text.
 # A benchmark with a constant CODE names other ones; its own module always counts.
-DEFAULT = (
-    "compress", ":!compress/cli", ":!compress/planning/inspection.py",
+RUN = (
+    "compress", ":!compress/cli", ":!compress/conformance", ":!compress/planning/inspection.py",
     ":!compress/planning/reference.py", ":!compress/errors.py",
     ":!compress/system/progress.py", ":!compress/system/tables.py",
     "eval/quality", "eval/cost", "eval/tasks", "eval/evaluator.py", "eval/parts.py",
     "eval/cache.py",
 )  # fmt: skip
+
+# What a plan predicts moves no figure but those that hold a run against its plan.
+DEFAULT = (*RUN, ":!compress/planning/forecast.py", ":!compress/planning/workload.py")
 
 # For benchmarks of models that exist and of steps that use no gradients.
 NO_TRAINING = (

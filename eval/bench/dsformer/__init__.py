@@ -11,7 +11,6 @@ from compress.eval.bench.rows import Row
 # Of everything that `compress run` may execute, what no part of this benchmark does.
 CODE = (
     *DEFAULT,
-    ":!compress/conformance",
     ":!compress/generators",
     ":!compress/methods/catalog.py",
     ":!compress/methods/depth",

@@ -18,11 +18,13 @@ from transformers import LlamaConfig
 from compress.eval.bench.llama import write_llama
 from compress.eval.bench.memory import CASES, LIMIT, run_case
 from compress.eval.bench.options import publish, say
+from compress.eval.bench.provenance import RUN
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import journal, remembered, run_measured, write_recipe
 from compress.methods.catalog import BUILT_IN
 
 COMMAND = "python -m compress.eval.bench.robust --only memory"
+CODE = RUN  # plans, too
 MIDDLE = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 3,
     "num_attention_heads": 12, "num_key_value_heads": 12, "vocab_size": 8000,
