@@ -5,6 +5,7 @@ tests/conformance interrupts a run of every method; here are the places, the los
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -81,6 +82,29 @@ def test_killed_at_an_event_of_two_steps(number, two_steps, helpers, tmp_path):
     resumed = [step.resumed for step in result.report.steps]
     done = number - (number % 2)  # events that were on disk when it died
     assert resumed == [1 < done < 8, 8 < done < 12] or done >= 14
+
+
+def test_time_and_memory_are_those_of_all_processes(two_steps, tmp_path, monkeypatch):
+    recipe, _ = two_steps
+    monkeypatch.setattr("compress.engine.step_clock._EVERY", 0.0)
+    with pytest.raises(Killed), killed_at(11, written=False):
+        compress.run(recipe, tmp_path / "killed")
+    (noted,) = (tmp_path / "killed" / "work").glob("01-time.json")
+    known = json.loads(noted.read_text())
+    assert known["seconds"] > 0 and known["peak_bytes"] > 0
+    noted.write_text(json.dumps({**known, "seconds": 1000.0, "peak_bytes": 10**15}))
+    first, second = compress.run(recipe, tmp_path / "killed").report.steps
+    assert second.seconds > 1000 > first.seconds
+    assert second.peak_rss_bytes == 10**15 > first.peak_rss_bytes
+
+
+def test_a_damaged_note_of_time_counts_for_nothing(two_steps, helpers, tmp_path):
+    recipe, whole = two_steps
+    with pytest.raises(Killed), killed_at(11, written=False):
+        compress.run(recipe, tmp_path / "killed")
+    (tmp_path / "killed" / "work" / "01-time.json").write_text('{"seconds": ')
+    result = compress.run(recipe, tmp_path / "killed")
+    assert helpers.contents(result.model) == helpers.contents(whole / "model")
 
 
 def test_what_a_line_vouches_for_outlives_a_power_cut(

@@ -141,7 +141,7 @@ def _visit(
             raise _unseen(next(n for n in names if n not in statistics))
         work = SiteWork(
             here.block, here.anatomy, site, names, statistics, decision, context.storage_dtype,
-            learned=here.learned,
+            learned=here.learned, seed=context.seed,
         )  # fmt: skip
         action.solve(work)
         if work.kept_columns is not None and replay is not None:

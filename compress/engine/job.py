@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import platform
 import shutil
-import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +28,7 @@ from compress.engine.original import Original
 from compress.engine.run_evaluation import RunEvaluation
 from compress.engine.run_exports import export_result, exported_places
 from compress.engine.sink import JournalSink
+from compress.engine.step_clock import StepClock
 from compress.engine.steps import run_step
 from compress.engine.workspace import Workspace
 from compress.errors import CompressError
@@ -169,15 +169,16 @@ class Job:
         name = f"step {number + 1}/{len(self.recipe.steps)} {method.name}"
         source = self._source or self.state.streamed(self.device)
         sink = self.sink(number, source, JournalSink)
-        context = self.context(source, sink)
         if self.workspace.find(event="step", step=number):
+            context = self.context(source, sink)
             run_step(method, context)  # of which all passes are finished
             self.state, self._source = sink.state, context.source
             return
         memory.give_back()
         memory.reset_peak()
-        started, resumed = time.perf_counter(), bool(self.workspace.find(step=number))
-        processor = time.process_time()
+        resumed = bool(self.workspace.find(step=number))
+        clock = StepClock(self.workspace.work / f"{number:02d}-time.json")
+        context = self.context(source, sink, clock)
         torch.manual_seed(self.recipe.seed)
         context.progress = self.progress
         context.joined = lambda: processes.joined(number)
@@ -189,9 +190,7 @@ class Job:
             "event": "step",
             "step": number,
             "method": method.name,
-            "seconds": time.perf_counter() - started,
-            "cpu_seconds": time.process_time() - processor,
-            "peak_bytes": memory.peak(),
+            **clock.totals(),
             "planned_bytes": self.plan.steps[number].peak_bytes,
             "planned_seconds": self.plan.steps[number].seconds,
             "resumed": resumed,
@@ -206,8 +205,16 @@ class Job:
         name = self.recipe.steps[number].name
         return kind(self.workspace, number, name, self.state, source.anatomy, self.dtype)
 
-    def context(self, source: StreamedModel, sink: JournalSink) -> StepContext:
+    def context(
+        self, source: StreamedModel, sink: JournalSink, clock: StepClock | None = None
+    ) -> StepContext:
         """What a step works with."""
+
+        def guard() -> None:
+            memory.check_limit(self.limit)
+            if clock is not None:
+                clock.note()
+
         return StepContext(
             source,
             self.calibration.batches if self.calibration else [],
@@ -218,7 +225,7 @@ class Job:
             compute=getattr(torch, self.compute),
             storage_dtype=self.dtype,
             sink=sink,
-            guard=lambda: memory.check_limit(self.limit),
+            guard=guard,
             precision=settled_precision(self.workspace, self.recipe, self.device),
             original=self._original(),
         )

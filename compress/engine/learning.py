@@ -96,6 +96,7 @@ def _install(install: Sites, context: StepContext, decision: Any) -> None:
                             decision,
                             context.storage_dtype,
                             learned=kept,
+                            seed=context.seed,
                         )  # fmt: skip
                     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from compress.engine.transaction import (
     global_state,
     keeping_gradients,
 )
+from compress.linear.layer import at_work
 from compress.methods.base import Method
 from compress.methods.questions import compares_blocks, uses_original
 from compress.models.anatomy import find_blocks
@@ -63,7 +65,9 @@ def run_live(
     del blocks
     labels = [b["labels"] for b in batches if "labels" in b] or None
     inputs = [{k: v for k, v in b.items() if k != "labels"} for b in batches]
+    working = ExitStack()
     try:
+        working.enter_context(at_work(model))
         model.eval()
         for number, method in enumerate(steps):
             sink = LiveSink(transaction, origins, follow_config)
@@ -91,6 +95,7 @@ def run_live(
             raise
         raise told from error
     finally:
+        working.close()
         transaction.close(failed)
 
 

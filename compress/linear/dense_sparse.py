@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
+from contextlib import nullcontext
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import _disable_current_modes
 
 from compress.linear.layer import Layer, LayerSize, LayerSpec, LinearShape
 from compress.linear.matrix import matrix
-from compress.linear.routes import fastest
+from compress.linear.routes import fastest, watched
 
 # Tokens from which on the product with one dense matrix is the faster one wherever we measured.
 _FEW = 32
@@ -40,8 +43,8 @@ class DenseSparseLinear(Layer):
             value, within its block, ascending there.
         serving: the weights are final, so that the layer may keep the dense matrix beside them
             (``4 out in`` bytes in float32) once a product with it has turned out to be the faster
-            way. Models that are loaded serve; a step's blocks do not, whose memory is planned and
-            whose results must not depend on what a machine is fast at.
+            way. Models that are loaded serve, but not while a step works on them: its memory is
+            planned, and its results must not depend on what a machine is fast at.
     """
 
     kind: ClassVar[str] = "dense_sparse"
@@ -70,7 +73,7 @@ class DenseSparseLinear(Layer):
         self.register_buffer("indices", first.repeat(out_features, blocks))
         zeros = torch.zeros(out_features, device=device, dtype=dtype) if bias else None
         self.bias = None if zeros is None else nn.Parameter(zeros)
-        self._kept: tuple[tuple, torch.Tensor] | None = None
+        self._kept: tuple[list[_Seen], torch.Tensor] | None = None
 
     indices: torch.Tensor
 
@@ -97,31 +100,53 @@ class DenseSparseLinear(Layer):
         return LayerSize(atoms + values, atoms + values - zeros, atoms + values, extra)
 
     def dense(self) -> torch.Tensor:
-        with torch.no_grad():
-            return self._product(matrix(self.dictionary), matrix(self.values))
+        tables = matrix(self.dictionary), matrix(self.values)
+        with torch.no_grad(), torch.autocast(tables[0].device.type, enabled=False):
+            return self._product(*tables)
+
+    def forget(self) -> None:
+        self._kept = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_kept": None}
+
+    def train(self, mode: bool = True) -> DenseSparseLinear:
+        self.forget()
+        return super().train(mode)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         tables = self.dictionary.weight, self.values.weight
-        learns = torch.is_grad_enabled() and any(t.requires_grad for t in tables)
-        if learns or not self.serving or self.training:
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tables):
+            self.forget()  # whoever learns may write what no version tells: fused optimisers do
             return functional.linear(inputs, self._product(*tables), self.bias)
+        if not self.serving or self.training:
+            return functional.linear(inputs, self._made(), self.bias)
         tokens = inputs.numel() // self.in_features
-        if 0 < tokens <= _FEW:
+        if 0 < tokens <= _FEW and self._may_gather(inputs):
             shape = (self.out_features, self.in_features, *self.indices.shape, self.rank, tokens)
-            key = ("dense_sparse", *shape, inputs.dtype, inputs.device.type)
+            key = ("dense_sparse", *shape, inputs.dtype, inputs.device, torch.get_num_threads())
             return fastest(key, (self._gathered, self._multiplied), inputs)(inputs)
         return self._multiplied(inputs)
 
+    def _may_gather(self, inputs: torch.Tensor) -> bool:
+        """Not beside a gradient or in mixed types, and whoever counts sees the plainest way."""
+        learns = torch.is_grad_enabled() and inputs.requires_grad
+        return not (learns or torch.is_autocast_enabled(inputs.device.type) or watched())
+
     def _multiplied(self, inputs: torch.Tensor) -> torch.Tensor:
         """By way of the dense matrix, which is made once."""
-        tables = self.dictionary.weight, self.values.weight
-        made_of = tuple(
-            (t.data_ptr(), t._version, t.dtype, t.device) for t in (*tables, self.indices)
-        )
-        if self._kept is None or self._kept[0] != made_of:
-            with torch.no_grad():
-                self._kept = (made_of, self._product(*tables))
+        tensors = self.dictionary.weight, self.values.weight, self.indices
+        if self._kept is None or not all(map(_Seen.is_still, self._kept[0], tensors)):
+            self._kept = ([_Seen(tensor) for tensor in tensors], self._made())
         return functional.linear(inputs, self._kept[1].to(inputs.dtype), self.bias)
+
+    def _made(self) -> torch.Tensor:
+        """W without gradients, in the type of its tables. Who counts products sees the layer's, not
+        these."""
+        tables = self.dictionary.weight, self.values.weight
+        unseen = _disable_current_modes() if watched() else nullcontext()
+        with torch.no_grad(), unseen, torch.autocast(tables[0].device.type, enabled=False):
+            return self._product(*tables)
 
     def _gathered(self, inputs: torch.Tensor) -> torch.Tensor:
         """Products with all atoms, of which each output gathers its own: B k n + m r products."""
@@ -145,6 +170,20 @@ class DenseSparseLinear(Layer):
         sparse = sparse.scatter(2, places, values.view(-1, blocks, self.nonzeros))
         product = torch.bmm(sparse.transpose(0, 1), atoms.view(blocks, rank, -1))
         return product.transpose(0, 1).reshape(self.out_features, self.in_features)
+
+
+class _Seen:
+    """A tensor as it was. Held weakly: another one may come to lie where it was."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor, self.facts = weakref.ref(tensor), self._facts(tensor)
+
+    def is_still(self, tensor: torch.Tensor) -> bool:
+        return self.tensor() is tensor and self.facts == self._facts(tensor)
+
+    @staticmethod
+    def _facts(tensor: torch.Tensor) -> tuple[object, ...]:
+        return tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device
 
 
 def index_dtype(rank: int) -> torch.dtype:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
@@ -109,6 +111,9 @@ class Layer(nn.Module):
     bias: nn.Parameter | None
     serving: bool = False  # whether the weights are final, so that it may keep what it derives
 
+    def forget(self) -> None:
+        """Drop what was derived from weights that are about to change."""
+
     @abstractmethod
     def spec(self) -> LayerSpec:
         """The layer's description, from which :meth:`build` makes one like it."""
@@ -198,6 +203,20 @@ def serve(module: nn.Module) -> None:
     """Let all layers of a model keep what they derive from their weights."""
     for layer in module.modules():
         if isinstance(layer, Layer):
+            layer.serving = True
+
+
+@contextmanager
+def at_work(module: nn.Module) -> Iterator[None]:
+    """No layer of a model keeps what it derives meanwhile; those that did so before do again."""
+    serving = [m for m in module.modules() if isinstance(m, Layer) and m.serving]
+    for layer in serving:
+        layer.serving = False
+        layer.forget()
+    try:
+        yield
+    finally:
+        for layer in serving:
             layer.serving = True
 
 

@@ -38,6 +38,7 @@ class SiteWork:
             indices that stay (the engine narrows the stored activations accordingly).
         learned: what an earlier pass of the step kept of this block, by name.
         metrics: figures for the journal, set by the method.
+        seed: the run's.
     """
 
     block: nn.Module
@@ -50,6 +51,7 @@ class SiteWork:
     kept_columns: torch.Tensor | None = None
     learned: dict[str, torch.Tensor] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    seed: int = 0
 
     def linear(self, name: str) -> nn.Module:
         return self.block.get_submodule(name)

@@ -58,10 +58,11 @@ class BlockCall:
         [tokens, ...]; as they are where nothing is padding or positions were mixed."""
         if self.real is None:
             return values
-        if values.shape[:2] == self.real.shape:
-            return values[self.real]
-        if len(values) == self.real.numel():
-            return values[self.real.reshape(-1)]
+        real = self.real.to(values.device)  # stored activations are read on the CPU
+        if values.shape[:2] == real.shape:
+            return values[real]
+        if len(values) == real.numel():
+            return values[real.reshape(-1)]
         return values
 
 

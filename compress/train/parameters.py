@@ -94,6 +94,8 @@ class Trained:
             group["lr"] = peak * share
         scaler.step(self.optimiser)
         scaler.update()
+        # Fused optimisers write without a word, and layers keep what they derive from weights.
+        torch.autograd.graph.increment_version(list(self.parameters.values()))
         self.forget_gradients()
         if self.average:
             # Early on the average follows faster, or it would remember where training began.

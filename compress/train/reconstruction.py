@@ -192,8 +192,9 @@ def learn_outputs(
     )  # fmt: skip
     best.look()
     if take is None:
-        for parameter, value in zip(chosen, best.state, strict=True):
-            parameter.data.copy_(value)
+        with torch.no_grad():
+            for parameter, value in zip(chosen, best.state, strict=True):
+                parameter.copy_(value)
     return best
 
 

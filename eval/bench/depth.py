@@ -205,8 +205,9 @@ def choices(work: Path, arguments: Namespace) -> list[Row]:
 
 
 def pair(work: Path, arguments: Namespace) -> list[Row]:
-    """Two blocks in one of twice the width."""
-    out = run(work, "pair", [{"method": "flatten", "remove": 1, "restore_width": False}], arguments)
+    """Two blocks in one of twice the width, nothing fitted."""
+    step = {"method": "flatten", "remove": 1, "restore_width": False, "refit": False}
+    out = run(work, "pair", [step], arguments)
     report = report_of(out)
     ratio = report.after.perplexity.perplexity / report.before.perplexity.perplexity
     figure = f"{LABEL}, most similar pair side by side, width not restored: perplexity / dense"

@@ -2,8 +2,9 @@
 
 The MiniLM-L6 encoder of a PyPI wheel (22.7M parameters, 11.9M of them embeddings) is fine-tuned on
 SST-2, then 30, 50 and 70 % of all its parameters are removed. Accuracy is that on the 872 sentences
-of the validation set. What `full` is compared with fine-tunes on the same data with the same loss,
-rates and batches, for at least as long as `full` takes in all. Parts, each resumable:
+of the validation set. What `full` is compared with fine-tunes with the same loss, rates and batches
+for as many steps as `full` takes in all, each of its steps of gates counted twice. Torch-Pruning
+draws from all training sentences, the others from 32,768 of them. Parts, each resumable:
 
     --only fine_tune      the model that all others begin with
     --only full | fast | faster

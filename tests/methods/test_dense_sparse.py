@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,9 +11,11 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 import compress
+from compress.conformance.models import build
 from compress.engine.context import StepContext
 from compress.engine.steps import run_step
 from compress.errors import CompressError
+from compress.eval.cost.macs import macs_per_token
 from compress.linear import routes
 from compress.linear.algebra import principal_outputs
 from compress.linear.atoms import Atoms
@@ -188,6 +192,34 @@ def test_what_it_keeps_follows_its_weights(layer, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_what_it_keeps_does_not_outlive_a_training(layer, fused):
+    """In eval mode, too; fused optimisers raise no tensor's version."""
+    made = copy.deepcopy(layer)
+    made.serving = True
+    optimiser = torch.optim.AdamW(made.parameters(), lr=0.1, fused=fused)
+    x = torch.randn(40, 32)
+    for _ in range(2):
+        with torch.no_grad():
+            made(x)
+        made(x).square().sum().backward()
+        optimiser.step()
+    with torch.no_grad():
+        torch.testing.assert_close(made(x), functional.linear(x, made.dense(), made.bias))
+        assert copy.deepcopy(made)(x).equal(made(x))  # with what it keeps
+
+
+def test_a_serving_layer_in_mixed_types_and_beside_a_gradient(layer):
+    made = copy.deepcopy(layer).requires_grad_(False)
+    made.serving = True
+    x = torch.randn(3, 32, requires_grad=True)
+    made(x).sum().backward()
+    torch.testing.assert_close(x.grad, made.dense().sum(0).expand(3, -1), rtol=1e-4, atol=1e-4)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(made(x), functional.linear(x, made.dense(), made.bias))
+    torch.testing.assert_close(made(x), functional.linear(x, made.dense(), made.bias))
+
+
 def test_gradients_reach_dictionary_and_values(layer):
     layer(torch.randn(4, 32)).square().sum().backward()
     assert all(t.weight.grad.abs().sum() > 0 for t in (layer.dictionary, layer.values))
@@ -201,8 +233,6 @@ def test_indices_are_as_narrow_as_they_can_be():
 @pytest.fixture(scope="module")
 def halved(tmp_path_factory):
     """``halved()``: a tiny llama at half the bytes, saved once, and its folder."""
-    from compress.conformance.models import build
-
     model = build("llama")
     ids = torch.randint(
         3, model.config.vocab_size, (4, 12), generator=torch.Generator().manual_seed(1)
@@ -246,6 +276,51 @@ def test_a_loaded_model_serves_and_a_live_one_does_not(halved):
     loaded, _ = compress.load(folder)
     assert loaded.model.layers[0].mlp.up_proj.serving
     assert not model.model.layers[0].mlp.up_proj.serving
+
+
+def test_products_are_counted_once_and_as_a_plain_linears(halved, tiny):
+    model, folder = halved
+    wanted = macs_per_token(tiny("llama"))
+    for made in (model, compress.load(folder)[0]):
+        for _ in range(2):  # whatever it keeps by then
+            assert macs_per_token(made) == wanted
+
+
+def test_a_loaded_model_that_learns_is_what_is_saved(halved, tokens, helpers, tmp_path):
+    loaded, _ = compress.load(halved[1])
+    before = helpers.logits(loaded, tokens)  # from now on matrices are kept
+    training = {"steps": 3, "batch": 2, "learning_rate": 1e-2}
+    compress.apply(
+        loaded, [{"method": "distill", "scope": "block", "train": "full", "training": training}],
+        tokens, teacher=build("llama"),
+    )  # fmt: skip
+    after = helpers.logits(loaded, tokens)
+    assert not torch.equal(after, before)
+    assert loaded.model.layers[0].mlp.up_proj.serving
+    compress.save(loaded, tmp_path / "saved")
+    again = helpers.logits(compress.load(tmp_path / "saved")[0], tokens)
+    torch.testing.assert_close(again, after, rtol=1e-4, atol=1e-4)
+
+
+def test_a_form_that_takes_more_than_the_matrix_leaves_it_alone(tiny, tokens):
+    model = tiny("llama")
+    compress.apply(
+        model, [{"method": "dense_sparse", "rank": 24, "nonzeros": 4, "rounds": 1}], tokens
+    )
+    attention = model.model.layers[0].self_attn
+    assert isinstance(attention.q_proj, DenseSparseLinear)
+    assert not isinstance(attention.k_proj, DenseSparseLinear)
+
+
+def test_the_seed_of_a_run_is_that_of_its_dictionaries(tiny, tokens):
+    step = {"method": "dense_sparse", "blocks": 4, "rank": 16, "nonzeros": 2, "rounds": 1}
+    found = []
+    for seed, own in ((0, {}), (1, {}), (1, {"seed": 0})):
+        model = tiny("llama")
+        compress.apply(model, [{**step, **own}], tokens, seed=seed)
+        found.append(model.model.layers[0].mlp.up_proj.dictionary.weight)
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[1])
 
 
 def test_conv1d_and_low_rank_are_materialized(tiny, tokens, helpers, tmp_path):

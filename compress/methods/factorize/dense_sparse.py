@@ -170,7 +170,8 @@ class DenseSparseMethod(DenseSparseOptions):
             if form is None:
                 work.metrics[f"{name}.left_alone"] = 1
                 continue
-            generator = torch.Generator().manual_seed(derive_seed(label, self.seed))
+            seed = work.seed if self.seed is None else self.seed
+            generator = torch.Generator().manual_seed(derive_seed(label, seed))
             target, rows = weight.float(), None
             if self.weighting == "fisher":  # the dictionary favours outputs of much weight
                 rows = output_weights(work, name)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from compress.linear.dense_sparse import stored_bytes
 from compress.linear.dictionary import Form
 from compress.methods.base import LinearMethod
 from compress.methods.factorize.forms import form_for
@@ -65,7 +66,10 @@ class DenseSparseOptions(LinearMethod):
     damping: float = Field(
         1e-3, ge=0, description="Share of the mean square of the inputs added to all of them."
     )
-    seed: int = Field(0, ge=0, description="Of the outputs that dictionaries begin with.")
+    seed: int | None = Field(
+        None, ge=0, description="Of the outputs that dictionaries begin with; the run's where none "
+        "is given.",
+    )  # fmt: skip
     refine: TrainingOptions | None = Field(
         None,
         description="Afterwards train dictionaries and values of each block on the dense block's "
@@ -97,7 +101,11 @@ class DenseSparseOptions(LinearMethod):
             if share >= 1:
                 return None
             return form_for(out_features, in_features, share, value_bytes, self.atoms, self.width)
-        return Form(self.blocks, self.rank, self.nonzeros)
+        form = Form(self.blocks, self.rank, self.nonzeros)
+        taken = stored_bytes(
+            out_features, in_features, form.blocks, form.rank, form.nonzeros, value_bytes
+        )
+        return form if taken < value_bytes * out_features * in_features else None
 
     def largest_form(self, out: int, width: int, value_bytes: int) -> Form | None:
         """The form of a matrix [out, width] that takes the most memory to find."""

@@ -34,13 +34,13 @@ def measure(work: Path, arguments: Namespace) -> list[Row]:
     steps = [step.model_dump(mode="json", exclude_defaults=True) for step in recipe.steps]
     first = {"method": recipe.steps[0].name, **steps[0]}
     begun = run(work, "curve-begun", recipe, arguments, steps=[first]) / "model"
-    pace, lines, rows = paces(work, arguments), {}, []
+    pace, lines, rows = paces(work, arguments, taught=False), {}, []
     ends = {}
     for name in _NAMES:
         learn = learners(recipe)[name]
         learn["distillation"] = None  # the model that it begins with would teach
         training = "training" if name == "stf" else "tuning"
-        count = equal_steps(work, name, recipe, arguments)
+        count = equal_steps(work, name, recipe, arguments, taught=False)
         learn[training] = {**learn[training], "steps": count}
         out = run(work, f"curve-{name}", recipe, arguments, model=str(begun), steps=[learn])
         noted = "stf" if name == "stf" else "tuning"

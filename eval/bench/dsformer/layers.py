@@ -18,7 +18,7 @@ from compress.engine.survey import survey_checkpoint
 from compress.eval.bench import dsformer
 from compress.eval.bench.dsformer import LEARNING, figure
 from compress.eval.bench.options import say
-from compress.eval.bench.provenance import code_key
+from compress.eval.bench.provenance import code_key, machine_key
 from compress.eval.bench.rows import Row
 from compress.linear.algebra import damped, principal_outputs
 from compress.linear.dictionary import factorise
@@ -39,7 +39,7 @@ def measure(work: Path, arguments: Namespace) -> list[Row]:
     text = TextSpec(source="Salesforce/wikitext", subset="wikitext-2-raw-v1", split="train")
     spec = CalibrationSpec(text=text, samples=samples, length=512)
     ours = DenseSparseMethod(ratio=0.5, rounds=rounds)
-    done = work / f"layers-{code_key()}.jsonl"  # a line a block
+    done = work / f"layers-{code_key()}-{machine_key()}.jsonl"  # a line a block
     compare = partial(_compare, ours, done, 2 if arguments.smoke else None)
     survey = Survey(compare, lambda notes, _anatomy: notes, lambda _site: GRAM)
     notes = survey_checkpoint(survey, _MODEL, spec, data_root=arguments.data_root)

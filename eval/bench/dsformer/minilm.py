@@ -3,7 +3,6 @@ and how much processor time a step of each way to learn takes."""
 
 from __future__ import annotations
 
-import json
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -15,8 +14,7 @@ import yaml
 import compress
 from compress.data.calibration import calibration_batches
 from compress.eval.bench.options import say
-from compress.eval.bench.provenance import code_key
-from compress.eval.bench.runs import run_once
+from compress.eval.bench.runs import remembered, run_once
 from compress.eval.report import load_report
 from compress.planning.recipe import Recipe, parse_recipe, read_recipe
 from compress.system.tensors import TensorIndex
@@ -78,32 +76,38 @@ def learners(recipe: Recipe) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-def equal_steps(work: Path, learner: str, recipe: Recipe, arguments: Namespace) -> int:
+def equal_steps(
+    work: Path, learner: str, recipe: Recipe, arguments: Namespace, taught: bool = True
+) -> int:
     """Steps of a learner that take as long as those that STF has in a recipe."""
-    pace = paces(work, arguments)
+    pace = paces(work, arguments, taught)
     return max(1, round(recipe.steps[1].training.steps * pace["stf"] / pace[learner]))
 
 
-def paces(work: Path, arguments: Namespace) -> dict[str, float]:
+def paces(work: Path, arguments: Namespace, taught: bool = True) -> dict[str, float]:
     """Processor seconds of a step of each of :func:`learners`; measured once and kept, so that what
     follows from them is the same when a measurement goes on.
 
     All learn in this process on the same batches, in turn; processor time and the median of rounds,
     since a busy machine stretches the clock of whoever runs.
+
+    Args:
+        taught: by the fine-tuned model as well, whose forward is part of a step; without, STF and
+            supports as they were found only.
     """
-    kept = work / f"paces-{code_key()}.json"
-    if not kept.exists():
-        kept.write_text(json.dumps(_measured(work, arguments)))
-    return json.loads(kept.read_text())
+    name = f"paces-{base(work, arguments).name}-{'taught' if taught else 'alone'}"
+    return remembered(work / name, lambda: _measured(work, arguments, taught))
 
 
-def _measured(work: Path, arguments: Namespace) -> dict[str, float]:
+def _measured(work: Path, arguments: Namespace, taught: bool) -> dict[str, float]:
     say("how long steps take")
     recipe = shipped(work, "2.8", arguments)
     ratio = recipe.steps[0].ratio
     quick = {"method": "dense_sparse", "ratio": ratio, "rounds": 1, "coding": "correlation",
              "weighting": "plain"}  # fmt: skip
-    first = {"stf": quick, "fixed": quick, "low rank": {"method": "svd", "ratio": ratio}}
+    first = {"stf": quick, "fixed": quick}
+    if taught:
+        first["low rank"] = {"method": "svd", "ratio": ratio}
     made: dict[str, Any] = {}
     teacher, tokenizer = compress.load(base(work, arguments))
     spec = recipe.calibration.model_copy(update={"samples": 32 * _STEPS[1]})
@@ -116,6 +120,7 @@ def _measured(work: Path, arguments: Namespace) -> dict[str, float]:
     for _ in range(_ROUNDS):
         for name, model in made.items():
             step = learners(recipe)[name]
+            step = step if taught else step | {"distillation": None}
             few, more = (
                 _processor_time(model, _shortened(step, count), batches, teacher)
                 for count in _STEPS

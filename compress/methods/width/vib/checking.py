@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from compress.errors import CompressError
 from compress.methods.base import HEADS, HIDDEN, NEURONS
 from compress.methods.width.vib.gates import ATTENTION, FFN
@@ -10,6 +12,8 @@ from compress.models.anatomy import ATTENTION_OUT, DOWN, QKV, UP, Anatomy, Block
 from compress.models.outline import BlockOutline, Outline
 from compress.models.units import units_of_rows
 from compress.train.language import check_compared
+
+_NORM = re.compile(r"norm|(^|_)ln", re.IGNORECASE)  # in the names of modules that are norms
 
 
 def check_model(method: VIBOptions, anatomy: Anatomy, outline: Outline) -> None:
@@ -25,7 +29,7 @@ def check_model(method: VIBOptions, anatomy: Anatomy, outline: Outline) -> None:
             f"{anatomy.model_type}, whose layers share one set",
             "Use a sparsity, precision or factorisation step",
         )
-    if not outline.predicts and (method.gated or method.fine_tune):
+    if not outline.predicts:  # without trainings, too: the importance of units is its gradient
         raise CompressError(
             "a model with a head, from whose loss gates learn",
             f"a {anatomy.model_type} without one", "Load it with its head",
@@ -68,6 +72,42 @@ def _check_block(block: BlockOutline, method: VIBOptions, model_type: str) -> No
                 "plain linears without zeros or rounding of an earlier step",
                 f"another in {anatomy.path}.{name}", f"Put {method.name} before that step",
             )  # fmt: skip
+    if {ATTENTION, FFN} & {*method.kinds} and (norm := norm_behind(anatomy)):
+        raise CompressError(
+            "attention and FFN that are added to the residual stream as they are",
+            f"{anatomy.path}.{norm} ({model_type}), a norm that neither of them reads: behind "
+            "them it undoes what a gate multiplies by",
+            "Leave layers out of units",
+        )
+
+
+def norm_behind(anatomy: BlockAnatomy) -> str | None:
+    """Path inside a block of a norm between attention or FFN and the sum with the stream.
+
+    With N(g x) = N(x) the loss does not depend on a gate g there: its gradient, and with it the
+    importance of the sub-layer, is zero.
+
+    Of the norms over the stream, the producers of attention and FFN read those in front of them
+    and, in a post-norm block (BERT), that of the first sum, whereas that of the second one is read
+    in the next block. What no linear reads beyond that is behind attention or FFN (Gemma 2, GLM-4).
+    Where none is seen to be read, there is none in front (OLMo 2) or the class cannot run on shapes
+    (ESM): then numbers and names must tell.
+    """
+    bound = {name for site in anatomy.sites for name in site.bound}
+    own = {*anatomy.linears, *bound}
+    norms = dict.fromkeys(
+        module for name, shape in anatomy.others
+        if shape == (anatomy.hidden,)
+        and (module := name.rpartition(".")[0]) not in own
+        and _NORM.search(module.rpartition(".")[2])
+    )  # fmt: skip
+    attention, ffn = (anatomy.site(kind).norm for kind in (QKV, UP))
+    left = [name for name in norms if name not in (attention, ffn)]
+    if attention is None and ffn is None:
+        behind = len(left) > 2 or all("post" in name for name in left)
+        return left[0] if left and behind else None
+    post_norm = attention is None
+    return left[0] if len(left) > post_norm else None
 
 
 def _check_units(block: BlockOutline, kind: str, units: str, model_type: str) -> None:

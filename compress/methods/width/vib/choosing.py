@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +38,12 @@ class Choice:
     def cuts(self) -> bool:
         """Whether anything goes."""
         return not all(bool(row.all()) for rows in self.kept.values() for row in rows)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what stays, in hexadecimal digits."""
+        kept = {k: [row.int().tolist() for row in rows] for k, rows in sorted(self.kept.items())}
+        return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ class Sizes:
     Attributes:
         full: the numbers of units that there are.
         pairs, single, channel: [2, blocks], of attention and FFN.
-        norms, rest: [blocks].
+        norms: [blocks].
+        rest: [blocks], of what loses no unit, routed experts among it.
         outer: square, linear, fixed.
     """
 
@@ -79,12 +80,13 @@ def sizes_of(
 
     Args:
         counted: parameters of the ``blocks`` or the whole ``model``, its ``bytes``, or the
-            multiply-accumulates of linears and head for a token (``macs``).
+            multiply-accumulates of linears and head for a token (``macs``), those of experts
+            times the share of tokens that are sent to them.
         value_bytes: of a stored value.
         outer: of the parameters outside the blocks, from :func:`outer_terms`; by default all of
             them count as proportional to the width of the stream.
     """
-    blocks = [_block_terms(block) for block in outline.blocks]
+    blocks = [_block_terms(block, counted) for block in outline.blocks]
     anatomies = [block.anatomy for block in outline.blocks]
     pairs, single, channel, norms, rest = (
         torch.tensor(values, dtype=torch.float64).movedim(0, -1)
@@ -101,9 +103,8 @@ def sizes_of(
                   for k in ("pairs", "single", "channel", "norms", "rest")}  # fmt: skip
         return replace(found, **scaled, outer=tuple(value_bytes * x for x in outer))
     if counted == "macs":
-        none = torch.zeros_like(rest)
         return replace(
-            found, single=0 * single, channel=0 * channel, norms=none, rest=none,
+            found, single=0 * single, channel=0 * channel, norms=torch.zeros_like(norms),
             outer=(0.0, outline.head_weights / hidden, 0.0),
         )  # fmt: skip
     return found
@@ -122,8 +123,11 @@ def _full(anatomies: list[BlockAnatomy], hidden: int) -> dict[str, torch.Tensor]
     }
 
 
-def _block_terms(block: BlockOutline) -> tuple:
-    """Pairs, single and channel of attention and FFN; norms and rest."""
+def _block_terms(block: BlockOutline, counted: Counted) -> tuple:
+    """Pairs, single and channel of attention and FFN; norms and rest.
+
+    The rest is in MACs for a token where these are counted, else in parameters.
+    """
     anatomy, pairs, single, channel, biases = block.anatomy, [], [], [], 0
     for reads, writes, units in (
         (QKV, ATTENTION_OUT, anatomy.kv_heads), (UP, DOWN, anatomy.ffn),
@@ -144,7 +148,13 @@ def _block_terms(block: BlockOutline) -> tuple:
         for name, shape in anatomy.others
         if name not in names and name.rpartition(".")[0] not in bound
     )
-    rest = block.other_parameters - biases - norms * anatomy.hidden
+    gated = {n for kind in (QKV, ATTENTION_OUT, UP, DOWN) for n in _names(anatomy, kind)}
+    others = [linear for name, linear in block.linears.items() if name not in gated]
+    if counted == "macs":
+        rest = sum(linear.macs for linear in others)
+    else:
+        rest = block.other_parameters - biases - norms * anatomy.hidden
+        rest += sum(linear.weights for linear in others)
     return pairs, single, channel, float(norms), float(rest)
 
 

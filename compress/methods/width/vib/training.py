@@ -80,7 +80,7 @@ def learn_gates(work: ModelWork, method: VIBOptions) -> None:
             learned = method.trains_weights
             correct(work.model, work.anatomy, gates, batches, method.damping, learned=learned)
         if method.tuning is not None:
-            _tune(work, method, gates, lesson)
+            _tune(work, method, gates, lesson, decided)
     for block in blocks:
         found = learned_of_block(gates, decided, block.index)
         work.model.get_submodule(block.path).vib_learned = found
@@ -190,14 +190,20 @@ def _train(
     work.metrics["vib.multipliers"] = gates.multipliers.tolist()
 
 
-def _tune(work: ModelWork, method: VIBOptions, gates: Gates, lesson: _Teaching) -> None:
-    """With everything gone that goes, means learn on."""
+def _tune(
+    work: ModelWork, method: VIBOptions, gates: Gates, lesson: _Teaching, decided: Choice
+) -> None:
+    """With everything gone that goes, means learn on.
+
+    A resumed run decides anew, on another machine perhaps with other roundings. Means that have
+    learned for one decision are none for another, so each has a folder of its own.
+    """
 
     def prepare(_moment: Moment) -> float:
         gates.harden()
         return 0.0
 
-    folder = None if work.folder is None else work.folder / "tuning"  # of another training
+    folder = None if work.folder is None else work.folder / f"tuning-{decided.digest[:16]}"
     work.metrics["vib.tuning"] = learn_language(
         replace(work, folder=folder), [gate.mean for gate in gates.kinds.values()],
         method.tuning, method.distillation, name="tuning", prepare=prepare,
