@@ -18,7 +18,8 @@ from compress.generators.description import MaskedGeneration
 from compress.linear.layer import parts_of
 from compress.linear.matrix import matrix
 from compress.methods.catalog import METHODS
-from compress.methods.distill.lora import Adapter, LoraOptions
+from compress.methods.distill.lora import Adapter, LoraOptions, adapters
+from compress.methods.work import SiteWork
 from compress.models.anatomy import anatomy_of
 from compress.planning.recipe import parse_step
 from compress.train.whole import ModelWork
@@ -97,7 +98,7 @@ def test_other_families(name, family, run, apart):
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize(("first", "family"), [("zeros", "gpt2"), ("unstructured", "llama")])
 def test_zeros_stay_and_all_others_learn(family, first, name, run):
-    decayed = step(name, steps=3)
+    decayed = step(name)
     decayed["training"] |= {"weight_decay": 0.1, "ema": 0.5}
     before, after = run([FIRST[first]], family), run([FIRST[first], decayed], family)
     old = linears(before)
@@ -194,6 +195,22 @@ def test_the_seed_decides_everything(run):
     first, again, other = (run(steps, seed=s).state_dict() for s in (1, 1, 2))
     assert all(torch.equal(first[n], again[n]) for n in first)
     assert any(not torch.equal(first[n], other[n]) for n in first)
+
+
+def test_the_seed_decides_where_adapters_start(tiny):
+    method = METHODS.get("distill")(train="lora")
+
+    def started(seed: int) -> list[torch.Tensor]:
+        model = tiny("llama")
+        place = anatomy_of(model).blocks[0]
+        block = model.get_submodule(place.path)
+        for site in place.sites:
+            method.solve(SiteWork(block, place, site, site.linears, seed=seed))
+        return [next(iter(a.learned().values())) for a in adapters(block).values()]
+
+    first, again, other = map(started, (1, 1, 2))
+    assert first and all(map(torch.equal, first, again))
+    assert not any(map(torch.equal, first, other))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

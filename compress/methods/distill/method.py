@@ -178,7 +178,7 @@ class Distill(LinearMethod):
         """Put adapters in the places of a site's linears, and in what was learned so far."""
         if self.adapted is not None:
             for path in plain_linears(work.block, work.names):
-                seed = derive_seed(work.label(path))
+                seed = derive_seed(work.seed, work.label(path))
                 work.replace(path, Adapter(work.linear(path), self.adapted, seed))
         restore(work.block, work.learned)
 
