@@ -7,6 +7,7 @@ import copy
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from compress.checkpoint.config import LEADING, NUMBERED
 from compress.checkpoint.stock import stock_config
 from compress.models.anatomy import family_of
 from compress.models.experts import ROUTED
@@ -16,6 +17,9 @@ from compress.models.loading import auto_class
 _LENGTH = 12
 # Sizes of the miniature, where the config has such a field.
 _HEADS, _HEAD_DIM, _FFN, _VOCABULARY, _LAYERS, _EXPERTS = 4, 8, 32, 64, 4, 4
+# Unlike the width of dense layers, also times a few shared experts: a class that reads one field
+# for the other is to show.
+_EXPERT_FFN = 24
 
 
 def miniature(config: PreTrainedConfig) -> PreTrainedModel | None:
@@ -43,8 +47,8 @@ def miniature(config: PreTrainedConfig) -> PreTrainedModel | None:
         "hidden_size": _HEADS * _HEAD_DIM,
         "intermediate_size": _FFN,
         "ffn_dim": _FFN,
-        "moe_intermediate_size": _FFN,
-        "shared_expert_intermediate_size": _FFN,
+        "moe_intermediate_size": _EXPERT_FFN,
+        "shared_expert_intermediate_size": _EXPERT_FFN,
         "num_hidden_layers": min(layers, _LAYERS),
         "num_attention_heads": _HEADS,
         "num_key_value_heads": _HEADS if kv_heads == heads else _HEADS // 2,
@@ -57,6 +61,10 @@ def miniature(config: PreTrainedConfig) -> PreTrainedModel | None:
         for key, value in list(vars(small).items()):
             if "layer" in key and isinstance(value, (list, tuple)) and len(value) == layers:
                 setattr(small, key, list(value[:_LAYERS]))
+            elif key in LEADING and isinstance(value, int) and value < layers:
+                setattr(small, key, min(value, _LAYERS - 1))  # one behind them is left
+            elif key in NUMBERED and isinstance(value, (list, tuple)):
+                setattr(small, key, [i for i in value if i < _LAYERS])
             elif key in ROUTED and isinstance(value, int):
                 setattr(small, key, min(value, experts // 2))
             elif key.endswith("_token_id") and isinstance(value, int):

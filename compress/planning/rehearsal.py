@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from compress.checkpoint.config import apply_records, keep_layers
+from compress.checkpoint.config import apply_records, cut_layers, keep_layers
 from compress.checkpoint.records import record_block
 from compress.checkpoint.save import save_model
 from compress.errors import CompressError
@@ -52,7 +52,7 @@ from compress.planning.miniature import build, logits_of, miniature
 _TOLERANCE = 1e-4
 
 
-def rehearse(what: str, config: PreTrainedConfig) -> None:
+def rehearse(what: str, config: PreTrainedConfig, layer: int = 1) -> None:
     """Try a change of the architecture on a miniature of the config's model.
 
     Does nothing for families of the table, whose widths, depth, modules and precision the
@@ -61,6 +61,7 @@ def rehearse(what: str, config: PreTrainedConfig) -> None:
     Args:
         what: ``heads``, ``neurons``, ``hidden``, ``experts``, ``depth``, ``modules`` or
             ``precision``.
+        layer: for ``depth``, the one that goes.
 
     Raises:
         CompressError: the family does not take the change, or it cannot be tried and would not show
@@ -81,11 +82,12 @@ def rehearse(what: str, config: PreTrainedConfig) -> None:
             raise _refused(what, kind, "no miniature of it can be built to try that on")
         return  # the result is proved in any case
     try:
-        difference = _try(what, model)
+        difference = _try(what, model, layer)
     except CompressError as error:
-        raise _refused(what, kind, f"on a miniature: {error}") from error
+        raise _refused(what, kind, f"on a miniature: {error}", layer) from error
     except Exception as error:  # a class that does not fit its weights raises whatever it hits
-        raise _refused(what, kind, f"{type(error).__name__} on a miniature: {error}") from error
+        why = f"{type(error).__name__} on a miniature: {error}"
+        raise _refused(what, kind, why, layer) from error
     if not difference <= _TOLERANCE:
         raise _refused(
             what, kind, f"a relative error of {difference:.1e} on a miniature, where {what} depend "
@@ -93,6 +95,7 @@ def rehearse(what: str, config: PreTrainedConfig) -> None:
             if what != HIDDEN
             else f"a relative error of {difference:.1e} on a miniature, where what is computed "
             "depends on the width",
+            layer,
         )  # fmt: skip
 
 
@@ -104,32 +107,54 @@ def rehearse_method(method: Any, model: PreTrainedModel) -> None:
         rehearse(width, config)
     if DEPTH in method.writes:
         rehearse("depth", config)
+        _rehearse_trials(method, model, config)
     if MODULES in method.makes():
         rehearse("modules", config)
     if PRECISION in method.writes:
         rehearse("precision", config)
 
 
-def _refused(what: str, kind: str, why: str) -> CompressError:
+def _rehearse_trials(method: Any, model: PreTrainedModel, config: PreTrainedConfig) -> None:
+    """Try whether the config can tell what is left without the blocks that a method may take.
+
+    With all layers, unlike a miniature: further back some may be of another build.
+    """
+    anatomy = anatomy_of(model)
+    trials = getattr(method, "trials", None)  # a method outside the toolkit may have none
+    if trials is None or anatomy.model_type in FAMILIES:
+        return
+    removals = trials(anatomy)
+    for gone in removals:
+        kept = [block.index for block in anatomy.blocks if block.index not in gone]
+        if kept:
+            cut_layers(config, anatomy.family, kept)
+    if any(0 in gone for gone in removals):
+        rehearse("depth", config, layer=0)
+
+
+def _refused(what: str, kind: str, why: str, layer: int = 1) -> CompressError:
     change = {
         "modules": "linears that two factors can replace", "depth": "layers that can go",
         HIDDEN: "a residual stream that can be narrower",
         "precision": "linears that load from a packed checkpoint",
     }  # fmt: skip
+    if layer == 0:
+        change["depth"] = "a first layer that can go"
     other = "sparsity" if what == "precision" else "sparsity or precision"
+    fix = "Leave it in (protect_first)" if layer == 0 else f"Use a {other} step"
     known = kind in FAMILIES
     return CompressError(
         change.get(what, f"{what} that can go one by one"),
         f"{kind}{'' if known else ', a family outside compress/models/families.py'}: {why}",
-        f"Use a {other} step" + ("" if known else ", or describe the family (model.family)"),
+        fix + ("" if known else ", or describe the family (model.family)"),
     )
 
 
-def _try(what: str, model: PreTrainedModel) -> float:
+def _try(what: str, model: PreTrainedModel, layer: int) -> float:
     """Change the model; return how far a rebuilt one is from what it should compute."""
     anatomy = anatomy_of(model)
     if what == "depth":
-        return _difference(_without_a_layer(model, anatomy), logits_of(model))
+        return _difference(_without(layer, model, anatomy), logits_of(model))
     if what == "precision":
         return _difference(_packed(model, anatomy), logits_of(model))
     if what == EXPERTS:
@@ -277,9 +302,9 @@ def _with_fewer_experts(model: PreTrainedModel, anatomy: Anatomy) -> torch.Tenso
     return _rebuilt(config, model.state_dict())
 
 
-def _without_a_layer(model: PreTrainedModel, anatomy: Anatomy) -> torch.Tensor:
+def _without(layer: int, model: PreTrainedModel, anatomy: Anatomy) -> torch.Tensor:
     """Take a layer out of a live model; return the logits of one rebuilt without it."""
-    kept = [b.index for b in anatomy.blocks if b.index != 1]
+    kept = [b.index for b in anatomy.blocks if b.index != layer]
     config = keep_layers(model.config, anatomy.family, kept, anatomy.blocks_path)
     blocks = [model.get_submodule(anatomy.blocks[i].path) for i in kept]
     set_blocks(model, anatomy.blocks_path, blocks)

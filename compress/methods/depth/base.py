@@ -76,6 +76,13 @@ class DepthMethod(Method):
         notes = (*outline.notes, note) if removed else outline.notes
         return replace(without(outline, removed), notes=notes)
 
+    def trials(self, anatomy: Anatomy) -> list[tuple[int, ...]]:
+        """Blocks to take out in a trial, set by set, before any work: which go shows later, but
+        what is built unlike the others comes first or last among those that may."""
+        count = len(anatomy.blocks)
+        free = self.candidates(count, anatomy.family) if self.count(count) else []
+        return [(index,) for index in sorted({*free[:1], *free[-1:]})]
+
     def kept_blocks(self, decision: Any, anatomy: Anatomy) -> list[int]:
         """Indices of the blocks that stay, in order."""
         removed = set(decision["removed"])

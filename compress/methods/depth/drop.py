@@ -54,5 +54,9 @@ class DropBlocks(Method):
     def passes(self) -> tuple[Pass, ...]:
         return (KeepBlocks(self._kept),)
 
+    def trials(self, _anatomy: Anatomy) -> list[tuple[int, ...]]:
+        """The blocks that go, to take out in a trial before any work."""
+        return [tuple(sorted(set(self.blocks)))] if self.blocks else []
+
     def _kept(self, _decision: Any, anatomy: Anatomy) -> list[int]:
         return [i for i in range(len(anatomy.blocks)) if i not in self.blocks]
