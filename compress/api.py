@@ -53,6 +53,7 @@ from compress.planning.recipe import (
     read_recipe,
 )
 from compress.planning.step_check import check_steps
+from compress.system.files import new_folder
 from compress.system.precision import Compute, calibration_dtype, device_of
 from compress.system.progress import Progress, showing
 
@@ -252,8 +253,8 @@ def apply(
     if adapter is not model:
         _check_diffusion(parsed)
         batches = numbered(batches)
-    unfuse_all(adapter)  # experts are linears while steps work on them
     try:
+        unfuse_all(adapter)  # experts are linears while steps work on them
         check_steps(parsed, StreamedModel(adapter), has_calibration=bool(batches))
         with showing(progress) as told:
             run_live(
@@ -270,11 +271,12 @@ def save(model: PreTrainedModel, folder: str | Path, tokenizer: Any = None) -> P
     """Write a compressed live model as a Hugging Face checkpoint that loads again.
 
     Use this instead of ``model.save_pretrained``: the config must say what changed, and quantised
-    weights are packed.
+    weights are packed. The folder appears whole or not at all.
 
     Raises:
         CompressError: no live model (see :func:`apply`), weights that are not finite, a folder that
-            holds something or cannot be written, or a tokenizer that cannot be saved.
+            holds something or cannot be written, or a generation config or tokenizer that cannot be
+            saved.
     """
     check_model_class(model, "to save")
     refuse_converted(model, "to save")
@@ -288,7 +290,8 @@ def save(model: PreTrainedModel, folder: str | Path, tokenizer: Any = None) -> P
     try:
         if is_diffusion_model(model):
             require_empty(folder)
-            save_diffusion(model, folder)
+            with new_folder(folder.resolve(), "the model") as partial:
+                save_diffusion(model, partial)
         else:
             save_model(model, folder, tokenizer)
     except OSError as error:

@@ -2,9 +2,10 @@
 
 A figure is taken from here only where measuring again would compute the same: the same checkpoint
 (weights, config and what lies beside them), the same tokens, the same protocol, type and device,
-the same code of ours and the same versions of the libraries. Times and memory are never kept: they
-are of a machine at a moment. Nor is a model that has no folder: hooks, patched modules and wrappers
-decide what a live model computes, and nothing short of running it tells all of them.
+the same code of ours and of what a recipe imports, and the same versions of the libraries. Times
+and memory are never kept: they are of a machine at a moment. Nor is a model that has no folder:
+hooks, patched modules and wrappers decide what a live model computes, and nothing short of running
+it tells all of them.
 
 An entry is one JSON file of a few kB with a digest of itself. One that is damaged, or says of
 itself anything else than what is asked for, is no entry: the figure is measured and replaces it.
@@ -18,6 +19,7 @@ import inspect
 import json
 import os
 import warnings
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +39,7 @@ Result = TypeVar("Result", bound=BaseModel)
 LARGEST_ENTRY = 2**20  # bytes; more than the windows of a text of 10 M tokens take
 MOST_ENTRIES, MOST_BYTES = 1000, 32 * 2**20  # beyond these the ones that were used last stay
 _FOLDER = "evaluations"
-_LAYOUT = 1  # of an entry; part of its key
+_LAYOUT = 2  # of an entry; part of its key
 
 # What decides no figure: how models are changed, planned, trained and reported, and who calls. All
 # else, also what is yet to be written, does. (``eval`` may lie inside the package or beside it.)
@@ -76,10 +78,18 @@ class Figures:
         checkpoint: its digest (:func:`compress.models.identity.model_digest`).
         cache_dir: the toolkit's cache folder, in which entries have a folder of their own; the
             default is that of :func:`compress.models.sources.cache.default_cache`.
+        imported: digests of code that was imported beside the package's, which may hold the model's
+            class or change what others compute.
     """
 
-    def __init__(self, checkpoint: str, cache_dir: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: str,
+        cache_dir: str | Path | None = None,
+        imported: Iterable[str] = (),
+    ) -> None:
         self.checkpoint = checkpoint
+        self.imported = sorted(imported)
         self.cache = default_cache() if cache_dir is None else Path(cache_dir).expanduser()
         self.folder = self.cache / _FOLDER
 
@@ -134,7 +144,7 @@ class Figures:
     def _key(self, part: str, protocol: dict[str, Any]) -> dict[str, Any]:
         key = {
             "layout": _LAYOUT, "part": part, "checkpoint": self.checkpoint, "protocol": protocol,
-            "code": code_digest(), "versions": versions(),
+            "code": code_digest(), "imported": self.imported, "versions": versions(),
         }  # fmt: skip
         return json.loads(json.dumps(key))  # tuples are lists in an entry
 

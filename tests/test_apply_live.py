@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import numpy
@@ -11,6 +12,7 @@ import torch
 import compress
 from compress.engine import live_steps, transaction
 from compress.errors import CompressError
+from compress.models.experts import fuse_all, unfuse_all
 
 STEPS = {
     "wanda": {"method": "wanda", "pattern": "2:4"},
@@ -128,6 +130,52 @@ def test_copies_are_made_where_they_fit(tiny, monkeypatch):
     assert transaction.Transaction(model, model.model.layers, None).atomic
     monkeypatch.setattr(transaction, "_bytes", lambda _block: 10**15)
     assert not transaction.Transaction(model, model.model.layers, None).atomic
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, KeyboardInterrupt])
+def test_widening_that_fails_is_undone(tiny, tokens, monkeypatch, atomic, error):
+    model = tiny("llama").to(torch.bfloat16)
+    first, last = model.model.embed_tokens.weight, model.model.norm.weight
+    before, widen = state(model), torch.Tensor.float
+
+    def failing(tensor):
+        if first.dtype == torch.float32 and tensor.data_ptr() == last.data_ptr():
+            raise error("out of luck")
+        return widen(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "float", failing)
+    with pytest.raises(error, match="out of luck"):
+        compress.apply(model, [{"method": "magnitude"}], atomic=atomic)
+    monkeypatch.undo()
+    assert same(model, before)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_optimizer_still_holds_the_experts(tiny, tokens, dtype):
+    model = tiny("mixtral").to(dtype)
+    held, before = dict(model.named_parameters()), state(model)
+    experts = [n for n, p in held.items() if p.dim() == 3]
+    with pytest.raises(CompressError, match="mistyped"):
+        compress.apply(model, [{**STEPS["wanda"], "include": ["*.mistyped"]}], tokens)
+    assert same(model, before)
+    assert all(held[name] is p for name, p in model.named_parameters())
+    compress.apply(model, [STEPS["wanda"]], tokens)
+    found = dict(model.named_parameters())
+    assert experts and all(found[name] is held[name] for name in experts)
+    assert all((held[n].reshape(-1, 4) == 0).sum(1).eq(2).all() for n in experts)
+
+
+def test_experts_that_a_copy_has_are_its_own(tiny, tokens):
+    model = tiny("mixtral")
+    held = dict(model.named_parameters())
+    unfuse_all(model)
+    other = copy.deepcopy(model)
+    fuse_all(other)
+    fuse_all(model)
+    assert not any(held[name] is p for name, p in other.named_parameters())
+    assert all(held[name] is p for name, p in model.named_parameters())
 
 
 def _fail_in_last_step(monkeypatch, error):

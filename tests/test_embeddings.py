@@ -6,14 +6,18 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from torch import nn
 
 import compress
+from compress.conformance.models import build
 from compress.conformance.tiny import TinyFamily, difference, logits
 from compress.conformance.trial import Trial
 from compress.errors import CompressError
 from compress.eval.cost import macs_per_token, size
+from compress.linear.grid import QuantScheme, dequantize, find_group_qparams, quantize
 from compress.linear.layer import is_layer
-from compress.linear.tables import PackedEmbedding
+from compress.linear.packed import PackedLinear
+from compress.linear.tables import PackedEmbedding, embedding_scale
 from compress.methods.quantize.gptq import GPTQ
 
 STEP = {"method": "rtn", "bits": 4, "group_size": 8}
@@ -114,3 +118,70 @@ def test_gptq_rounds_the_head_by_what_enters_it(family, tmp_path):
         trial.streamed_equals_live()
         trial.saved_checkpoint_is_the_model()
         trial.interrupted_run_resumes()
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_a_scaled_embedding_is_loaded_with_its_scale(dtype, tmp_path):
+    """Of Gemma, whose scale is a buffer that no file has."""
+    live = compress.apply(build("gemma2").to(dtype), [{**STEP, "embeddings": 8}])
+    compress.save(live, tmp_path / "made")
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    for packed in (True, False):
+        model, _ = compress.load(tmp_path / "made", packed=packed)
+        words = model.get_input_embeddings()
+        assert isinstance(words, PackedEmbedding) == packed
+        ids = torch.arange(8)[None]
+        rows = [m.get_input_embeddings()(ids).float() for m in (model, live)]
+        torch.testing.assert_close(*rows, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
+        assert difference(logits(model), logits(live)) < tolerance
+
+
+@pytest.mark.parametrize("family", ("XGLM", "MiniCPM3"))
+def test_a_scale_may_be_a_number(family):
+    shared = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if family == "XGLM":
+        fields = {"d_model": 32, "ffn_dim": 64, "num_layers": 1, "attention_heads": 4}
+    else:
+        fields = {
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "scale_emb": 3.0,
+            "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 16,
+            "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
+        }  # fmt: skip
+    config = getattr(transformers, f"{family}Config")(**shared, **fields)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    words = model.get_input_embeddings()
+    assert embedding_scale(words) == (3.0 if family == "MiniCPM3" else 32**0.5)
+    scheme = QuantScheme(bits=8)
+    grid = find_group_qparams(words.weight.detach(), scheme)
+    codes = quantize(words.weight.detach(), *grid, scheme)
+    packed = PackedEmbedding(PackedLinear(codes, grid[0], None, scheme), words, torch.float32)
+    words.weight.data = dequantize(codes, *grid)
+    ids = torch.arange(8)[None]
+    torch.testing.assert_close(packed(ids), words(ids))
+
+
+class ShiftedScaledWordEmbedding(nn.Embedding):
+    """As T5Gemma 2's, named as if all it did were to scale."""
+
+    embed_scale = 2.0
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__(rows, columns)
+        self.shift = nn.Parameter(torch.ones(columns))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(ids) * self.embed_scale + self.shift
+
+
+class NormedEmbedding(nn.Embedding):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(super().forward(ids), dim=-1)
+
+
+@pytest.mark.parametrize("cls", (ShiftedScaledWordEmbedding, NormedEmbedding))
+def test_other_embeddings_are_refused(cls, tmp_path):
+    model = build("llama")
+    model.set_input_embeddings(cls(264, 32))
+    live = compress.apply(model, [{**STEP, "embeddings": 8}])
+    with pytest.raises(CompressError, match=f"embed_tokens: .*{cls.__name__}"):
+        compress.save(live, tmp_path / "made")

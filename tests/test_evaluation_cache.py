@@ -11,6 +11,7 @@ import pytest
 
 import compress
 from compress.eval.report import Report
+from compress.planning.imports import run_imports
 
 
 @pytest.fixture
@@ -130,6 +131,62 @@ def test_models_with_code_of_their_own_are_always_measured(checkpoint, section, 
     for _ in range(2):
         report = compress.evaluate(checkpoint("llama"), section, trust_remote_code=True)
         assert report.after.cached == {} and not entries()
+
+
+ARCHITECTURE = """
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own-llama"
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+
+    def forward(self, *args, **kwargs):
+        found = super().forward(*args, **kwargs)
+        found.logits = found.logits * SCALE
+        return found
+
+
+AutoConfig.register("own-llama", OwnConfig, exist_ok=True)
+AutoModelForCausalLM.register(OwnConfig, OwnForCausalLM, exist_ok=True)
+"""
+
+
+@pytest.fixture
+def own_architecture(own_checkpoint):
+    """A checkpoint whose class transformers does not have."""
+    source = own_checkpoint("llama")
+    config = json.loads((source / "config.json").read_text())
+    own = {"model_type": "own-llama", "architectures": ["OwnForCausalLM"]}
+    (source / "config.json").write_text(json.dumps({**config, **own}))
+    return source
+
+
+def test_code_that_a_recipe_imports_decides_figures(
+    own_architecture, section, entries, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("compress.planning.imports._digests", {})
+    file = tmp_path / "arch.py"
+
+    def measured(scale: float):
+        file.write_text(f"SCALE = {scale}\n{ARCHITECTURE}")
+        run_imports((str(file),), tmp_path, "a recipe")
+        return compress.evaluate(own_architecture, section).after
+
+    first = measured(1.0)
+    assert first.cached == {} and measured(1.0).cached.keys() == {"perplexity"}
+    changed = measured(0.5)
+    assert changed.cached == {}
+    assert changed.perplexity.perplexity != first.perplexity.perplexity
+
+
+def test_a_class_whose_code_no_digest_tells_is_measured(own_architecture, section, entries):
+    exec(f"SCALE = 1.0\n{ARCHITECTURE}", {"__name__": "elsewhere"})
+    for _ in range(2):
+        assert compress.evaluate(own_architecture, section).after.cached == {} and not entries()
 
 
 def test_masked_models_and_generators(checkpoint, section, entries):

@@ -14,6 +14,7 @@ import yaml
 import compress
 from compress.cli.app import main
 from compress.conformance.interruption import Killed, killed_at
+from compress.engine import workspace as workspace_module
 from compress.engine.workspace import Workspace
 from compress.errors import CompressError
 from compress.models.sources.cache import cached_folder
@@ -42,6 +43,48 @@ def test_a_lock_makes_no_run_folder(checkpoint, helpers, tmp_path):
     with pytest.raises(CompressError, match="other files"):
         compress.run(recipe, tmp_path)
     assert (tmp_path / "work" / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_unclaimed_folder_goes_with_all_that_was_made_for_it(tmp_path):
+    (tmp_path / "there").mkdir()
+    with Workspace(tmp_path / "there" / "a" / "run"):
+        (tmp_path / "there" / "mine").touch()
+    assert [p.name for p in (tmp_path / "there").iterdir()] == ["mine"]
+    with Workspace(tmp_path / "new" / "run") as workspace:
+        (workspace.folder / "thesis.tex").touch()
+    assert [p.name for p in workspace.folder.iterdir()] == ["thesis.tex"]
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / ".lock").touch()
+    with Workspace(tmp_path / "old"):
+        pass
+    assert (tmp_path / "old" / ".lock").exists()  # another process made it
+
+
+def test_a_claimed_folder_stays(tmp_path):
+    with Workspace(tmp_path / "run") as workspace:
+        workspace.claim("seed: 1\n")
+    assert {p.name for p in workspace.folder.iterdir()} == {".lock", "recipe.yaml", "journal.jsonl"}
+
+
+@pytest.mark.parametrize("folder_too", [False, True])
+def test_a_lock_that_is_removed_before_it_is_held_is_taken_anew(tmp_path, monkeypatch, folder_too):
+    """Between open and flock of one process, another may end and remove the file."""
+    flock, path = workspace_module.fcntl.flock, tmp_path / "run" / ".lock"
+
+    def late(descriptor, how):
+        monkeypatch.setattr(workspace_module.fcntl, "flock", flock)
+        path.unlink()
+        if folder_too:
+            path.parent.rmdir()
+        flock(descriptor, how)
+
+    monkeypatch.setattr(workspace_module.fcntl, "flock", late)
+    with Workspace(tmp_path / "run"):
+        assert path.exists()
+        with pytest.raises(CompressError, match="another run"):
+            Workspace(tmp_path / "run").__enter__()
+        assert path.exists()  # whoever is refused removes nothing of the one at work
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_source_inside_the_output_folder_is_refused(checkpoint, helpers, tmp_path):

@@ -204,6 +204,16 @@ def test_refused_recipe_may_be_mended(checkpoint, text, helpers, tmp_path):
     assert compress.run(mended, out).model.exists()
 
 
+def test_a_refused_run_leaves_no_folder(checkpoint, text, helpers, tmp_path):
+    (tmp_path / "mine").mkdir()
+    wrong = helpers.recipe(checkpoint("llama"), [{"method": "rtn", "group_size": 128}], text)
+    for out in (tmp_path / "a" / "b" / "run", tmp_path / "mine"):
+        with pytest.raises(CompressError, match="group_size"):
+            compress.run(wrong, out)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+    assert list((tmp_path / "mine").iterdir()) == []  # it was there before, empty
+
+
 def test_order_of_keys_means_nothing(checkpoint, text, helpers, tmp_path):
     section = helpers.evaluation(text)
     recipe = helpers.recipe(checkpoint("llama"), [], evaluation=section)

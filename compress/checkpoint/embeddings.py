@@ -19,10 +19,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from compress.checkpoint.guards import SHAPE
 from compress.checkpoint.packing import pack_codes, stored_shapes, unpack
 from compress.checkpoint.serving import StoredLinear, leave_file
+from compress.errors import CompressError
 from compress.linear.bags import kernels
 from compress.linear.grid import QuantScheme, dequantize
 from compress.linear.packed import packing
-from compress.linear.tables import PackedEmbedding
+from compress.linear.tables import PackedEmbedding, embedding_scale
 
 _reading: ContextVar[bool] = ContextVar("reading", default=False)
 
@@ -43,13 +44,19 @@ def marked(model: nn.Module) -> dict[str, QuantScheme]:
 def stored_outer(
     model: nn.Module, tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors outside the blocks as a checkpoint stores them, scales in ``dtype``."""
+    """Tensors outside the blocks as a checkpoint stores them, scales in ``dtype``.
+
+    Raises:
+        CompressError: what is rounded is an embedding of a class that could not be loaded.
+    """
     for name, tensor in tensors:
         owner, _, leaf = name.rpartition(".")
-        grid = getattr(model.get_submodule(owner), "grid", None)
+        module = model.get_submodule(owner)
+        grid = getattr(module, "grid", None)
         if grid is None or leaf != "weight":
             yield name, tensor
             continue
+        _check_class(module, owner)
         codes = grid.codes(tensor.detach())
         packed = pack_codes(codes, grid.scale, grid.zero_point, grid.scheme, dtype)
         yield from ((f"{owner}.{key}", packed[key]) for key in sorted(packed))
@@ -109,11 +116,18 @@ def reading_embeddings() -> Iterator[None]:
 
 def place_embeddings(model: PreTrainedModel) -> None:
     """Inside :func:`reading_embeddings`, put modules that take in stored tensors in the place of
-    what config.json says is rounded, and take its tied heads out."""
+    what config.json says is rounded, and take its tied heads out.
+
+    Raises:
+        CompressError: what is rounded is an embedding of a class that computes more than a lookup
+            and a scale.
+    """
     schemes = _present(model) if _reading.get() else {}
     if not schemes:
         return
     replaced = {path: model.get_submodule(path) for path in schemes}
+    for path, module in replaced.items():
+        _check_class(module, path)
     names = {f"{path}.weight" for path in schemes}
     ties = {t: s for t, s in model.all_tied_weights_keys.items() if {t, s} & names}
     model.rounded = replaced, ties  # until settle_embeddings
@@ -144,13 +158,16 @@ def settle_embeddings(model: PreTrainedModel) -> None:
             table = stored.served(path)
             new = table
             if isinstance(old, nn.Embedding):
-                new = PackedEmbedding(table, model.dtype, old.padding_idx).eval()
+                new = PackedEmbedding(table, old, model.dtype).eval()
             model.set_submodule(path, new)
             for head in heads:
                 model.set_submodule(head, table.shared(model.get_submodule(head).bias))
             continue
         weight = dequantize(*stored.grid(path)).to(model.dtype)
         old.weight = nn.Parameter(weight)
+        if "embed_scale" in old._buffers:  # in no file, and on the meta device until now
+            kept = {"dtype": old.embed_scale.dtype, "device": weight.device}
+            old.embed_scale = torch.tensor(embedding_scale(old), **kept)
         if getattr(old, "bias", None) is not None:
             old.bias = stored.bias
         model.set_submodule(path, old)
@@ -162,6 +179,15 @@ def settle_embeddings(model: PreTrainedModel) -> None:
     else:
         model.all_tied_weights_keys.update(ties)
         model.config.compress = {**model.config.compress, "embeddings": {}}
+
+
+def _check_class(module: nn.Module, path: str) -> None:
+    """Refuse an embedding whose class computes more than a lookup and a scale."""
+    if isinstance(module, nn.Embedding):
+        try:
+            embedding_scale(module)
+        except CompressError as error:
+            raise error.within(path) from None
 
 
 def has_packed_embeddings(model: nn.Module) -> bool:

@@ -26,17 +26,11 @@ from compress.linear.matrix import matrix
 from compress.linear.pattern import UNSTRUCTURED
 from compress.models.images import random_image, reads_images
 from compress.models.positions import positions_of
+from compress.models.side_files import COMPANIONS
 from compress.models.sources.source import Source, load_config
 from compress.system.files import whole_folder
 from compress.system.shards import ShardWriter, TensorSpec
 from compress.system.tensors import TensorIndex, check_finite
-
-# What else belongs to a model besides config and weights: copied as it is.
-_COMPANIONS = (
-    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-    "spiece.model", "sentencepiece*", "chat_template*", "generation_config.json",
-    "preprocessor_config.json", "processor_config.json", "codebook.safetensors", "LICENSE*",
-)  # fmt: skip
 
 
 def export(
@@ -89,7 +83,7 @@ def _companions(source: Source, code: bool) -> list[tuple[Path, bool]]:
         places.append(home.parent.parent / "blobs")
     found = {
         path
-        for pattern in (*_COMPANIONS, *(("*.py",) if code else ()))
+        for pattern in (*COMPANIONS, *(("*.py",) if code else ()))
         for path in source.folder.glob(pattern)
         if path.is_file()
     }

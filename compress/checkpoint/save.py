@@ -27,6 +27,8 @@ from compress.models.anatomy import Anatomy, anatomy_of
 from compress.models.loading import auto_class as _auto_class
 from compress.models.loading import load_config
 from compress.models.supported import check_kind, check_not_packed
+from compress.system.files import new_folder
+from compress.system.intake import reason
 from compress.system.shards import MAX_SHARD_BYTES, ShardWriter, TensorSpec, write_json
 from compress.system.tensors import check_finite
 
@@ -37,7 +39,7 @@ def save_model(
     tokenizer: Any = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> PreTrainedConfig:
-    """Write a model that was compressed in place as a Hugging Face checkpoint.
+    """Write a model that was compressed in place as a Hugging Face checkpoint, whole or not at all.
 
     Blocks are converted to their stored form one at a time, in the dtype of the model.
 
@@ -49,10 +51,11 @@ def save_model(
         The config as written.
 
     Raises:
-        CompressError: the folder is not empty, the disk is full, or no config can express the
-            model's widths.
+        CompressError: the folder is not empty, the disk is full, no config can express the model's
+            widths, a weight that the config ties to another is one of its own, or the generation
+            config or the tokenizer cannot be saved; nothing is left behind.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # a link to an empty folder stays one
     require_empty(folder)
     check_kind(model)
     check_not_packed(model)
@@ -61,17 +64,33 @@ def save_model(
     config = config_for(model, anatomy, records)
     # Two passes: the files' headers come first, and hold the shapes of what packing will yield.
     specs = {name: TensorSpec.of(t) for name, t in stored_tensors(model, anatomy)}
-    with ShardWriter(folder, specs, max_shard_bytes) as writer:
-        for name, tensor in stored_tensors(model, anatomy):
-            if tensor.is_floating_point():
-                check_finite(name, tensor, where="the model to save")
-            writer.write(name, tensor)
-    write_config(config, folder)
-    if getattr(model, "generation_config", None) is not None and model.can_generate():
-        model.generation_config.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    with new_folder(folder, "the checkpoint") as partial:
+        # What other code may refuse to write comes before gigabytes of weights.
+        if getattr(model, "generation_config", None) is not None and model.can_generate():
+            with _saving(
+                "a generation config",
+                "Correct model.generation_config, or set it to None, and save again",
+            ):
+                model.generation_config.save_pretrained(partial)
+        if tokenizer is not None:
+            with _saving("a tokenizer", "Save without one (tokenizer=None), or load it again"):
+                tokenizer.save_pretrained(partial)
+        with ShardWriter(partial, specs, max_shard_bytes) as writer:
+            for name, tensor in stored_tensors(model, anatomy):
+                if tensor.is_floating_point():
+                    check_finite(name, tensor, where="the model to save")
+                writer.write(name, tensor)
+        write_config(config, partial)
     return config
+
+
+@contextlib.contextmanager
+def _saving(what: str, fix: str) -> Iterator[None]:
+    """Name what could not be saved: ``save_pretrained`` raises errors of any type."""
+    try:
+        yield
+    except Exception as error:
+        raise CompressError(f"{what} that can be saved", reason(error), fix) from error
 
 
 def config_for(
@@ -96,8 +115,12 @@ def config_for(
 
 
 def stored_tensors(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield a model's tensors in storage form, one block's at a time; tied ones once."""
-    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    """Yield a model's tensors in storage form, one block's at a time; tied ones once.
+
+    Raises:
+        CompressError: as :func:`tied_names`.
+    """
+    tied = tied_names(model)
     outer = (
         (name, tensor)
         for name, tensor in model.state_dict().items()
@@ -108,6 +131,38 @@ def stored_tensors(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[tuple[s
         stored, record = dump_block(model.get_submodule(block.path), block, model.dtype)
         for name, tensor in {**stored, **guards(record)}.items():
             yield f"{block.path}.{name}", tensor
+
+
+def tied_names(model: PreTrainedModel) -> set[str]:
+    """Names of the weights that a checkpoint leaves out: readers tie them to others.
+
+    Raises:
+        CompressError: a weight that config.json would tie to another is one of its own, which
+            would be lost.
+    """
+    # The model's own list is of the time when it was made; the config may have changed since.
+    by_config = model.get_expanded_tied_weights_keys(all_submodels=True)
+    ties = {n: s for n, s in model.all_tied_weights_keys.items() if n in by_config}
+    state = model.state_dict(keep_vars=True)
+    for name, source in ties.items():
+        if name in state and not (source in state and _same_memory(state[name], state[source])):
+            raise CompressError(
+                f"{name} to be {source} itself, as config.tie_word_embeddings says",
+                "a weight of its own",
+                "Set model.config.tie_word_embeddings = False to keep both, or tie them again by "
+                "model.tie_weights()",
+            )
+    return set(ties)
+
+
+def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are one: the same object, or two views of the same values."""
+    return a is b or (
+        a.device == b.device
+        and a.device.type != "meta"
+        and (a.data_ptr(), a.dtype, a.shape, a.stride())
+        == (b.data_ptr(), b.dtype, b.shape, b.stride())
+    )
 
 
 def write_config(config: PreTrainedConfig, folder: str | os.PathLike[str]) -> None:

@@ -27,6 +27,7 @@ from compress.checkpoint.stored import (
     opened_block,
     stored_names,
 )
+from compress.errors import CompressError
 from compress.linear.grid import QuantScheme
 from compress.models.anatomy import Anatomy, family_of
 from compress.models.config_limits import check_layers
@@ -72,11 +73,13 @@ class ModelState:
         """The state before the first step (or a checkpoint that is to be looked at).
 
         Raises:
-            CompressError: the tensors are not those of the architecture.
+            CompressError: the tensors are not those of the architecture, or layers of it share
+                weights.
         """
         check_layers(config, len(index))
         model = build_meta(config, trust_remote_code)
         anatomy = StreamedModel(model).anatomy
+        _check_own_weights(model, anatomy)
         widths = [block.widths for block in anatomy.blocks]
         records = [
             with_experts(record, model.get_submodule(block.path))
@@ -185,6 +188,28 @@ class ModelState:
             return {n: _widened(file.get_tensor(n)) for n in file.keys()}  # noqa: SIM118
 
 
+def _check_own_weights(model: nn.Module, anatomy: Anatomy) -> None:
+    """Refuse blocks that share weights (Zamba's): the file holds one copy of them, and blocks are
+    read, changed and written one by one."""
+    owners: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first = owners.setdefault(id(parameter), name)
+        holder = _holder(first, anatomy)
+        if holder != _holder(name, anatomy):
+            raise CompressError(
+                "layers with weights of their own",
+                f"{name}, which {holder or first} holds too",
+                "Give each layer its own: copy.deepcopy the shared one",
+            )
+
+
+def _holder(name: str, anatomy: Anatomy) -> str:
+    """The block that a parameter is in, or "" for what is outside of all."""
+    if anatomy.is_outer(name):
+        return ""
+    return f"layer {name.removeprefix(anatomy.prefix).partition('.')[0]}"
+
+
 def _widened(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
@@ -211,7 +236,7 @@ def streamed_logits(
     entering = Activations(scratch / "probe.bin")
     batch = {k: v.to(source.device) for k, v in batch.items()}
     source.fill_outer()
-    calls = capture_inputs(source.model, source.anatomy, [batch], entering)
+    calls = capture_inputs(source.model, source.anatomy, [batch], entering, in_order=True)
     source.release_outer()
     hidden = entering.read(0).to(source.device)
     entering.remove()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from compress.checkpoint.packing import PACKED, storage_format
@@ -75,22 +75,37 @@ def unpacks_on_load(records: Sequence[BlockRecord], model_type: str) -> bool | N
         in the stock class, and only in a class of our own does the default way.
 
     Raises:
-        CompressError: no way works (asymmetric weights among several schemes).
+        CompressError: as :func:`check_schemes`.
     """
     schemes = {s for record in records for s in record.quantization.values()}
+    check_schemes(schemes)
     packed = {s for s in schemes if storage_format(s) == PACKED}
     asymmetric = any(not s.symmetric for s in packed)
     if not asymmetric and (not packed or model_type not in _INITIALISES_CHILDREN):
         return False
     if len(schemes) == 1 and packed.pop().activation_bits is None:
         return True
-    if asymmetric:
+    return None
+
+
+def check_schemes(schemes: Collection[QuantScheme]) -> None:
+    """Refuse schemes that no one checkpoint can have, whatever linears they are of.
+
+    Raises:
+        CompressError: asymmetric weights among several schemes (see :func:`unpacks_on_load`).
+    """
+    different = set(schemes)
+    if len(different) > 1 and any(not s.symmetric for s in different):
         raise CompressError(
             "one scheme for all quantised linears where weights have zero points",
-            f"{len(schemes)} schemes",
+            f"{len(different)} schemes ({'; '.join(sorted(map(_in_words, different)))})",
             "Use symmetric weights, which any mixture of schemes may have",
         )
-    return None
+
+
+def _in_words(scheme: QuantScheme) -> str:
+    options = scheme.model_dump(exclude_none=True, exclude={"bits"}).items()
+    return ", ".join((f"{scheme.bits} bits", *(f"{k} {v}".lower() for k, v in options)))
 
 
 def read_quantization(section: dict[str, Any], num_blocks: int) -> list[dict[str, QuantScheme]]:

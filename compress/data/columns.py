@@ -6,20 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from compress.data.examples_spec import ExamplesSpec, Words
+from compress.data.glue import GLUE
 from compress.data.pictures import COLUMNS
 from compress.errors import CompressError, did_you_mean
 
-_TEXTS = (
-    ("text", "text_pair"), ("text",), ("sentence1", "sentence2"), ("sentence",), ("tokens",),
-    ("words",),
-)  # fmt: skip
+# Pairs before single texts: the second text of a pair may have the name of a single one.
+_PAIRS = tuple(
+    dict.fromkeys(
+        (("text", "text_pair"), *(n for t in GLUE.values() for n in t.columns if len(n) == 2))
+    )
+)
+_TEXTS = (*_PAIRS, ("text",), ("sentence",), ("tokens",), ("words",))
 _LABELS = ("label", "labels", "ner_tags", "pos_tags", "tags")
 
 
 def text_columns(spec: ExamplesSpec, row: dict[str, Any]) -> tuple[str, str | None]:
     """The columns of the text and of the second text."""
     if spec.text is not None or spec.text_pair is not None:
-        first = spec.text or next((n for n in ("text", "sentence") if n in row), "text")
+        first = spec.text or _first_of(spec.text_pair, row)
         for name in filter(None, (first, spec.text_pair)):
             _require(row, name, "text" if name == first else "text_pair")
         return first, spec.text_pair
@@ -29,6 +33,13 @@ def text_columns(spec: ExamplesSpec, row: dict[str, Any]) -> tuple[str, str | No
             return names[0], names[1] if len(names) > 1 else None
     _require(row, candidates[-1][0], "text")
     raise AssertionError  # the column is missing, which _require has told
+
+
+def _first_of(second: str | None, row: dict[str, Any]) -> str:
+    """The column of the text, where only that of the second one is named."""
+    known = [names[0] for names in _PAIRS if names[1] == second]
+    known += [name for name in ("text", "sentence") if name != second]
+    return next((name for name in known if name in row), "text")
 
 
 def image_column(spec: ExamplesSpec, row: dict[str, Any]) -> str | None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from compress.data.catalog import Local, canonical, find, splits
 from compress.data.columns import (
@@ -22,7 +24,6 @@ from compress.data.columns import (
     words_of,
 )
 from compress.data.examples_spec import ExamplesSpec, Words
-from compress.data.images import DIGITS
 from compress.data.pictures import (
     class_names,
     image_place,
@@ -31,9 +32,12 @@ from compress.data.pictures import (
     images_digest,
 )
 from compress.data.readers import expand, is_file_source, read_rows
+from compress.data.storage import is_saved, saved_classes
 from compress.data.text import take_part
 from compress.errors import CompressError
 from compress.system.intake import at_home
+
+_NOTHING: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,15 @@ class Examples:
         return sum(len(text.encode()) for text in (*texts, *(self.pairs or ())))
 
 
+class _Read(NamedTuple):
+    """What :func:`examples_of` makes examples of."""
+
+    rows: list[dict[str, Any]]
+    spec: ExamplesSpec
+    about: str
+    classes: Mapping[str, tuple[str, ...]] = _NOTHING
+
+
 def load_examples(spec: ExamplesSpec, data_root: str | Path | None = None) -> Examples:
     """Read labelled texts or images.
 
@@ -98,19 +111,20 @@ def load_examples(spec: ExamplesSpec, data_root: str | Path | None = None) -> Ex
         CompressError: a source that does not exist or does not parse, no such column, texts that
             are no text, examples without a label, or none at all.
     """
-    rows, about = _read(spec, data_root)
-    place = None if spec.source == DIGITS else image_place(spec.source, spec.split, data_root)
-    return examples_of(rows, spec, about, class_names(place))
+    return examples_of(*_read(spec, data_root))
 
 
 def examples_of(
-    rows: list[dict[str, Any]], spec: ExamplesSpec, about: str, names: tuple[str, ...] = ()
+    rows: list[dict[str, Any]],
+    spec: ExamplesSpec,
+    about: str,
+    classes: Mapping[str, tuple[str, ...]] = _NOTHING,
 ) -> Examples:
     """Labelled texts or images from rows, as the spec describes them.
 
     Args:
         about: a line on where the rows are from.
-        names: of the labels by number, where the place of the rows tells them.
+        classes: names of labels by number, for each column where the place of the rows tells them.
 
     Raises:
         CompressError: as :func:`load_examples`.
@@ -123,11 +137,12 @@ def examples_of(
             "Choose another source, split or part",
         )
     label = label_column(spec, rows[0])
+    names = () if spec.regression else spec.names or classes.get(label, ())
     part = "" if spec.part == "all" else f", part {spec.part}"
     if (image := image_column(spec, rows[0])) is not None:
         return Examples(
             (), None, tuple(label_of(row, label, n) for n, row in enumerate(rows)),
-            spec.names or names, f"{len(rows):,} images of {about}{part}",
+            names, f"{len(rows):,} images of {about}{part}",
             tuple(image_of(row, image, n) for n, row in enumerate(rows)),
         )  # fmt: skip
     first, second = text_columns(spec, rows[0])
@@ -136,23 +151,25 @@ def examples_of(
         both = [words_of(row, first, label, n) for n, row in enumerate(rows)]
         return Examples(
             tuple(words for words, _ in both), None, tuple(labels for _, labels in both),
-            spec.names, f"{len(rows):,} texts of {about}, a label a word{part}",
+            names, f"{len(rows):,} texts of {about}, a label a word{part}",
         )  # fmt: skip
     return Examples(
         tuple(text_of(row, first, n) for n, row in enumerate(rows)),
         pairs,
         tuple(label_of(row, label, n) for n, row in enumerate(rows)),
-        spec.names,
+        names,
         f"{len(rows):,} examples of {about}{part}",
     )
 
 
-def _read(spec: ExamplesSpec, data_root: str | Path | None) -> tuple[list[dict[str, Any]], str]:
-    """The rows and a line about them."""
-    place = None if spec.source == DIGITS else image_place(spec.source, spec.split, data_root)
-    if spec.source == DIGITS or place is not None:
-        rows = image_rows_of(spec.split, place, spec.image, spec.label, spec.limit)
-        return rows, f"{spec.source} {spec.split}"
+def _read(spec: ExamplesSpec, data_root: str | Path | None) -> _Read:
+    place = image_place(spec.source, spec.split, data_root)
+    if place is not None:
+        rows = image_rows_of(place, spec.image, spec.label, spec.limit)
+        classes = {"label": class_names(place)}
+        # The arrays that the spec names are the columns image and label here.
+        renamed = spec.model_copy(update={"image": None, "label": None})
+        return _Read(rows, renamed, f"{spec.source} {place.split}".rstrip(), classes)
     if is_file_source(spec.source):
         paths = expand(spec.source, spec.split)
         rows = [
@@ -160,7 +177,8 @@ def _read(spec: ExamplesSpec, data_root: str | Path | None) -> tuple[list[dict[s
             for path in paths
             for row in read_rows(path, Local(str(path)))
         ]
-        return rows, spec.source + (f" ({len(paths)} files)" if len(paths) > 1 else "")
+        about = spec.source + (f" ({len(paths)} files)" if len(paths) > 1 else "")
+        return _Read(rows, spec, about, saved_classes(paths[0]) if is_saved(paths[0]) else {})
     dataset, subset = canonical(spec.source, spec.subset)
     name = f"{dataset} {subset} {spec.split}".replace("  ", " ")
     have: list[str] = []
@@ -170,10 +188,11 @@ def _read(spec: ExamplesSpec, data_root: str | Path | None) -> tuple[list[dict[s
         if found is not None:
             path, local = found
             note = f" ({local.note})" if local.note else ""
-            return read_rows(path, local), f"{name} from {path.name}{note}"
+            return _Read(read_rows(path, local), spec, f"{name} from {path.name}{note}")
         have = splits(root, dataset)
     from compress.data.hub import read_hub_rows
 
-    return read_hub_rows(
+    rows = read_hub_rows(
         dataset, subset or None, spec.split, limit=spec.limit, data_root=data_root, have=have
-    ), name  # fmt: skip
+    )
+    return _Read(rows, spec, name)

@@ -15,6 +15,7 @@ from compress.data.examples import Examples, examples_of
 from compress.data.examples_spec import ExamplesSpec
 from compress.data.pictures import undecoded
 from compress.data.readers import CHAT, TEXT, Chat, is_chat
+from compress.data.storage import classes_of
 from compress.data.text import Text
 from compress.errors import CompressError
 from compress.models.inputs import IDS, MASK
@@ -79,7 +80,8 @@ def given_text(given: Any) -> GivenText:
 
 def given_examples(given: Any) -> Examples:
     """Read labelled examples: a list of objects, or a ``datasets.Dataset``, with the columns text
-    (and text_pair), those of GLUE, or image, and label.
+    (and text_pair), those of GLUE, or image, and label. Where the data set names its labels
+    (``ClassLabel``), they are known by name.
 
     Raises:
         CompressError: other rows, columns that are missing, or none at all.
@@ -97,7 +99,7 @@ def given_examples(given: Any) -> Examples:
                 where="examples",
             )  # fmt: skip
         rows.append(dict(row))
-    return examples_of(rows, ExamplesSpec(source="memory"), "a list in memory")
+    return examples_of(rows, ExamplesSpec(source="memory"), "a list in memory", classes_of(given))
 
 
 def _values(item: Any) -> Iterator[str | Chat | torch.Tensor]:

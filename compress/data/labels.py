@@ -52,8 +52,11 @@ def label_values(examples: Examples, names: tuple[str, ...]) -> list[float]:
     """What a head with these labels should answer, text by text or word by word: numbers of its
     labels, or the numbers to be predicted where it has no labels.
 
-    Where head and data name the same labels, the names decide, for the numbers may differ (they do
-    between MNLI models and MNLI). Else numbers are numbers of the head's labels.
+    Whether labels are names or numbers is decided once, for all of them. Where head and data name
+    the same labels, the names decide which is which, for the numbers may differ (they do between
+    MNLI models and MNLI). Else numbers are numbers of the head's labels. Where the data name no
+    labels, they are names if the head has all of them by name ("1" to "5", of a head of stars),
+    and else numbers.
 
     Args:
         names: of the head's labels by number; empty for a regression.
@@ -66,33 +69,51 @@ def label_values(examples: Examples, names: tuple[str, ...]) -> list[float]:
         return [_number(label) for label in labels]
     order = {name.casefold(): number for number, name in enumerate(names)}
     own = [name.casefold() for name in examples.names]
-    shared = bool(own) and set(own) <= order.keys()
-    numbers = _whole(labels)
-    if own and len(own) > len(names):
+    # One may have labels that the other lacks; the numbers of both are told by name then.
+    shared = bool(own) and (set(own) <= order.keys() or order.keys() <= set(own))
+    if len(own) > len(names) and not shared:
         raise CompressError(
             f"a head of at least {len(own)} labels ({', '.join(examples.names)})",
             f"{len(names)} ({', '.join(names)})", "Use a model that was trained for this task",
         )  # fmt: skip
-    found = []
-    for index, label in enumerate(labels):
-        name = str(label).casefold()
-        number = None if numbers is None else numbers[index]
-        if number is not None and shared and 0 <= number < len(own):
-            name = own[number]
-        if name in order:
-            found.append(order[name])
-        elif name in own:
-            found.append(own.index(name))
-        elif number is not None and 0 <= number < len(names):
-            found.append(number)
-        else:
-            raise CompressError(
-                f"labels among the {len(names)} of the head ({', '.join(names[:6])})",
-                f"{label!r} in example {index + 1}",
-                "Use a model that was trained on these labels, name the labels in their order "
-                "(examples.labels), or choose a split that has labels",
-            )
-    return [float(number) for number in found]
+    told = [str(label).casefold() for label in labels]
+    indices = _indices(labels, told, own) if own else None
+    if indices is not None:
+        # A label that the head lacks is left as it is, to be refused.
+        found = [order.get(own[i]) if shared else i for i in indices]
+    elif all(name in order for name in told):
+        found = [order[name] for name in told]
+    else:
+        numbers = _whole(labels)
+        most = len(own) if shared else len(names)
+        found = (
+            [n if 0 <= n < most else None for n in numbers]
+            if numbers is not None
+            else [order.get(name) for name in told]
+        )
+    if None in found:
+        index = found.index(None)
+        raise CompressError(
+            f"labels among the {len(names)} of the head ({', '.join(names[:6])})",
+            f"{labels[index]!r} in example {index + 1}",
+            "Use a model that was trained on these labels, name the labels in their order "
+            "(examples.labels), or choose a split that has labels",
+        )
+    return [float(number) for number in found if number is not None]
+
+
+def _indices(
+    labels: Sequence[str | float], told: Sequence[str], own: Sequence[str]
+) -> list[int] | None:
+    """Labels as numbers of the names that the data give; None where they are something else."""
+    numbers = _whole(labels)
+    if numbers is not None and not all(0 <= number < len(own) for number in numbers):
+        numbers = None
+    named = all(name in own for name in told)
+    # What is written as a number may be a name ("1" to "5", of stars); a number is none at first.
+    if numbers is not None and not (named and any(isinstance(label, str) for label in labels)):
+        return numbers
+    return [own.index(name) for name in told] if named else None
 
 
 def _number(label: str | float) -> float:

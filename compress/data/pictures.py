@@ -9,7 +9,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import os
+import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,12 @@ from compress.system.intake import at_home, user_path
 COLUMNS = ("image", "img", "images")
 _ARRAYS = ".npz"
 _FILES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".npy")
-_IMAGES = ("images", "image", "x_{split}", "x")
-_LABELS = ("labels", "label", "y_{split}", "y")
+_IMAGES = ("x_{split}", "images", "image", "x")  # arrays of the split before those of all
+_LABELS = ("y_{split}", "labels", "label", "y")
+_OF_SPLIT = (_IMAGES[0], _LABELS[0])
+_WHOLE = ("train", "all")  # splits by which a place without any is read
+# What numpy raises for files that are no archive of arrays; a single array is no context manager.
+_UNREADABLE = (OSError, ValueError, TypeError, zipfile.BadZipFile)
 _CHANNELS = (1, 3, 4)
 FORMS = (
     "an image: an array or a tensor [height, width], [height, width, channels] or [channels, "
@@ -33,23 +40,89 @@ FORMS = (
 )
 
 
-def image_place(source: str, split: str, data_root: str | Path | None) -> Path | None:
-    """Where labelled images lie that are no table: an .npz file, a folder of IDX files, a folder
-    with a folder for each class (below one for the split, where there is such a one). None where
-    the source is nothing of that.
+@dataclass(frozen=True)
+class ImagePlace:
+    """Where labelled images lie that are no table.
+
+    Attributes:
+        path: an .npz file, a folder of IDX files, a folder with a folder for each class; None for
+            the digits of scikit-learn.
+        split: the one that is read; empty where the place has none, and all of it is read.
+    """
+
+    path: Path | None
+    split: str = ""
+
+
+def image_place(source: str, split: str, data_root: str | Path | None) -> ImagePlace | None:
+    """Where labelled images lie: the digits, an .npz file, a folder of IDX files, a folder with a
+    folder for each class (below one for the split, where there is such a one). None where the
+    source is nothing of that.
+
+    A place without splits is read whole, as ``train`` or ``all``: what is measured on must be
+    chosen, for it would else be what the model was trained on.
 
     Args:
         data_root: searched by the source's name before the working directory.
+
+    Raises:
+        CompressError: a split that the place does not have.
     """
+    if source == DIGITS:
+        return ImagePlace(None, _idx_split(split, source))
     for place in _places(source, data_root):
         if place.suffix.lower() == _ARRAYS and place.is_file():
-            return place
-        if place.is_dir():
-            inner = place / split
-            for folder in (inner, place) if inner.is_dir() else (place,):
-                if any(folder.glob("*-images-idx3-ubyte*")) or _classes(folder):
-                    return folder
+            return _array_place(place, split)
+        if not place.is_dir():
+            continue
+        inner = place / split
+        for folder in (inner, place) if inner.is_dir() else (place,):
+            if _has_idx(folder):
+                return ImagePlace(folder, _idx_split(split, source))
+            if _classes(folder):
+                if folder is inner:
+                    return ImagePlace(inner, split)
+                _require_whole(split, place)
+                return ImagePlace(place)
+        if splits := sorted(p.name for p in place.iterdir() if p.is_dir() and _classes(p)):
+            raise CompressError(
+                f"a split of the images in {place}", repr(split), f"There are {', '.join(splits)}"
+            )
     return None
+
+
+def _has_idx(folder: Path) -> bool:
+    return any(folder.glob("*-images-idx3-ubyte*"))
+
+
+def _idx_split(split: str, source: str) -> str:
+    """The split that IDX files and the digits have for what an evaluation calls validation."""
+    known = {"train": "train", "test": "test", "validation": "test"}
+    if split not in known:
+        raise CompressError(f"the split train or test of {source}", repr(split), "Set split")
+    return known[split]
+
+
+def _array_place(path: Path, split: str) -> ImagePlace:
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            names = set(held)
+    except _UNREADABLE:  # reading it tells
+        return ImagePlace(path)
+    if names & {template.format(split=split) for template in _OF_SPLIT}:
+        return ImagePlace(path, split)
+    _require_whole(split, path)
+    return ImagePlace(path)
+
+
+def _require_whole(split: str, place: Path) -> None:
+    """Refuse a split of a place that has none of this name."""
+    if split not in _WHOLE:
+        raise CompressError(
+            f"a split of the images in {place}", f"{split!r}, and the place has no such split",
+            "Put it there, or set split: all, and part, so that nothing is measured on what was "
+            "learned from: head:0.8 to train and calibrate on, tail:0.2 to evaluate on",
+        )  # fmt: skip
 
 
 def _places(source: str, data_root: str | Path | None) -> list[Path]:
@@ -60,12 +133,16 @@ def _places(source: str, data_root: str | Path | None) -> list[Path]:
 
 
 def image_rows_of(
-    split: str, place: Path | None, image: str | None, label: str | None, limit: int | None = None
+    place: ImagePlace, image: str | None, label: str | None, limit: int | None = None
 ) -> list[dict[str, Any]]:
-    """Rows with the columns image and label.
+    """Rows with the columns image and label, in the order of the place.
+
+    Images of a class lie together in its folder, so those of class folders are in the order of a
+    hash of their names: the first of them, or a part, are of every class, and the same ones on
+    every machine.
 
     Args:
-        place: what :func:`image_place` has found; None for the digits of scikit-learn.
+        place: what :func:`image_place` has found.
         limit: rows, at most.
         image, label: names of the arrays in an .npz file, where they are not usual ones.
 
@@ -73,28 +150,36 @@ def image_rows_of(
         CompressError: arrays that are missing or do not belong together, IDX files that do not
             parse.
     """
-    if place is None or any(place.glob("*-images-idx3-ubyte*")):
-        part = "train" if split == "train" else "test"
-        source = DIGITS if place is None else str(place)
+    path = place.path
+    if path is None or (path.is_dir() and _has_idx(path)):
+        part = "train" if place.split == "train" else "test"
+        source = DIGITS if path is None else str(path)
         found = load_images(ImageSpec(source=source, split=part, limit=limit))
         pixels = (found.pixels * 255).round().to(torch.uint8).numpy()
         return _rows(pixels, found.labels.numpy())
-    if place.is_file():
-        images, labels = _arrays(place, split, image, label)
+    if path.is_file():
+        images, labels = _arrays(path, place.split, image, label)
         return _rows(images[:limit], labels[:limit])
-    return [
-        {"image": str(path), "label": folder.name}
-        for folder in _classes(place)
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in _FILES
+    files = [
+        file
+        for folder in _classes(path)
+        for file in folder.iterdir()
+        if file.suffix.lower() in _FILES
     ]
+    files.sort(key=lambda file: _mixed(file.relative_to(path)))
+    return [{"image": str(file), "label": file.parent.name} for file in files[:limit]]
 
 
-def class_names(place: Path | None) -> tuple[str, ...]:
+def _mixed(name: Path) -> bytes:
+    """A key that has nothing to do with the order of names."""
+    return hashlib.sha256(os.fsencode(name.as_posix())).digest()
+
+
+def class_names(place: ImagePlace) -> tuple[str, ...]:
     """The classes of a folder by number: the names of its folders, in order."""
-    if place is None or not place.is_dir():
+    if place.path is None or not place.path.is_dir():
         return ()
-    return tuple(folder.name for folder in _classes(place))
+    return tuple(folder.name for folder in _classes(place.path))
 
 
 def _classes(folder: Path) -> list[Path]:
@@ -122,7 +207,7 @@ def _arrays(
                     "Name them (image, label)",
                 )  # fmt: skip
             images, labels = held[names["image"]], held[names["label"]]
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise CompressError(f"a readable {_ARRAYS} file", f"{path}: {error}") from error
     if images.ndim not in (3, 4) or labels.reshape(-1).shape != images.shape[:1]:
         raise CompressError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,11 +78,36 @@ def saved_rows(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         CompressError: it does not load.
     """
+    yield from undecoded(_loaded(path))
+
+
+def saved_classes(path: Path) -> dict[str, tuple[str, ...]]:
+    """As :func:`classes_of`, of a saved data set.
+
+    Raises:
+        CompressError: it does not load.
+    """
+    return classes_of(_loaded(path))
+
+
+def _loaded(path: Path) -> Any:
     import datasets
 
     try:
-        loaded = datasets.load_from_disk(str(path))
+        return datasets.load_from_disk(str(path))
     except Exception as error:  # pyarrow, json and datasets each have errors of their own
         told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise CompressError("a data set that save_to_disk wrote", f"{path}: {told}") from error
-    yield from undecoded(loaded)
+
+
+def classes_of(table: Any) -> dict[str, tuple[str, ...]]:
+    """The names of labels by number, for each column where a data set of ``datasets`` tells them
+    (``ClassLabel``), also in lists of labels; nothing of anything else."""
+    features = getattr(table, "features", None)
+    if not isinstance(features, Mapping):
+        return {}
+    import datasets
+
+    inner = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
+    labels = {n: f.names for n, f in inner.items() if isinstance(f, datasets.ClassLabel)}
+    return {name: tuple(names) for name, names in labels.items() if names}

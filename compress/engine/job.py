@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from compress.checkpoint import fresh
@@ -282,7 +281,7 @@ class Job:
         budget = self.plan.peak_bytes if self.limit is None else self.limit
         here = memory.resident()
         whole = needed < max(budget - here, _ALWAYS_FITS)
-        free = psutil.virtual_memory().available if self.limit is None else self.limit - here
+        free = memory.available() if self.limit is None else self.limit - here
         fits = fresh.BASE_BYTES + (needed if whole else 0) < free
         return whole, fits and fresh.needs_fresh_process(self.state.config)
 

@@ -3,6 +3,7 @@ where they came from."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,14 @@ from compress.eval.cache import Figures
 from compress.eval.report import Report, environment, with_findings, write_report
 from compress.models.identity import model_digest
 from compress.models.sources.source import Source, load_model, resolve
+from compress.planning import imports
 from compress.planning.evaluation_inputs import EvaluationInputs
 from compress.system.progress import Progress
+
+# Packages that a model's class may be of: what decides its figures is told by version or digest.
+_KNOWN_CODE = frozenset(
+    {"abc", "builtins", "compress", "huggingface_hub", "torch", "transformers", "typing"}
+)
 
 
 @dataclass(frozen=True)
@@ -55,11 +62,14 @@ class Lab:
         """What is known of a checkpoint; None where its figures are to be measured in any case.
 
         Code that comes with a checkpoint may read whatever it likes, so no digest tells what it
-        computes: figures of such models are never kept.
+        computes: figures of such models are never kept. Code that a recipe imports is part of what
+        decides a figure: all that was imported into this process, for any of it may have changed
+        what another's classes compute.
         """
         if not spec.cache or self.trust_remote_code:
             return None
-        return Figures(model_digest(folder), self.cache_dir)
+        digests = imports.import_digests(tuple(imports._digests))
+        return Figures(model_digest(folder), self.cache_dir, digests.values())
 
     def measure(
         self,
@@ -75,9 +85,12 @@ class Lab:
         Args:
             folder: that it was loaded from; without one neither bytes nor memory are told.
             baseline: the original, for what is measured against it.
-            figures: of that folder; None measures everything.
+            figures: of that folder; None measures everything, and so does a model whose class is
+                of code that no digest tells of.
         """
         text = inputs.text
+        if not _code_known(type(model)):
+            figures = None
         result = measure_model(
             model,
             inputs.reader,
@@ -98,6 +111,20 @@ class Lab:
         for part, measured in result.cached.items():
             self.progress.say(f"{part}: from the cache, measured at {measured}")
         return result
+
+
+def _code_known(model_class: type) -> bool:
+    """Whether a model's class and its bases are of libraries whose versions are part of a figure's
+    key, of this package, or of a file that was imported with its digest."""
+    digests = imports._digests
+
+    def known(module: str) -> bool:
+        if module.partition(".")[0] in _KNOWN_CODE or module in digests:
+            return True
+        file = getattr(sys.modules.get(module), "__file__", None)
+        return file is not None and str(Path(file).resolve()) in digests
+
+    return all(known(base.__module__) for base in model_class.__mro__)
 
 
 def finished_report(folder: Path | None, **parts: Any) -> Report:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from compress.checkpoint.save import tied_names
 from compress.errors import CompressError
 from compress.models.anatomy import find_blocks
 from compress.models.diffusion import CLASS, is_diffusion_model
@@ -30,13 +31,14 @@ def check_live(model: Any, purpose: str) -> None:
         CompressError: no transformers model (nor a ``UVit2DModel`` of diffusers), one inside a
             wrapper (torch.compile, PEFT, DDP), of a kind or task that the toolkit does not handle,
             quantised by transformers, on the meta device or on several devices, made in inference
-            mode, in floats that are not computed with, with layers that share weights, or with NaN
-            or infinite values.
+            mode, in floats that are not computed with, with layers that share weights, with a
+            weight of its own where the config ties it to another, or with NaN or infinite values.
     """
     _check_kind(model, purpose)
     _check_storage(model, purpose)
     if isinstance(model, PreTrainedModel):
         _check_blocks(model)
+        tied_names(model)  # raises where a head of its own would be lost
     for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor.is_floating_point():
             check_finite(name, tensor.detach(), where=type(model).__name__)

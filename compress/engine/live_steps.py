@@ -67,6 +67,7 @@ def run_live(
     inputs = [{k: v for k, v in b.items() if k != "labels"} for b in batches]
     working = ExitStack()
     try:
+        transaction.open()
         working.enter_context(at_work(model))
         model.eval()
         for number, method in enumerate(steps):

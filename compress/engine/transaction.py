@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import nn
 
 from compress.errors import CompressError
+from compress.system.memory import available
 
 _HALF = (torch.bfloat16, torch.float16)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -51,6 +51,9 @@ def global_state(seed: int) -> Iterator[None]:
 class Transaction:
     """What a live model was, kept block by block as blocks come up to be changed.
 
+    Making one changes nothing; :meth:`open` does, and is to be followed by :meth:`close` whether
+    it ends or fails.
+
     Args:
         model: live, checked.
         blocks: its blocks.
@@ -67,7 +70,7 @@ class Transaction:
         blocks = list(blocks)
         if atomic is None:
             size = sum(_bytes(block) for block in blocks)
-            atomic = size <= psutil.virtual_memory().available / 2
+            atomic = size <= available() / 2
         self.atomic, self.began = atomic, False
         half = [p.dtype for p in model.parameters() if p.dtype in _HALF]
         self.dtype = half[0] if half else torch.float32
@@ -78,12 +81,23 @@ class Transaction:
         self._originals = {id(tensor) for tensor in _tensors(model)} if atomic else set()
         self._config = dict(model.config.__dict__)
         inside = {id(tensor) for block in blocks for tensor in _tensors(block)}
-        self._outside = [n for n, t in _named(model) if id(t) not in inside]
+        outside = {n: t for n, t in _named(model) if id(t) not in inside}
+        self._outside = list(outside)
+        self._outer_dtypes = {name: tensor.dtype for name, tensor in outside.items()}
+        self._outer: list[tuple[torch.Tensor, torch.Tensor]] = []  # 16-bit ones, their values then
         self._outer_changes = False
         self._saved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # tensor, its values then
         self._members: dict[int, set[int]] = {}  # saved tensors by block
         self._open: dict[int, tuple[nn.Module, dict[str, torch.dtype]]] = {}
-        self._outer = self._widened_outer()
+
+    def open(self) -> None:
+        """Bring what lies outside the blocks into float32. As long as no step changes it, what it
+        was is simply put back."""
+        named = dict(_named(self._model))
+        for tensor in {id(named[name]): named[name] for name in self._outside}.values():
+            if tensor.dtype in _HALF:
+                self._outer.append((tensor, tensor.data))  # ahead of the change: it may fail
+                tensor.data = tensor.data.float()
 
     def before(self, block: nn.Module) -> None:
         """Called before a block is run or changed: keep it, and bring it into float32."""
@@ -166,17 +180,6 @@ class Transaction:
             state.remove_stubs()
             modes[id(state.module)] = state.training
         _set_modes(self._model, modes, self._training)
-
-    def _widened_outer(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Bring what lies outside the blocks into float32; returns what it was. As long as no step
-        changes it, what it was is simply put back."""
-        named, kept = dict(_named(self._model)), []
-        self._outer_dtypes = {name: named[name].dtype for name in self._outside}
-        for tensor in {id(named[name]): named[name] for name in self._outside}.values():
-            if tensor.dtype in _HALF:
-                kept.append((tensor, tensor.data))
-                tensor.data = tensor.data.float()
-        return kept
 
     def _narrow_outer(self) -> None:
         """What steps have changed outside the blocks gets the dtypes that it had."""

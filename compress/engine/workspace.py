@@ -18,6 +18,7 @@ from compress.system.files import sync, write_atomically
 
 _RECIPE, _LOCKED, _EVENTS, _HELD = "recipe.yaml", "lock.json", "journal.jsonl", ".lock"
 _TRAINED = ("work/base", "base")
+_ATTEMPTS = 20  # at taking a folder that other processes leave, and remove, meanwhile
 
 
 class Workspace:
@@ -26,13 +27,16 @@ class Workspace:
     ``recipe.yaml`` (resolved), ``lock.json`` (what the run depends on), ``journal.jsonl`` (what is
     done), ``work/`` (blocks and activations, gone at the end), ``model/`` and the report.
 
-    Use as a context manager: it holds a lock on the folder meanwhile.
+    Use as a context manager: it holds a lock on the folder meanwhile. What it made on entering is
+    removed on leaving where no recipe has been started in it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._journal = Journal(folder / _EVENTS)
         self._lock: int | None = None
+        self._locked_first = False  # this object has made the lock file
+        self._made: list[Path] = []  # folders that this object has made, outermost first
         self._chosen: dict[str, Any] = {}  # kept values of a run that has not claimed its folder
 
     @property
@@ -71,35 +75,88 @@ class Workspace:
         return bool(self.events)
 
     def __enter__(self) -> Workspace:
+        """Make the folder where there is none, and hold it.
+
+        Raises:
+            CompressError: the folder holds other files, cannot be written, or another run holds it.
+        """
         try:
             self._refuse_foreign()
-            if not self.folder.exists():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                sync(self.folder.parent)
-            self._lock = os.open(self.folder / _HELD, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
+            self._lock = self._hold()
+            self._journal.open(mend=True)
+        except BaseException as error:
+            self._leave()
+            if not isinstance(error, OSError):
+                raise
             raise CompressError(
                 f"an output folder that can be written ({self.folder})",
                 error.strerror or str(error),
                 "Choose another folder with --out",
             ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            self._lock = None
-            raise CompressError(
-                f"{self.folder} to itself",
-                "another run that is working in it",
-                "Wait for it, stop it, or choose another folder with --out",
-            ) from None
-        self._journal.open(mend=True)
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        if self._lock is not None:
-            os.close(self._lock)  # releases the lock
-            self._lock = None
+        self._leave()
+
+    def _hold(self) -> int:
+        """Lock the folder; returns the descriptor that holds the lock."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                self._make_folder()
+                descriptor, new = _opened(self.folder / _HELD)
+            except FileNotFoundError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                continue  # a run that was refused has just removed the folder
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(descriptor, self.folder / _HELD):
+                    self._locked_first = new
+                    return descriptor
+            except BaseException as error:
+                os.close(descriptor)
+                if not isinstance(error, OSError):
+                    raise
+                break
+            # Removed between open and flock: another process may hold the file now in its place.
+            os.close(descriptor)
+        raise CompressError(
+            f"{self.folder} to itself",
+            "another run that is working in it",
+            "Wait for it, stop it, or choose another folder with --out",
+        ) from None
+
+    def _make_folder(self) -> None:
+        folder = self.folder.absolute()  # the working directory may be another one on leaving
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        for path in reversed(missing):
+            try:
+                path.mkdir()
+            except FileExistsError:
+                if not path.is_dir():
+                    raise
+                continue
+            if path not in self._made:  # made, removed by another process, and made again
+                self._made.append(path)
+        if missing:
+            sync(folder.parent)
+
+    def _leave(self) -> None:
+        """Release the lock; what was made for a run that never began goes first, under the lock."""
+        try:
+            if not self.claimed:
+                held = self.folder / _HELD
+                if self._lock is not None and self._locked_first and _is_at(self._lock, held):
+                    held.unlink()
+                for path in reversed(self._made):
+                    path.rmdir()  # refuses a folder that holds anything
+        except OSError:
+            pass  # it stays: another process may be at work in it
+        finally:
+            self._made, self._locked_first = [], False
+            if self._lock is not None:
+                os.close(self._lock)  # releases the lock
+                self._lock = None
 
     def _refuse_foreign(self) -> None:
         """Refuse a folder with files that are not a run's.
@@ -306,6 +363,22 @@ class Workspace:
                 "another one, and no recipe.yaml in the folder to compare it with",
                 "Choose another folder with --out, or undo the change",
             )
+
+
+def _opened(path: Path) -> tuple[int, bool]:
+    """A file open to read and write, and whether it had to be made."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644), True
+    except FileExistsError:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644), False
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one that a path names."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _sha(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from contextlib import nullcontext
 from typing import ClassVar, Literal
 
@@ -15,6 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from compress.linear.layer import Layer, LayerSize, LayerSpec, LinearShape
 from compress.linear.matrix import matrix
 from compress.linear.routes import fastest, watched
+from compress.linear.seen import Seen
 
 # Tokens from which on the product with one dense matrix is the faster one wherever we measured.
 _FEW = 32
@@ -73,7 +73,7 @@ class DenseSparseLinear(Layer):
         self.register_buffer("indices", first.repeat(out_features, blocks))
         zeros = torch.zeros(out_features, device=device, dtype=dtype) if bias else None
         self.bias = None if zeros is None else nn.Parameter(zeros)
-        self._kept: tuple[list[_Seen], torch.Tensor] | None = None
+        self._kept: tuple[list[Seen], torch.Tensor] | None = None
 
     indices: torch.Tensor
 
@@ -136,8 +136,8 @@ class DenseSparseLinear(Layer):
     def _multiplied(self, inputs: torch.Tensor) -> torch.Tensor:
         """By way of the dense matrix, which is made once."""
         tensors = self.dictionary.weight, self.values.weight, self.indices
-        if self._kept is None or not all(map(_Seen.is_still, self._kept[0], tensors)):
-            self._kept = ([_Seen(tensor) for tensor in tensors], self._made())
+        if self._kept is None or not all(map(Seen.is_still, self._kept[0], tensors)):
+            self._kept = ([Seen(tensor) for tensor in tensors], self._made())
         return functional.linear(inputs, self._kept[1].to(inputs.dtype), self.bias)
 
     def _made(self) -> torch.Tensor:
@@ -170,20 +170,6 @@ class DenseSparseLinear(Layer):
         sparse = sparse.scatter(2, places, values.view(-1, blocks, self.nonzeros))
         product = torch.bmm(sparse.transpose(0, 1), atoms.view(blocks, rank, -1))
         return product.transpose(0, 1).reshape(self.out_features, self.in_features)
-
-
-class _Seen:
-    """A tensor as it was. Held weakly: another one may come to lie where it was."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor, self.facts = weakref.ref(tensor), self._facts(tensor)
-
-    def is_still(self, tensor: torch.Tensor) -> bool:
-        return self.tensor() is tensor and self.facts == self._facts(tensor)
-
-    @staticmethod
-    def _facts(tensor: torch.Tensor) -> tuple[object, ...]:
-        return tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device
 
 
 def index_dtype(rank: int) -> torch.dtype:

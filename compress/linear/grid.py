@@ -7,6 +7,8 @@ the symmetric and the asymmetric case; a weight is ``(code - zero_point) * scale
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -16,6 +18,8 @@ from compress.errors import CompressError
 
 # Rows are rounded in pieces of about this many weights, so that scratch memory stays small.
 _PIECE = 2**22
+# Smaller groups cost more in scales than their fit gains; of those that fit, the largest are named.
+_SMALLEST_GROUP, _NAMED = 8, 4
 
 
 class QuantScheme(BaseModel):
@@ -61,9 +65,23 @@ class QuantScheme(BaseModel):
             raise CompressError(
                 f"a number of input columns that the group size {self.group_size} divides",
                 str(columns),
-                "Choose another group size, or none for one scale per row",
+                group_size_fix([columns], self.group_size),
             )
         return columns // self.group_size
+
+
+def group_size_fix(widths: Iterable[int], group_size: int) -> str:
+    """What to do about a group size that does not divide all widths, as a sentence.
+
+    Args:
+        widths: of everything that is rounded with that group size: a suggestion must suit it all.
+    """
+    common = math.gcd(*widths)
+    largest = min(group_size, common)
+    fitting = [g for g in range(largest, _SMALLEST_GROUP - 1, -1) if common % g == 0][:_NAMED]
+    if not fitting:
+        return "Set group_size: null (one scale a channel)"
+    return f"Choose group_size from {fitting} or null (one scale a channel)"
 
 
 def find_qparams(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, Literal
 
 import torch
@@ -83,8 +84,7 @@ class Int8Linear(Layer):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() and inputs.requires_grad:
             codes, scale = _Codes.apply(inputs)
-            rows = codes.reshape(-1, self.in_features)
-            sums = rows @ self.codes.t().to(rows.dtype)
+            sums = _floats(codes.reshape(-1, self.in_features), self.codes)
         else:
             codes, scale = token_codes(inputs)
             sums = self._sums(codes.to(torch.int8).view(-1, self.in_features))
@@ -99,26 +99,29 @@ class Int8Linear(Layer):
             return ways[-1](rows)
         # Times of neighbouring numbers of rows are alike: a key for each power of two.
         shape = (self.out_features, self.in_features, len(rows).bit_length())
-        return fastest(("int8", *shape, torch.get_num_threads()), ways, rows)(rows)
+        key = ("int8", *shape, rows.dtype, rows.device, torch.get_num_threads())
+        return fastest(key, ways, rows)(rows)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}"
 
 
 class _Codes(torch.autograd.Function):
-    """Codes and scales of tokens; the gradient passes as if nothing were rounded."""
+    """Codes, in float32, and scales of tokens; the gradient passes as if nothing were rounded."""
 
     @staticmethod
     def forward(ctx, inputs):
         codes, scale = token_codes(inputs)
         ctx.save_for_backward(scale)
         ctx.mark_non_differentiable(scale)
-        return codes, scale
+        ctx.dtype = inputs.dtype
+        return codes.float(), scale
 
     @staticmethod
     def backward(ctx, grad, _):
         (scale,) = ctx.saved_tensors
-        return grad / scale
+        # Of codes it is smaller than of inputs by the scale, too small for float16.
+        return (grad / scale.float()).to(ctx.dtype)
 
 
 def _swapped(product: Product, weights: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -137,11 +140,20 @@ def _halves(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def _floats(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """In float32: exact below 2^24, and rounded as any product of floats above."""
+    """In float32, in autocast as well, since sums of codes reach millions and float16 ends at
+    65,504: exact below 2^24, and rounded as any product of floats above."""
     inputs = rows.float()
     step = max(1, _PIECE // max(weights.shape[1], 1))
-    pieces = [functional.linear(inputs, part.float()) for part in weights.split(step)]
+    with _full_precision(rows.device.type):
+        pieces = [functional.linear(inputs, part.float()) for part in weights.split(step)]
     return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
+
+
+def _full_precision(device_type: str) -> AbstractContextManager[None]:
+    """No autocast, on devices that have it."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 @functools.cache

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from compress.linear.bags import bag_sums, codes_of, kernels, make_table, width_
 from compress.linear.grid import QuantScheme
 from compress.linear.layer import Layer, LayerSize, LayerSpec, LinearShape
 from compress.linear.routes import Route, fastest, watched
+from compress.linear.seen import Seen
 
 # Rows of inputs from which on it never pays to add up codes for each row by itself, and, on GPUs,
 # to multiply with what is packed.
@@ -58,7 +59,8 @@ class PackedLinear(Layer):
     piece at a time. The first wins at few rows; where it ends is measured (``linear/routes.py``).
     Inputs of other types are answered in theirs. Codes of 3 bits take 4, those of 5 to 7 take 8.
     On GPUs the first route is a kernel for 4 bits in bfloat16 (``linear/tinygemm.py``), whose tiles
-    are made at the first product and kept beside the table.
+    are made at the first product and kept beside the table as long as it stays what it is; neither
+    copies nor files have them.
 
     Attributes:
         table: the codes, see ``linear/bags.py``.
@@ -95,7 +97,7 @@ class PackedLinear(Layer):
         zero_point = None if zero_point is None else zero_point.t().contiguous()
         self.register_buffer("zero_point", zero_point)
         self.bias = bias
-        self._tiles: tinygemm.Tiles | None = None
+        self._tiles: tuple[list[Seen], tinygemm.Tiles] | None = None
 
     @classmethod
     def build(cls, spec: Packed, like: LinearShape) -> PackedLinear:
@@ -112,6 +114,16 @@ class PackedLinear(Layer):
 
     def spec(self) -> Packed:
         return Packed(scheme=self.scheme)
+
+    def forget(self) -> None:
+        self._tiles = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tiles": None}
+
+    def _apply(self, fn: Callable[..., torch.Tensor], recurse: bool = True) -> PackedLinear:
+        self.forget()  # what moves would leave them behind, in memory that is to become free
+        return super()._apply(fn, recurse)
 
     def execution(self) -> str:
         return f"packed {self.scheme.bits}-bit weights"
@@ -163,8 +175,9 @@ class PackedLinear(Layer):
             output = self._multiplied(rows)
         else:
             shape = (self.out_features, self.in_features, len(rows))
-            key = ("packed", self.scheme, *shape, torch.get_num_threads(), rows.device)
-            output = fastest(key, (direct, self._multiplied), rows)(rows)
+            key = ("packed", self.scheme, *shape, rows.dtype, rows.device)
+            routes = direct, self._multiplied
+            output = fastest((*key, torch.get_num_threads()), routes, rows)(rows)
         output = output.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
         return output if self.bias is None else output + self.bias.to(inputs.dtype)
 
@@ -182,10 +195,12 @@ class PackedLinear(Layer):
         return None
 
     def _tiled(self, rows: torch.Tensor) -> torch.Tensor:
-        """By the kernel, from tiles on the inputs' device."""
-        if self._tiles is None or self._tiles.weights.device != rows.device:
-            self._tiles = tinygemm.tiles(self.codes(), self.scale, self.zero_point)
-        return tinygemm.product(rows, self._tiles)
+        """By the kernel, from tiles that are made once of what the table is now."""
+        tensors = [t for t in (self.table, self.scale, self.zero_point) if t is not None]
+        if self._tiles is None or not all(map(Seen.is_still, self._tiles[0], tensors)):
+            tiles = tinygemm.tiles(self.codes(), self.scale, self.zero_point)
+            self._tiles = [Seen(tensor) for tensor in tensors], tiles
+        return tinygemm.product(rows, self._tiles[1])
 
     def _added(self, rows: torch.Tensor) -> torch.Tensor:
         """Sums over each group, then scales: groups of [tokens, groups, out]."""

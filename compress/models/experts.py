@@ -11,6 +11,7 @@ still plain linears.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,6 +24,11 @@ DOWN = "down_proj"
 # Config fields that hold how many experts a token is sent to.
 ROUTED = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "top_k_experts")
 _ZEROS = "_compress_zeros"  # where a fused module remembers its linears' patterns of zeros
+# The parameters that modules had before they were taken apart: an optimizer may hold them. Weakly,
+# for nothing else needs them. Beside the modules, so that their copies do not claim them too.
+_PARAMETERS: weakref.WeakKeyDictionary[nn.Module, dict[str, weakref.ref[nn.Parameter]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 class UnfusedExperts(nn.Module):
@@ -58,8 +64,31 @@ class UnfusedExperts(nn.Module):
         return output
 
     def _expert(self, expert: nn.Module, states: torch.Tensor) -> torch.Tensor:
-        up = getattr(expert, _up(self))(states)
-        return getattr(expert, DOWN)(self._apply_gate(up) if self.has_gate else self.act_fn(up))
+        """One expert's outputs for ``states`` [tokens, hidden]."""
+        up = _passed(getattr(expert, _up(self)), states)
+        return _passed(
+            getattr(expert, DOWN), self._apply_gate(up) if self.has_gate else self.act_fn(up)
+        )
+
+
+def _passed(linear: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    """What a linear makes of ``rows`` [tokens, features], each row by itself.
+
+    A matrix, as those who watch experts expect it, or a batch of one sequence where the linear
+    rounds its inputs: all rows of a matrix get the same scale (``fake_quantize_tokens``), by which
+    a token would depend on the others that were sent to its expert.
+    """
+    if any(map(_rounds_inputs, linear.modules())):
+        return linear(rows.unsqueeze(0)).squeeze(0)
+    return linear(rows)
+
+
+def _rounds_inputs(module: nn.Module) -> bool:
+    """Whether it is a linear of ours with 8-bit activations, or one of compressed-tensors."""
+    if getattr(getattr(module, "scheme", None), "activation_bits", None) is not None:
+        return True
+    stock = getattr(module, "quantization_scheme", None)
+    return getattr(stock, "input_activations", None) is not None
 
 
 class Expert(nn.Module):
@@ -86,13 +115,17 @@ def _up(module: nn.Module) -> str:
 
 
 def unfuse(module: nn.Module) -> None:
-    """Take a fused module apart, in place; one that is apart already stays as it is."""
+    """Take a fused module apart, in place; one that is apart already stays as it is.
+
+    :func:`fuse` gives it the same parameters again where they are still in use.
+    """
     if isinstance(module, UnfusedExperts):
         return
     names = tensors_of(module)
-    held = {name: module._parameters.pop(name) for name in names}
-    biases = {name: module._parameters.pop(f"{name}_bias", None) for name in names}
-    zeros = module.__dict__.pop(_ZEROS, {})
+    held = {name: module._parameters[name] for name in names}
+    biases = {name: module._parameters.get(f"{name}_bias") for name in names}
+    zeros = module.__dict__.get(_ZEROS, {})
+    experts: dict[str, nn.Module] = {}  # made ahead of any change: it may run out of memory
     for number in range(len(held[DOWN])):
         expert = Expert()
         for name in names:
@@ -108,13 +141,25 @@ def unfuse(module: nn.Module) -> None:
             if f"{number}.{name}" in zeros:
                 linear.zeros = zeros[f"{number}.{name}"]
             expert.add_module(name, linear)
-        module.add_module(str(number), expert.train(module.training))
-    module.__class__ = _unfused_class(type(module))
+        experts[str(number)] = expert.train(module.training)
+    whole = held | {f"{name}_bias": bias for name, bias in biases.items() if bias is not None}
+    _PARAMETERS[module] = {name: weakref.ref(parameter) for name, parameter in whole.items()}
+    stock = type(module)
+    for name in [*names, *(f"{name}_bias" for name in names)]:
+        module._parameters.pop(name, None)
+    module.__dict__.pop(_ZEROS, None)
+    for number, expert in experts.items():
+        module.add_module(number, expert)
+    module.__class__ = _unfused_class(stock)
 
 
 def fuse(module: nn.Module) -> None:
     """Put the experts of a module back into three-dimensional parameters, in place; leaves one
-    alone whose linears are no plain ones any more."""
+    alone whose linears are no plain ones any more.
+
+    The parameters are those that the module had before, with the values of now, where somebody
+    still holds them and they are of the same shape, type and device.
+    """
     if not isinstance(module, UnfusedExperts) or not is_plain(module):
         return
     zeros, learns = {}, True
@@ -125,13 +170,24 @@ def fuse(module: nn.Module) -> None:
                 zeros[name] = linear.zeros
     tensors = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     stacked = fused(tensors, tensors_of(module), module.is_transposed)
+    known = _PARAMETERS.pop(module, {})
     for number in [name for name, _ in module.named_children() if name.isdigit()]:
         del module._modules[number]
     for name, tensor in stacked.items():
-        module.register_parameter(name, nn.Parameter(tensor, requires_grad=learns))
+        parameter = known[name]() if name in known else None
+        if parameter is None or not _alike(parameter, tensor):
+            parameter = nn.Parameter(tensor)
+        elif not tensor.is_meta:
+            parameter.data.copy_(tensor)
+        module.register_parameter(name, parameter.requires_grad_(learns))
     if zeros:
         module.__dict__[_ZEROS] = zeros
     module.__class__ = type(module).__mro__[2]
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether a tensor can take over the values of another one and be used in its place."""
+    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
 
 
 def is_plain(module: UnfusedExperts) -> bool:

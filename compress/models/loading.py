@@ -27,6 +27,7 @@ from compress.linear.packed import packed_weights
 from compress.models.config_limits import check_layers, check_numbers, check_one_stack
 from compress.models.leftovers import unused_weights
 from compress.models.sections import check_sections
+from compress.models.side_files import VOCABULARIES
 from compress.system.intake import read_json, reason
 from compress.system.tensors import TensorIndex, check_finite
 from compress.system.tensors_header import INDEX, SINGLE
@@ -41,12 +42,6 @@ TASKS: tuple[tuple[str, type], ...] = (
     ("ForImageClassification", AutoModelForImageClassification),
     ("ForImageClassificationWithTeacher", AutoModelForImageClassification),
 )
-
-# One of these holds a vocabulary; without any, AutoTokenizer may invent a tokenizer of five tokens.
-_VOCABULARIES = (
-    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
-    "sentencepiece.bpe.model", "spm.model",
-)  # fmt: skip
 
 _ALLOW = "If you trust that code, allow it in the recipe: model: {source: ..., %s}"
 _ALLOW %= "trust_remote_code: true"
@@ -177,11 +172,10 @@ def load_model(
                 # They come back in the report, by name, and are refused.
                 ignore_mismatched_sizes=True,
             )  # fmt: skip
-    except (RuntimeError, ValueError, OSError, AttributeError, ImportError) as error:
-        raise CompressError(
-            f"a checkpoint that loads from {folder}", reason(error),
-            "The config and the weights may be of two different models",
-        ) from error  # fmt: skip
+    except (CompressError, MemoryError):  # they say what is wrong themselves
+        raise
+    except Exception as error:  # models raise whatever they hit, those of a checkpoint's code too
+        raise _not_loaded(folder, error, trust_remote_code and _has_code(config, cls)) from error
     _check_loaded(folder, sorted(report["missing_keys"]), report)
     unused = unused_weights(model, sorted(report["unexpected_keys"]))
     if unused:
@@ -194,6 +188,26 @@ def load_model(
         if parameter.is_floating_point() and not parameter.is_meta:
             check_finite(name, parameter.detach(), where=str(folder))
     return model.to(device).eval()
+
+
+def _has_code(config: PreTrainedConfig, cls: type) -> bool:
+    """Whether the model's class, or that of its config, is code that comes with the checkpoint."""
+    named = getattr(config, "auto_map", None) or {}
+    return cls.__name__ in named or type(config).__module__.startswith("transformers_modules")
+
+
+def _not_loaded(folder: Path, error: Exception, own_code: bool) -> CompressError:
+    if not own_code:
+        return CompressError(
+            f"a checkpoint that loads from {folder}", reason(error),
+            "The config and the weights may be of two different models",
+        )  # fmt: skip
+    return CompressError(
+        f"a checkpoint that loads from {folder} by the Python code that comes with it",
+        reason(error),
+        "The code may be for another version of transformers, or the config and the weights of "
+        "two different models",
+    )
 
 
 def _check_loaded(folder: Path, missing: list[str], report: dict[str, Any]) -> None:
@@ -213,8 +227,9 @@ def load_tokenizer(
 ) -> tuple[PreTrainedTokenizerBase | None, str]:
     """Load the tokenizer of a folder: (tokenizer, ""), or (None, why there is none)."""
     folder = Path(folder)
-    if not any((folder / name).is_file() for name in _VOCABULARIES):
-        return None, f"{folder} holds no tokenizer ({', '.join(_VOCABULARIES[:4])}, ...)"
+    # Without a vocabulary, AutoTokenizer may invent a tokenizer of five tokens.
+    if not any(path.is_file() for pattern in VOCABULARIES for path in folder.glob(pattern)):
+        return None, f"{folder} holds no tokenizer ({', '.join(VOCABULARIES[:4])}, ...)"
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True

@@ -23,6 +23,7 @@ from compress.data.tokens import (
 from compress.errors import CompressError
 from compress.eval import EvaluationSpec
 from compress.eval.parts import masked_window
+from compress.models.special_tokens import added_tokens
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,11 @@ def text_material(
 
     Raises:
         CompressError: what :func:`compress.data.text.load_text` raises, a tokenizer of another
-            model, or no documents with tokens.
+            model, no documents with tokens, or token ids of special tokens alone.
     """
     if tokenizer is not None:
         check_tokenizer(tokenizer, config)
-    rows = source.rows if isinstance(source, GivenText) else ()
+    rows = _bare(source.rows, tokenizer) if isinstance(source, GivenText) else ()
     text = None if rows else _text(source, data_root, tokenizer)
     kind = "generator" if generates else "masked" if is_masked_lm(config) else "causal"
     packed = spec.packing == "documents"
@@ -111,6 +112,32 @@ def text_material(
     # Special tokens and byte fallbacks make decoding the honest way to count the bytes.
     size = None if tokenizer is None else len(tokenizer.decode(tokens.tolist()).encode())
     return TextMaterial(text, tokens, documents, size, frame, pinned)
+
+
+def _bare(rows: tuple[torch.Tensor, ...], tokenizer: Any) -> tuple[torch.Tensor, ...]:
+    """Token ids without what the tokenizer puts around a text by itself: they get it again, and
+    once for each window or document. Rows without both ends of it are left as they are.
+
+    Raises:
+        CompressError: nothing else is in them.
+    """
+    if tokenizer is None or not rows:
+        return rows
+    prefix, suffix = map(list, added_tokens(tokenizer))
+    if not prefix and not suffix:
+        return rows
+    bare = []
+    for row in rows:
+        ids, end = row.tolist(), len(row) - len(suffix)
+        framed = end >= len(prefix) and ids[: len(prefix)] == prefix and ids[end:] == suffix
+        bare.append(row[len(prefix) : end] if framed else row)
+    kept = tuple(row for row in bare if len(row))
+    if not kept:
+        raise CompressError(
+            "token ids of a text", "nothing but the tokens that the tokenizer puts around one",
+            where="text",
+        )  # fmt: skip
+    return kept
 
 
 def _text(source: TextSpec | GivenText, data_root: str | Path | None, tokenizer: Any) -> Text:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from compress.checkpoint.tensors_config import check_schemes
 from compress.errors import CompressError
+from compress.linear.grid import QuantScheme
 from compress.linear.statistics import UNDERIVABLE
 from compress.methods.base import MODULES, PRECISION, VALUES, WIDTH, ZEROS, Method
+from compress.methods.quantize.base import QuantizeMethod
 from compress.methods.questions import sites_of, targets_of
 from compress.models.outline import Outline
 
@@ -29,8 +34,15 @@ def check_needs(steps: tuple[Method, ...], has_calibration: bool) -> None:
             )
 
 
-def check_order(steps: tuple[Method, ...]) -> None:
-    """Refuse orders in which a step destroys what an earlier one made."""
+def check_order(steps: tuple[Method, ...], schemes: Collection[QuantScheme] = ()) -> None:
+    """Refuse steps that destroy what earlier ones made, or whose results no checkpoint can have.
+
+    Args:
+        schemes: of what is quantised before the first step.
+
+    Raises:
+        CompressError: with the step.
+    """
     for late, method in enumerate(steps):
         for early in range(late):
             earlier = steps[early]
@@ -48,6 +60,19 @@ def check_order(steps: tuple[Method, ...]) -> None:
                     f"Put {method.name} before {earlier.name}; the order that works is depth, "
                     "width, low rank, zeros, precision",
                 )
+    _check_mixture(steps, schemes)
+
+
+def _check_mixture(steps: tuple[Method, ...], schemes: Collection[QuantScheme]) -> None:
+    """Ask here what the config of each step's result would ask once all its blocks are done."""
+    found = set(schemes)
+    for number, method in enumerate(steps):
+        if isinstance(method, QuantizeMethod):
+            found.add(method.scheme)
+        try:
+            check_schemes(found)
+        except CompressError as error:
+            raise error.within(f"steps.{number} ({method.name})") from None
 
 
 def check_rounded(method: Method, outline: Outline) -> None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from transformers import PreTrainedConfig
 
@@ -35,7 +34,7 @@ from compress.planning.export_check import check_exports
 from compress.planning.order import check_needs, check_order
 from compress.planning.recipe import Recipe, split_evaluation
 from compress.planning.step_check import passed
-from compress.system.memory import resident
+from compress.system.memory import available, resident
 from compress.system.precision import calibration_dtype, device_of
 from compress.system.tensors import TensorIndex
 
@@ -120,9 +119,9 @@ def plan(
         data_root: folder with local copies of data sets.
 
     Raises:
-        CompressError: wrong order, a step that this family or these widths do not support, patterns
-            that match nothing, data or tasks that do not exist, lengths beyond the model's
-            positions, or more memory than allowed.
+        CompressError: wrong order, schemes that no one checkpoint can have, a step that this family
+            or these widths do not support, patterns that match nothing, data or tasks that do not
+            exist, lengths beyond the model's positions, or more memory than allowed.
     """
     source = trained or _source(recipe, cache_dir)
     config = load_config(source.folder, trust_remote_code=recipe.model.trust_remote_code)
@@ -137,7 +136,7 @@ def plan(
     outline = _mark_quantized(outline_of(streamed.model, streamed.anatomy, bits), state)
     original = outline
     check_needs(recipe.steps, recipe.calibration is not None)
-    check_order(recipe.steps)
+    check_order(recipe.steps, {s for record in state.records for s in record.quantization.values()})
     notes = check_inputs(recipe, source.folder, streamed.model, data_root)
     device = device_of(recipe.device)
     compute = calibration_dtype(recipe.compute, device)
@@ -160,7 +159,7 @@ def plan(
         (*_warnings(recipe, original, outline, state.source.unused), *_left_out(recipe, source),
          *notes),
     )  # fmt: skip
-    limit = psutil.virtual_memory().available if max_memory is None else max_memory
+    limit = available() if max_memory is None else max_memory
     if made.peak_bytes > limit:
         raise _too_large(made, limit, "what this machine has free" if max_memory is None else "")
     return made

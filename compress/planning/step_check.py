@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compress.errors import CompressError, did_you_mean
+from compress.linear.quantized import scheme_of
 from compress.linear.statistics import NOTHING
 from compress.methods.base import LinearMethod, Method, matches
 from compress.methods.questions import carries_inputs, sites_of, targets_of
@@ -58,7 +59,8 @@ def check_steps(steps: tuple[Method, ...], streamed: StreamedModel, has_calibrat
     """
     check_kind(streamed.model)
     check_needs(steps, has_calibration)
-    check_order(steps)
+    rounded = {scheme_of(module) for module in streamed.model.modules()} - {None}
+    check_order(steps, rounded)
     outline = outline_of(streamed.model, streamed.anatomy, 32)
     for number, method in enumerate(steps):
         note = left_alone(method, outline)

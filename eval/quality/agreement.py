@@ -4,7 +4,9 @@ Examples are taken as independent of each other. The interval of an accuracy is 
 change between two models Agresti and Min's; those of all other scores are percentiles of 1,000
 bootstrap samples of the examples (Efron & Tibshirani 1993, chapter 13), the same for the same
 predictions. Of a change both models' predictions are drawn together, so that what they have in
-common does not count as noise.
+common does not count as noise. Where every sample gives the same change, as where both models
+answer alike throughout, the samples tell nothing of how seldom they differ: the interval is then
+that of an accuracy's change, times what an example weighs in the score (:func:`change`).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ SPEARMAN, PEARSON = "spearman", "pearson"
 TOP5, TOP = "top5", 5
 DRAWS, SEED = 1000, 0
 _HELD = 1 << 20  # counts that are held at once
+_TRIED = 64  # labels, and examples of a regression, whose weight in a score is looked at
 
 
 def counted(
@@ -159,6 +162,10 @@ def change(
 ) -> tuple[float, Interval]:
     """A score's change from one model to another on the same examples, with its 95 % interval.
 
+    Of a bootstrap whose samples all give the same change the interval is Agresti and Min's of the
+    examples that both models answer differently (:func:`few_examples`), times the most that another
+    answer to one example changes the score.
+
     Args:
         name: of the score.
         before, after: predictions.
@@ -169,7 +176,11 @@ def change(
     if not classes:
         of = _OF_NUMBERS[name]
         draws = [of(right[i], new[i]) - of(right[i], old[i]) for i in _samples(len(right))]
-        return of(right, new) - of(right, old), middle(draws)
+        value, bounds = of(right, new) - of(right, old), middle(draws)
+        if degenerate(bounds):
+            unlike = int((old != new).sum())
+            bounds = few_examples(value, unlike, len(right), _number_weight(of, right, old))
+        return value, bounds
     of = _OF_COUNTS[name]
     (right, old, new), times = _cells(right, old, new)
 
@@ -177,7 +188,81 @@ def change(
         return of(counted(right, new, classes, times)) - of(counted(right, old, classes, times))
 
     drawn = np.concatenate([difference(t) for t in _drawn(times, classes)])
-    return float(difference(times)[0]), middle(drawn)
+    value, bounds = float(difference(times)[0]), middle(drawn)
+    if degenerate(bounds):
+        unlike = int(times[0, old != new].sum())
+        weight = _label_weight(of, right, old, classes, times)
+        bounds = few_examples(value, unlike, int(times.sum()), weight)
+    return value, bounds
+
+
+def degenerate(bounds: Interval) -> bool:
+    """Whether all bootstrap samples gave the same, but for rounding."""
+    return bounds[1] - bounds[0] < 1e-12
+
+
+def few_examples(value: float, unlike: int, count: int, weight: float) -> Interval:
+    """The 95 % interval of a change that no bootstrap sample scatters.
+
+    Args:
+        value: the change.
+        unlike: examples that both models answer differently.
+        count: all examples.
+        weight: what one example changes the score by; 0 where no answer to these examples would
+            change it, so that they tell nothing of it.
+    """
+    if weight <= 0:
+        return -1.0, 1.0
+    lost = unlike if value < 0 else 0 if value > 0 else unlike // 2
+    _, (low, high) = matched_difference(lost, unlike - lost, count)
+    scale = weight * count
+    return max(-1.0, low * scale), min(1.0, high * scale)
+
+
+def _label_weight(
+    of: Callable[[np.ndarray], np.ndarray],
+    right: np.ndarray,
+    said: np.ndarray,
+    classes: int,
+    times: np.ndarray,
+) -> float:
+    """The most that another answer to one example changes a score of labels.
+
+    Only the rarest labels are looked at: of an F1 they weigh most.
+
+    Args:
+        right, said: labels and answers of the cells. times: how often each occurs, [1, cells].
+    """
+    whole = counted(right, said, classes, times)[0]
+    occurs = whole[1] + whole[2]
+    # Labels that never occur are all alike: one of them stands for all (the first zeros).
+    order = np.argsort(occurs, kind="stable")
+    answers = order[max(0, int((occurs == 0).sum()) - 1) :][:_TRIED]
+    score, most = float(of(whole)), 0.0
+    for cell in np.argsort(occurs[right], kind="stable")[: 4 * _TRIED]:
+        label, answer = right[cell], said[cell]
+        tried = np.repeat(whole[None], len(answers), axis=0)
+        rows = np.arange(len(answers))
+        tried[:, 0, label] -= label == answer
+        tried[:, 2, answer] -= 1
+        tried[rows, 0, answers] += answers == label
+        tried[rows, 2, answers] += 1
+        most = max(most, float(np.abs(of(tried) - score).max()))
+    return most
+
+
+def _number_weight(
+    of: Callable[[np.ndarray, np.ndarray], float], right: np.ndarray, said: np.ndarray
+) -> float:
+    """The most that one answer at another end of the answers changes a correlation."""
+    score, most = of(right, said), 0.0
+    order = np.argsort(said, kind="stable")
+    for example in np.unique(np.concatenate([order[:_TRIED], order[-_TRIED:]])):
+        for answer in (said[order[0]], said[order[-1]]):
+            tried = said.copy()
+            tried[example] = answer
+            most = max(most, abs(of(right, tried) - score))
+    return most
 
 
 def _cells(*answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -39,6 +39,11 @@ class MaskedResult(BaseModel):
     accuracy_stderr: float | None
     cross_entropy: float = Field(description="nats per masked token at the fixed mask")
     cross_entropy_stderr: float | None
+    degrees: int | None = Field(
+        default=None,
+        description="of freedom of the standard errors of accuracy and cross entropy; None in "
+        "older results",
+    )
     masked_positions: int
     mask_fraction: float
     window: int = Field(description="tokens of text per window, or at most in a document")
@@ -204,7 +209,7 @@ def _result(
     seed: int,
 ) -> MaskedResult:
     counts = [c for _, _, c in fixed]
-    entropy, entropy_error, _ = serial_mean([n for n, _, _ in fixed], counts)
+    entropy, entropy_error, degrees = serial_mean([n for n, _, _ in fixed], counts)
     accuracy, accuracy_error, _ = serial_mean([h for _, h, _ in fixed], counts)
     # Single masks drawn from one window share its text: pool them before taking the error.
     pooled: dict[int, tuple[float, int]] = {}
@@ -224,6 +229,7 @@ def _result(
         accuracy_stderr=accuracy_error,
         cross_entropy=entropy,
         cross_entropy_stderr=entropy_error,
+        degrees=degrees,
         masked_positions=sum(counts),
         mask_fraction=fraction,
         window=window,

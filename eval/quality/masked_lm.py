@@ -9,6 +9,7 @@ as ``compress_masked``. lm-eval's own command loads no foreign modules, so that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -113,12 +114,28 @@ class MaskedLM(TemplateLM):
     def _score_pairs(
         self, pairs: Sequence[tuple[list[int], list[int]]]
     ) -> list[tuple[float, bool]]:
-        rows = [self._row(context, answer) for context, answer in pairs]
-        nats = [self._nats(row, seed=self.seed + i) for i, row in enumerate(rows)]
-        return [(-n, self._greedy(row)) for n, row in zip(nats, rows, strict=True)]
+        found = []
+        for number, (context, answer) in enumerate(pairs):
+            row = self._row(context, answer)
+            if row is None:
+                # Given tokens cost nothing, and an answer of none but such would beat all others:
+                # it is worth a guess among all tokens, and no decoding gives it.
+                guess = -len(answer[: self.longest]) * math.log(len(self.tokenizer))
+                found.append((guess, False))
+            else:
+                nats = self._nats(row, seed=self.seed + number)
+                found.append((-nats, self._greedy(row)))
+        return found
 
-    def _row(self, context: list[int], answer: list[int]) -> Sequences:
-        """One sequence: the context, cut on the left, is visible; the answer is not."""
+    def _row(self, context: list[int], answer: list[int]) -> Sequences | None:
+        """One sequence: the context, cut on the left, is visible; the answer is not.
+
+        Returns:
+            None where the model may produce no token of the answer.
+
+        Raises:
+            CompressError: an empty answer.
+        """
         answer = answer[: self.longest]
         if not answer:
             raise CompressError("an answer of at least one token", "an empty one", where=WHERE)
@@ -130,12 +147,7 @@ class MaskedLM(TemplateLM):
         row = torch.tensor([ids])
         # Tokens that are never produced ([UNK]) have no probability; they count as given.
         fixed = fixed | self.spec.fixed(row)
-        if fixed.all():
-            raise CompressError(
-                "an answer with a token that the model may produce",
-                repr(self.tokenizer.decode(answer)), "Use the model's own tokenizer", where=WHERE,
-            )  # fmt: skip
-        return sequences(row, fixed=fixed)
+        return None if fixed.all() else sequences(row, fixed=fixed)
 
     def _nats(self, row: Sequences, seed: int) -> float:
         """Negative log-likelihood of the answer, in nats."""
@@ -177,13 +189,17 @@ class MaskedLM(TemplateLM):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Score whole texts, cut into windows that fit the model and do not see each other."""
+        """Score whole texts, cut into windows that fit the model and do not see each other.
+
+        Tokens that are never produced ([UNK]) count as given, also where a window has no others.
+        """
         found = []
         for number, (text,) in enumerate(request.args for request in requests):
             ids = self.tok_encode(text)
             pieces = [ids[i : i + self.longest] for i in range(0, len(ids), self.longest)]
             rows = [self._row([], piece) for piece in pieces]
-            found.append(-sum(self._nats(row, self.seed + number) for row in rows))
+            seed = self.seed + number
+            found.append(-math.fsum(self._nats(row, seed) for row in rows if row is not None))
         return found
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:

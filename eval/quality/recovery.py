@@ -11,11 +11,12 @@ from torch import Tensor
 from compress.errors import CompressError
 from compress.eval.quality.denoising import WHERE, Denoise, Sequences, hidden_nll
 from compress.eval.quality.masks import share_mask
-from compress.eval.quality.stats import clustered_mean
+from compress.eval.quality.stats import serial_mean
 
 
 class RecoveryResult(BaseModel):
-    """Scores at one share of hidden tokens. Errors take sequences as units."""
+    """Scores at one share of hidden tokens. Errors take sequences as units, which as windows of one
+    text correlate with their neighbours (:func:`compress.eval.quality.stats.serial_mean`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,6 +29,11 @@ class RecoveryResult(BaseModel):
         default=None, description="KL(original || this model) in nats per hidden token, same masks"
     )
     divergence_stderr: float | None = None
+    degrees: int | None = Field(
+        default=None,
+        description="of freedom of the standard errors; None in older results, which took "
+        "sequences as independent",
+    )
     positions: int = Field(description="hidden tokens")
     seed: int
 
@@ -114,15 +120,16 @@ def divergence(first: Tensor, second: Tensor) -> Tensor:
 
 def _result(ratio: float, rows: Tensor, hidden: Tensor, paired: bool, seed: int) -> RecoveryResult:
     counts = hidden.sum(dim=1).tolist()
-    entropy, accuracy, far = (clustered_mean(c.tolist(), counts) for c in rows.unbind(1))
+    entropy, accuracy, far = (serial_mean(c.tolist(), counts) for c in rows.unbind(1))
     return RecoveryResult(
         ratio=ratio,
-        accuracy=accuracy[0],
-        accuracy_stderr=accuracy[1],
-        cross_entropy=entropy[0],
-        cross_entropy_stderr=entropy[1],
-        divergence=far[0] if paired else None,
-        divergence_stderr=far[1] if paired else None,
+        accuracy=accuracy.value,
+        accuracy_stderr=accuracy.error,
+        cross_entropy=entropy.value,
+        cross_entropy_stderr=entropy.error,
+        divergence=far.value if paired else None,
+        divergence_stderr=far.error if paired else None,
+        degrees=entropy.degrees,
         positions=sum(counts),
         seed=seed,
     )

@@ -130,6 +130,14 @@ def share_interval(hits: float, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def share_error(hits: float, count: int) -> float:
+    """The standard error of a share that two hits and two misses more would give (Agresti & Coull
+    1998, Am. Stat. 52:119): above 0 also where all trials, or none, are hits."""
+    trials = count + 4
+    share = (hits + 2) / trials
+    return math.sqrt(share * (1 - share) / trials)
+
+
 def matched_difference(first: int, second: int, count: int) -> tuple[float, tuple[float, float]]:
     """The difference of two shares of the same trials, and its 95 % interval.
 

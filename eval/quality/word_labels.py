@@ -2,7 +2,7 @@
 
 Words of one text are not independent of each other, so intervals are percentiles of 1,000 bootstrap
 samples of the texts (Efron & Tibshirani 1993, chapter 13). Of a change both models' predictions are
-drawn together.
+drawn together; where every sample gives the same change, its interval is that of a share of texts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,17 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from compress.eval.quality.agreement import ACCURACY, DRAWS, F1, SEED, Interval, counted, middle
+from compress.eval.quality.agreement import (
+    ACCURACY,
+    DRAWS,
+    F1,
+    SEED,
+    Interval,
+    counted,
+    degenerate,
+    few_examples,
+    middle,
+)
 from compress.eval.quality.agreement import accuracy as accuracy_of
 from compress.eval.quality.agreement import f1 as f1_of
 
@@ -71,11 +81,22 @@ def word_change(
     after: Sequence[float],
     names: Sequence[str],
 ) -> tuple[float, Interval]:
-    """A score's change from one model to another on the same texts, with its 95 % interval."""
+    """A score's change from one model to another on the same texts, with its 95 % interval.
+
+    Of a bootstrap whose samples all give the same change the interval is Agresti and Min's of the
+    texts with something to count that both models answer differently, as though each were answered
+    wholly right by one of them and wholly wrong by the other.
+    """
     _, counts, score = next(c for c in _countings(names) if c[0] == name)
     old, new = (counts(lengths, labels, said) for said in (before, after))
     drawn = [score(new[i].sum(0)) - score(old[i].sum(0)) for i in _samples(len(lengths))]
-    return float(score(new.sum(0)) - score(old.sum(0))), middle(drawn)
+    value, bounds = float(score(new.sum(0)) - score(old.sum(0))), middle(drawn)
+    if degenerate(bounds):
+        told = (old + new).reshape(len(old), -1).any(1)
+        unlike = (old != new).reshape(len(old), -1).any(1)
+        texts = int(told.sum())
+        bounds = few_examples(value, int(unlike.sum()), texts, 1 / texts if texts else 0.0)
+    return value, bounds
 
 
 _Counts = Callable[[Sequence[int], Sequence[float], Sequence[float]], np.ndarray]

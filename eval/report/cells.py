@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from compress.eval.quality.stats import t_quantile
+
 Interval = tuple[float, float]
 
 
@@ -76,6 +78,12 @@ def ratios(bounds: Interval | None) -> str:
     return f"{ratio(bounds[0])[:-1]} to {ratio(bounds[1])[:-1]}" if bounds else ""
 
 
-def error_of(stderr: float | None) -> str:
+def half_width(stderr: float, degrees: int | None = None) -> float:
+    """Half of the 95 % interval that a standard error makes: Student's t of its degrees of freedom,
+    1.96 where they are not known (older reports) or many."""
+    return stderr * (t_quantile(degrees) if degrees else 1.96)
+
+
+def error_of(stderr: float | None, degrees: int | None = None) -> str:
     """A standard error as half of the 95 % interval."""
-    return f"±\u00a0{number(1.96 * stderr)}" if stderr is not None else ""
+    return f"±\u00a0{number(half_width(stderr, degrees))}" if stderr is not None else ""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple, TypeVar
 
 from compress.errors import CompressError, did_you_mean
 from compress.eval.cost.latency import PairedTimes
@@ -50,7 +50,17 @@ class Column(NamedTuple):
 
 
 def all_columns(entries: Sequence[Entry], quality: QualityAxis) -> list[Column]:
-    """Every column that has something to say of at least one entry, quality first."""
+    """Every column that has something to say of at least one entry, quality first.
+
+    Work, memory and speed depend on how many tokens they were measured with. A column has those of
+    the first entry that has the figure; entries that were measured with others are left blank.
+    """
+    macs = _alike(entries, _macs, lambda e: e.result.cost.macs.context)
+    memory = _alike(entries, _memory, lambda e: e.result.cost.memory.tokens)
+    prefill, decode = (
+        _alike(entries, lambda e, part=part: _times(e, part), _timed_tokens(part))
+        for part in ("prefill", "decode")
+    )
 
     def scored(entry: Entry) -> Cell:
         value, low, high = quality.of(entry.result)
@@ -71,10 +81,10 @@ def all_columns(entries: Sequence[Entry], quality: QualityAxis) -> list[Column]:
         ),
         Column("parameters", "parameters", _parameters, _shown(_parameters, count)),
         Column("sparsity", "zeros", _sparsity, _shown(_sparsity, _percent), False),
-        Column("macs", "MACs a token", _macs, _shown(_macs, count)),
-        Column("prefill", "prefill speed", _speed("prefill"), _timed("prefill"), False),
-        Column("decode", "decode speed", _speed("decode"), _timed("decode"), False),
-        Column("memory", "peak memory", _memory, _shown(_memory, human_bytes)),
+        Column("macs", "MACs a token", macs, _shown(macs, count)),
+        Column("prefill", "prefill speed", _speed(prefill), _timed(prefill), False),
+        Column("decode", "decode speed", _speed(decode), _timed(decode), False),
+        Column("memory", "peak memory", memory, _shown(memory, human_bytes)),
         *_task_columns(entries),
         Column(
             "seconds", "steps took", lambda e: e.seconds, _shown(lambda e: e.seconds, seconds)
@@ -125,17 +135,53 @@ def _times(entry: Entry, part: str) -> PairedTimes | None:
     return entry.result.latency and getattr(entry.result.latency, part)
 
 
-def _speed(part: str) -> Callable[[Entry], Value]:
+def _timed_tokens(part: str) -> Callable[[Entry], Hashable]:
+    """What a speed was timed with: a decoded token costs by how many stand before it."""
+
+    def tokens(entry: Entry) -> Hashable:
+        timing = entry.result.latency
+        decoded = timing.decode_tokens if part == "decode" else 0
+        return timing.prefill_tokens, decoded
+
+    return tokens
+
+
+_Figure = TypeVar("_Figure")
+
+
+def _alike(
+    entries: Sequence[Entry],
+    of: Callable[[Entry], _Figure | None],
+    measured: Callable[[Entry], Hashable],
+) -> Callable[[Entry], _Figure | None]:
+    """A figure where it was measured as that of the first entry which has it, else None.
+
+    Args:
+        measured: how it was measured, of an entry that has it.
+    """
+    how = next((measured(entry) for entry in entries if of(entry) is not None), None)
+
+    def figure(entry: Entry) -> _Figure | None:
+        found = of(entry)
+        return found if found is not None and measured(entry) == how else None
+
+    return figure
+
+
+_Timed = Callable[[Entry], PairedTimes | None]
+
+
+def _speed(of: _Timed) -> Callable[[Entry], Value]:
     def value(entry: Entry) -> Value:
-        timed = _times(entry, part)
+        timed = of(entry)
         return timed and timed.speedup
 
     return value
 
 
-def _timed(part: str) -> Callable[[Entry], Cell]:
+def _timed(of: _Timed) -> Callable[[Entry], Cell]:
     def cell(entry: Entry) -> Cell:
-        timed = _times(entry, part)
+        timed = of(entry)
         if timed is None:
             return ""
         low, high = timed.interval

@@ -168,6 +168,10 @@ def compare(
             if None.
         sort: the column to sort by, the better first; originals stand in front.
 
+    Costs that were measured differently (MACs at another context, memory or speed at another
+    length) do not refuse a comparison: :func:`compress.eval.report.columns.all_columns` leaves them
+    blank, and no frontier is drawn of them.
+
     Raises:
         CompressError: fewer than two, texts, windows, masks or tasks that were measured
             differently, no quality in common, or columns that there are not.
@@ -237,11 +241,17 @@ def _same_protocol(entries: Sequence[Entry]) -> None:
     for entry in entries[1:]:
         _refuse_other(_text(first), _text(entry), "tokens and windows", first, entry)
     asked: dict[str, tuple[dict[str, Any], Entry]] = {}
+    read: dict[str, tuple[dict[str, str], Entry]] = {}
     for entry in entries:
         for name in entry.result.tasks.tasks if entry.result.tasks else ():
             other = _task(entry, name)
             how, earlier = asked.setdefault(name, (other, entry))
             _refuse_other(how, other, f"documents and prompts of {name}", earlier, entry)
+            # Of data from the hub no digest is known.
+            if files := entry.result.tasks.tasks[name].files:
+                known, earlier = read.setdefault(name, (files, entry))
+                if known != files:
+                    _refuse_other({}, {"files": files}, f"files of {name}", earlier, entry)
 
 
 def _text(entry: Entry) -> dict[str, Any]:
@@ -253,15 +263,24 @@ def _text(entry: Entry) -> dict[str, Any]:
     told = {"text": entry.result.tokens_sha256}
     if scored is None:
         return told
-    fields = ("window", "stride", "packing", "mask_fraction", "sequences")
+    # Beside the text, what decides which masks a score is of: models with others hid other tokens.
+    fields = (
+        "window", "stride", "packing", "mask_fraction", "sequences", "seed", "draws", "estimator",
+    )  # fmt: skip
     told |= {name: getattr(scored, name, None) for name in fields}
     return {**told, "special_tokens": getattr(scored, "special_tokens", 0)}
 
 
 def _task(entry: Entry, name: str) -> dict[str, Any]:
-    tasks = entry.result.tasks
-    shots = tasks.tasks[name].num_fewshot
-    return {"limit": tasks.limit, "score": tasks.score, "num_fewshot": shots}
+    tasks, spec = entry.result.tasks, entry.result.spec
+    task = tasks.tasks[name]
+    asked = {
+        "limit": tasks.limit, "score": tasks.score, "num_fewshot": task.num_fewshot,
+        "version": task.version, "special_tokens": spec.special_tokens,
+    }  # fmt: skip
+    if tasks.score == "bound":  # an estimate, of as many masks
+        asked |= {"draws": spec.masked_tasks.draws, "seed": spec.masked_tasks.seed}
+    return asked
 
 
 def _refuse_other(

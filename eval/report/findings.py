@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 
 from compress.eval.cost.size import human_bytes
-from compress.eval.quality.generation import StepPoint
 from compress.eval.report.cells import number
 from compress.eval.report.figures import figure_of
 from compress.eval.report.label_rows import NAMES
@@ -14,16 +13,17 @@ from compress.eval.report.rows import quality_ratio, times
 from compress.eval.report.runtime_rows import runtime_findings
 from compress.eval.report.schema import Finding, Report
 from compress.eval.report.verdicts import (
+    FRECHET,
     Loss,
     dense_products,
-    difference_loss,
     is_share,
     label_loss,
     likelihood_loss,
     masked_accuracy_loss,
     same_products,
-    score_loss,
+    sample_losses,
     speed,
+    task_loss,
 )
 from compress.eval.spec import EvaluationResult, ToleranceSpec
 
@@ -176,10 +176,10 @@ def _tasks(before: EvaluationResult, after: EvaluationResult) -> Iterator[Findin
     for task, result in after.tasks.tasks.items():
         first = before.tasks.tasks.get(task)
         for name, metric in result.metrics.items():
-            old = first.metrics.get(name) if first else None
-            if old is not None:
-                loss = score_loss(old, metric, spec)
-                allowed = _points(spec) if is_share(old, metric) else f"{_percent(spec)} of losses"
+            loss = task_loss(name, first, result, spec) if first else None
+            if loss is not None:
+                share = is_share(first.metrics[name], metric)
+                allowed = _points(spec) if share else f"{_percent(spec)} of losses"
                 found.setdefault(loss.verdict, []).append(f"{task} {name}")
                 stated.setdefault(loss.verdict, set()).add(allowed)
     for verdict, names in found.items():
@@ -198,31 +198,12 @@ def _points(tolerance: ToleranceSpec) -> str:
 
 def _samples(report: Report) -> Iterator[Finding]:
     """Samples in the most steps that both models took: their classes and their distance."""
-    pair = _last_points(report.before), _last_points(report.after)
-    common = sorted(set(pair[0]) & set(pair[1]))
-    if not common:
-        return
-    old, new = pair[0][common[-1]].images, pair[1][common[-1]].images
-    if old is None or new is None:
+    if report.before is None:
         return
     tolerance = report.after.spec.tolerance
-    if old.accuracy is not None and new.accuracy is not None:
-        errors = (old.accuracy_stderr, new.accuracy_stderr)
-        loss = difference_loss(old.accuracy, new.accuracy, errors, True, tolerance.accuracy)
-        yield _score_finding(
-            "Class accuracy of samples", old.accuracy, new.accuracy, loss, _points(tolerance)
-        )
-    errors = (old.frechet_stderr, new.frechet_stderr)
-    allowed = tolerance.perplexity * old.frechet
-    loss = difference_loss(old.frechet, new.frechet, errors, False, allowed)
-    yield _score_finding(
-        "The Frechet distance of samples", old.frechet, new.frechet, loss, _percent(tolerance)
-    )
-
-
-def _last_points(result: EvaluationResult | None) -> dict[int, StepPoint]:
-    samples = result and result.generator and result.generator.generation
-    return {point.steps: point for point in samples.points} if samples else {}
+    for name, old, new, loss in sample_losses(report.before, report.after):
+        allowed = _percent(tolerance) if name == FRECHET else _points(tolerance)
+        yield _score_finding(f"{name[0].upper()}{name[1:]}", old, new, loss, allowed)
 
 
 def _latency(report: Report) -> Iterator[Finding]:

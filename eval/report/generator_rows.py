@@ -27,8 +27,8 @@ def generator_rows(before: GeneratorResult | None, after: GeneratorResult) -> li
                 number(getattr(old, field)) if old else "",
                 number(getattr(new, field)),
                 times(getattr(new, field), getattr(old, field) if old else None),
-                error_of(getattr(old, f"{field}_stderr")) if old else "",
-                error_of(getattr(new, f"{field}_stderr")),
+                error_of(getattr(old, f"{field}_stderr"), old.degrees) if old else "",
+                error_of(getattr(new, f"{field}_stderr"), new.degrees),
             )
             for label, field in (("Accuracy", "accuracy"), ("Nats a token", "cross_entropy"))
         ]
@@ -36,7 +36,7 @@ def generator_rows(before: GeneratorResult | None, after: GeneratorResult) -> li
             rows.append(
                 Row(
                     f"KL from the original, {name}", "", number(new.divergence),
-                    error_after=error_of(new.divergence_stderr),
+                    error_after=error_of(new.divergence_stderr, new.degrees),
                 )
             )  # fmt: skip
     return rows

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 from compress.eval.cost.size import human_bytes
-from compress.eval.report.cells import count
+from compress.eval.report.cells import count, half_width
 from compress.eval.report.label_rows import NAMES
 from compress.eval.report.plot import Point
 from compress.eval.spec import EvaluationResult
 
 
 class CostAxis(NamedTuple):
-    """A cost that a plot can have on its horizontal axis."""
+    """A cost that a plot can have on its horizontal axis.
+
+    Attributes:
+        measured: how it was measured: only results with the same can share an axis.
+    """
 
     label: str
     short: str
     of: Callable[[EvaluationResult], float | None]
     format: Callable[[float], str]
+    measured: Callable[[EvaluationResult], Hashable] = lambda _: None
 
 
 class QualityAxis(NamedTuple):
@@ -31,9 +36,12 @@ class QualityAxis(NamedTuple):
 
 COSTS = (
     CostAxis("checkpoint on disk", "size", lambda r: r.cost.size.checkpoint_bytes, human_bytes),
-    CostAxis("MACs per token", "MACs", lambda r: r.cost.macs.per_token, count),
+    CostAxis(
+        "MACs per token", "MACs", lambda r: r.cost.macs.per_token, count,
+        lambda r: r.cost.macs.context,
+    ),
     CostAxis("parameters", "parameters", lambda r: r.cost.size.parameters, count),
-)
+)  # fmt: skip
 
 
 def quality_axis(results: Sequence[EvaluationResult]) -> QualityAxis | None:
@@ -57,8 +65,13 @@ def quality_axis(results: Sequence[EvaluationResult]) -> QualityAxis | None:
 
 
 def cost_axes(results: Sequence[EvaluationResult], most: int = 2) -> list[CostAxis]:
-    """Return the costs that all results have and that differ by 1 % or more; at least one."""
-    usable = [axis for axis in COSTS if all(axis.of(r) for r in results)]
+    """Return the costs that all results have, measured in one way, and that differ by 1 % or more;
+    at least one."""
+    usable = [
+        axis
+        for axis in COSTS
+        if all(axis.of(r) for r in results) and len({axis.measured(r) for r in results}) == 1
+    ]
     moved = [a for a in usable if max(map(a.of, results)) > 1.01 * min(map(a.of, results))]
     return (moved or usable[:1])[:most]
 
@@ -83,7 +96,8 @@ def _bound(result: EvaluationResult) -> tuple[float, float | None, float | None]
 
 
 def _entropy(result: EvaluationResult) -> tuple[float, float | None, float | None]:
-    return _with_error(result.masked.cross_entropy, result.masked.cross_entropy_stderr)
+    found = result.masked
+    return _with_error(found.cross_entropy, found.cross_entropy_stderr, found.degrees)
 
 
 def _label(result: EvaluationResult) -> tuple[float, float | None, float | None]:
@@ -99,12 +113,13 @@ def _task(task: str, metric: str) -> Callable:
     return of
 
 
-def _with_error(value: float, error: float | None) -> tuple[float, float | None, float | None]:
-    return (
-        (value, None, None)
-        if error is None
-        else (value, value - 1.96 * error, value + 1.96 * error)
-    )
+def _with_error(
+    value: float, error: float | None, degrees: int | None = None
+) -> tuple[float, float | None, float | None]:
+    if error is None:
+        return value, None, None
+    half = half_width(error, degrees)
+    return value, value - half, value + half
 
 
 def _task_metrics(result: EvaluationResult) -> list[tuple[str, str]]:

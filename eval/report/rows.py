@@ -28,14 +28,15 @@ from compress.eval.report.label_rows import label_rows
 from compress.eval.report.schema import Report
 from compress.eval.report.verdicts import (
     TONES,
+    Loss,
     likelihood_loss,
     masked_accuracy_loss,
     same_products,
-    score_loss,
     speed,
+    task_loss,
     window_weights,
 )
-from compress.eval.spec import EvaluationResult, ToleranceSpec
+from compress.eval.spec import EvaluationResult
 
 
 def quality_ratio(
@@ -90,7 +91,8 @@ def quality_rows(report: Report) -> list[Row]:
             first = before and before.tasks and before.tasks.tasks.get(task)
             for name, metric in result.metrics.items():
                 old = first.metrics.get(name) if first else None
-                rows.append(_score_row(f"{task} {name}", old, metric, after.spec.tolerance))
+                loss = task_loss(name, first, result, after.spec.tolerance) if first else None
+                rows.append(_score_row(f"{task} {name}", old, metric, loss))
     return rows
 
 
@@ -140,8 +142,8 @@ def _masked_rows(before: EvaluationResult | None, after: EvaluationResult) -> li
             name,
             number(getattr(old, value)) if old else "",
             number(getattr(new, value)),
-            error_before=error_of(getattr(old, error)) if old else "",
-            error_after=error_of(getattr(new, error)),
+            error_before=error_of(getattr(old, error), old.degrees) if old else "",
+            error_after=error_of(getattr(new, error), new.degrees),
             **more,
         )
 
@@ -171,8 +173,8 @@ def _masked_rows(before: EvaluationResult | None, after: EvaluationResult) -> li
     ]
 
 
-def _score_row(name: str, old: Metric | None, new: Metric, tolerance: ToleranceSpec) -> Row:
-    better = TONES[score_loss(old, new, tolerance).verdict] if old else 0
+def _score_row(name: str, old: Metric | None, new: Metric, loss: Loss | None) -> Row:
+    better = TONES[loss.verdict] if loss else 0
     return Row(
         name,
         number(old.value) if old else "",

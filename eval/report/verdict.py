@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from compress.eval.report.cells import number
@@ -12,9 +13,11 @@ from compress.eval.report.schema import Report
 from compress.eval.report.verdicts import (
     label_loss,
     likelihood_loss,
+    masked_accuracy_loss,
     same_products,
-    score_loss,
+    sample_losses,
     speed,
+    task_loss,
 )
 from compress.eval.spec import EvaluationResult
 
@@ -22,6 +25,8 @@ Tone = Literal["good", "note", "warning"]
 _TONES: dict[str, Tone] = {
     "better": "good", "within": "good", "uncertain": "note", "outside": "warning",
 }  # fmt: skip
+_WORSE = ("better", "within", "uncertain", "outside")
+_NAMED = 3  # changes that a sentence tells; there may be dozens of tasks
 _SAID = {
     "better": "Better than the original",
     "within": "Within tolerance",
@@ -50,7 +55,23 @@ def verdict(report: Report) -> Verdict | None:
 
 
 def _quality(before: EvaluationResult, after: EvaluationResult) -> tuple[str, str] | None:
-    """The verdict on the first quality that both have, and its change in words."""
+    """The worst verdict on a quality that findings judge, and the changes that earned it in words.
+
+    Of qualities within the tolerance, or better, the first one stands for all.
+    """
+    judged = list(_judged(before, after))
+    if not judged:
+        return None
+    worst = max((found for found, _ in judged), key=_WORSE.index)
+    if worst in ("better", "within"):
+        return worst, judged[0][1]
+    changes = [change for found, change in judged if found == worst]
+    more = len(changes) - _NAMED
+    return worst, ", ".join(changes[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _judged(before: EvaluationResult, after: EvaluationResult) -> Iterator[tuple[str, str]]:
+    """Every quality that both have: the verdict on it, and its change."""
     tolerance = after.spec.tolerance
     if paired := quality_ratio(before, after):
         factor, bounds = paired
@@ -58,19 +79,31 @@ def _quality(before: EvaluationResult, after: EvaluationResult) -> tuple[str, st
         name = "perplexity" if after.perplexity else "perplexity bound" if bound else (
             "masked perplexity"
         )  # fmt: skip
-        return likelihood_loss(factor, bounds, tolerance).verdict, f"{name} {_relative(factor)}"
-    if before.labels and after.labels and after.labels.main in before.labels.scores:
-        name = after.labels.main
-        loss = label_loss(name, before.labels, after.labels, tolerance)
-        return loss.verdict, f"{NAMES[name].lower()} {_points(-loss.value)}"
+        yield likelihood_loss(factor, bounds, tolerance).verdict, f"{name} {_relative(factor)}"
+    if before.masked and after.masked:
+        same = before.tokens_sha256 == after.tokens_sha256
+        loss = masked_accuracy_loss(before.masked, after.masked, same, tolerance)
+        yield loss.verdict, f"masked accuracy {_points(-loss.value)}"
+    if before.labels and after.labels:
+        for name in after.labels.scores:
+            if name in before.labels.scores:
+                loss = label_loss(name, before.labels, after.labels, tolerance)
+                yield loss.verdict, f"{_named(name)} {_points(-loss.value)}"
     for task, result in (after.tasks.tasks if after.tasks else {}).items():
         first = before.tasks and before.tasks.tasks.get(task)
         for name, metric in result.metrics.items():
-            if first and name in first.metrics:
-                old = first.metrics[name]
-                change = f"{number(old.value)} to {number(metric.value)}"
-                return score_loss(old, metric, tolerance).verdict, f"{task} {name} {change}"
-    return None
+            loss = task_loss(name, first, result, tolerance) if first else None
+            if loss is not None:
+                change = f"{number(first.metrics[name].value)} to {number(metric.value)}"
+                yield loss.verdict, f"{task} {name} {change}"
+    for name, old, new, loss in sample_losses(before, after):
+        yield loss.verdict, f"{name} {number(old)} to {number(new)}"
+
+
+def _named(score: str) -> str:
+    """A score's name within a sentence."""
+    name = NAMES[score]
+    return name if name.isupper() else name[0].lower() + name[1:]
 
 
 def _size(report: Report) -> list[str]:

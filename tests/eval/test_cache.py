@@ -47,6 +47,8 @@ def test_figures_come_back_to_the_bit(figures):
     assert figures.recall("part", {"window": 2}, Figure) is None
     assert figures.recall("other", {"window": 1}, Figure) is None
     assert Figures("another", figures.cache).recall("part", {"window": 1}, Figure) is None
+    imported = Figures("checkpoint", figures.cache, ["sha256 of a file"])
+    assert imported.recall("part", {"window": 1}, Figure) is None
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import sys
 import pytest
 
 from compress.errors import CompressError
+from compress.eval.quality.generator import GeneratorResult
+from compress.eval.quality.likelihood import LikelihoodResult
 from compress.eval.report.compare import Entry, compare
 from compress.eval.report.plot import Point, _axis, _labels, scatter
 from compress.eval.report.rows import number
@@ -110,21 +112,75 @@ def test_refusals(result) -> None:
     [
         ("perplexity", "stride", 10), ("masked", "mask_fraction", 0.5),
         ("masked", "packing", "documents"), ("tasks", "limit", 10), ("tasks", "score", "pll"),
-        ("piqa", "num_fewshot", 5),
+        ("piqa", "num_fewshot", 5), ("piqa", "version", "2"), ("masked", "seed", 1),
+        ("spec", "special_tokens", False),
     ],
 )  # fmt: skip
 def test_what_was_measured_differently_is_refused(result, masked, part, field, value) -> None:
     one = masked(0.5) if part == "masked" else result(accuracy=0.5)
+    if part == "spec":
+        one = one.model_copy(update={"perplexity": None})
     if part == "piqa":
         task = one.tasks.tasks[part].model_copy(update={field: value})
         part, field, value = "tasks", "tasks", {"piqa": task}
     other = one.model_copy(update={part: getattr(one, part).model_copy(update={field: value})})
-    words = "num_fewshot 5 and not 0" if field == "tasks" else f"b, .*with {field} {value} and not"
+    words = f"b, .*with {field} {value} and not"
+    if field == "tasks":
+        words = "num_fewshot 5 and not 0|version 2 and not 1"
     with pytest.raises(CompressError, match=words):
         compare([Entry("a", one), Entry("b", other)])
     bare = other.model_copy(update={"tasks": None})
     if part == "tasks":  # a task that only one has is beside the point
         assert len(compare([Entry("a", one), Entry("b", bare)]).entries) == 2
+
+
+def test_tasks_of_other_files_are_refused(result) -> None:
+    def of(files: dict[str, str]):
+        one = result(accuracy=0.5)
+        task = one.tasks.tasks["piqa"].model_copy(update={"files": files})
+        return one.model_copy(
+            update={"tasks": one.tasks.model_copy(update={"tasks": {"piqa": task}})}
+        )
+
+    one, other, hub = Entry("a", of({"f": "0"})), Entry("b", of({"f": "1"})), Entry("c", of({}))
+    with pytest.raises(CompressError, match="same files of piqa as a"):
+        compare([hub, one, other])
+    assert len(compare([hub, one, one]).entries) == 3  # of the hub's nothing is known
+
+
+def test_bounds_of_other_masks_are_refused(result) -> None:
+    def of(**masks):
+        bound = LikelihoodResult(
+            rule="any order", nats=1.0, nats_stderr=None, perplexity=math.e,
+            perplexity_interval=None, bits_per_token=1.4, sequences=1, tokens=8, window=8,
+            evaluations=8, window_nll=[1.0], **{"draws": 8, "seed": 0, **masks},
+        )  # fmt: skip
+        generator = GeneratorResult(likelihood=bound)
+        return result().model_copy(update={"perplexity": None, "generator": generator})
+
+    assert len(compare([Entry("a", of()), Entry("b", of())]).entries) == 2
+    for field, value in {"draws": 16, "seed": 1}.items():
+        with pytest.raises(CompressError, match=f"with {field} {value} and not"):
+            compare([Entry("a", of()), Entry("b", of(**{field: value}))])
+
+
+def test_costs_that_were_measured_with_other_tokens_share_no_column(result) -> None:
+    one = result(macs=500, speedup=(1.9, 2.0, 2.1))
+    other = result(macs=400, speedup=(2.9, 3.0, 3.1))
+    cost = other.cost.model_copy(
+        update={
+            "macs": other.cost.macs.model_copy(update={"context": 128}),
+            "memory": other.cost.memory.model_copy(update={"tokens": 16}),
+        }
+    )
+    latency = other.latency.model_copy(update={"prefill_tokens": 16})
+    longer = other.model_copy(update={"cost": cost, "latency": latency})
+    found = compare([Entry("a", one), Entry("b", longer)])
+    told = {row["name"]: row for row in found.data()["entries"]}
+    for key in ("macs", "memory", "prefill"):
+        assert told["a"][key] is not None and told["b"][key] is None
+    assert "MACs per token" not in found.frontier
+    assert "MACs per token" in compare([Entry("a", one), Entry("b", other)]).frontier
 
 
 @pytest.mark.parametrize("values", [[5.0], [5.0, 5.0], [0.0, 1.0], [1.0, 1e6], [-1.0, 3.0]])

@@ -137,12 +137,29 @@ def test_tasks_beyond_their_noise(said, result) -> None:
     assert "note: piqa acc: measured too coarsely" in close
 
 
+def test_a_task_without_scatter_is_judged_by_its_documents(said, result) -> None:
+    def right(samples: int):
+        one = result(accuracy=1.0)
+        metric = one.tasks.tasks["piqa"].metrics["acc"].model_copy(update={"stderr": 0.0})
+        task = one.tasks.tasks["piqa"].model_copy(
+            update={"metrics": {"acc": metric}, "samples": samples}
+        )
+        tasks = one.tasks.model_copy(update={"tasks": {"piqa": task}})
+        return one.model_copy(update={"tasks": tasks})
+
+    assert "note: piqa acc: measured too coarsely" in said(right(5), right(5))
+    assert "good: piqa acc: within" in said(right(5000), right(5000))
+
+
 def test_a_drop_of_masked_accuracy_is_not_praised(said, masked) -> None:
     before, after = (masked(a) for a in (0.87, 0.76))
     assert "warning: Masked accuracy went from 0.8700 to 0.7600" in said(before, after)
     coarse = said(masked(0.87, wobble=0.5), masked(0.76))
     assert "note: Masked accuracy went from" in coarse and "good: Masked acc" not in coarse
     assert "good: Masked accuracy" in said(before, before)
+    few = before.masked.model_copy(update={"window_tokens": [2] * 12})
+    few = before.model_copy(update={"masked": few})
+    assert "note: Masked accuracy" in said(few, few)
 
 
 def test_runtimes_say_what_the_runtime_does_and_what_the_compression(said, result, report) -> None:

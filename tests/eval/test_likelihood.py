@@ -267,6 +267,22 @@ def test_recovery_and_divergence(denoise) -> None:
     assert other[1].divergence > 0.01
 
 
+def test_neighbouring_windows_widen_the_errors_of_recovery() -> None:
+    # Of a text whose first half is easy: as independent windows, these would tell twice as much.
+    def easy(ids: Tensor) -> Tensor:
+        found = torch.zeros(*ids.shape, 8)
+        found[..., 0] = 3.0
+        found[..., MASK] = -torch.inf
+        return found
+
+    tokens = torch.zeros(40, 10, dtype=torch.long)
+    tokens[20:] = 1
+    found = recovery(easy, sequences(tokens), MASK, ratios=(0.5,))[0]
+    assert found.degrees == 4
+    independent = math.sqrt(0.25 / 39)
+    assert found.accuracy == 0.5 and found.accuracy_stderr > 1.5 * independent
+
+
 def test_divergence_by_hand() -> None:
     p, q = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[0.9, 0.1, 0.0]])
     by_hand = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)

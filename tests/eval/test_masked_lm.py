@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,19 @@ def test_long_contexts_lose_their_beginning(model, tokenizer) -> None:
     texts = [Instance("loglikelihood_rolling", {}, ("ab" * n,), 0) for n in (64, 96)]
     whole, more = lm.loglikelihood_rolling(texts)
     assert more < whole < 0
+
+
+def test_answers_of_nothing_but_unknown_tokens_have_a_score(model, tokenizer) -> None:
+    lm = MaskedLM(model, tokenizer, score="pll")
+    unknown = tokenizer.unk_token
+    assert lm.tok_encode(unknown) == [tokenizer.unk_token_id]
+    ((score, greedy), known) = ask(lm, ("the", 2 * unknown), ("the", "cat"))
+    assert score == pytest.approx(-2 * math.log(len(tokenizer))) and not greedy
+    assert known == ask(lm, ("the", "cat"))[0]
+    texts = ["a" * 128, "a" * 128 + unknown, unknown]
+    requests = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts]
+    whole, longer, nothing = lm.loglikelihood_rolling(requests)
+    assert longer == whole < 0 and nothing == 0
 
 
 def test_through_our_harness_and_through_lm_eval(model, tokenizer, checkpoint, tmp_path) -> None:

@@ -21,10 +21,14 @@ from compress.eval.report import (
     with_findings,
     write_report,
 )
+from compress.eval.report.cells import error_of
 from compress.eval.report.compare import Entry, compare
 from compress.eval.report.html import written_options
+from compress.eval.report.points import quality_axis
 from compress.eval.report.rows import cost_rows, number, quality_ratio, quality_rows, ratio
 from compress.eval.report.verdict import verdict
+from compress.eval.report.verdicts import masked_accuracy_loss
+from compress.eval.spec import ToleranceSpec
 
 EVIL = '<script>alert("x")</script>&<img src=x onerror=alert(1)>|`'
 
@@ -66,6 +70,21 @@ def test_formats() -> None:
         "0.00", "0.2500", "1.000", "23.94", "496.2", "1,235", "1e+09"
     ]  # fmt: skip
     assert [ratio(v) for v in (0.0523, 0.523, 1, 12.34)] == ["0.0523x", "0.523x", "1.00x", "12.3x"]
+
+
+def test_few_degrees_of_freedom_widen_intervals(masked) -> None:
+    old, few = masked(0.87), masked(0.87)
+    few = few.model_copy(update={"masked": few.masked.model_copy(update={"degrees": 4})})
+    assert error_of(0.1) == "±\u00a00.1960" and error_of(0.1, 4) == "±\u00a00.2776"
+    axis = quality_axis([old, few])
+    assert axis.of(old)[2] == pytest.approx(1.196) and axis.of(few)[2] == pytest.approx(1.27764)
+    spec = ToleranceSpec()
+    before, after = old.masked, few.masked
+    many = masked_accuracy_loss(before, before, False, spec).interval
+    assert many[1] == pytest.approx(1.96 * 0.04 * math.sqrt(2))
+    # Welch's degrees of two errors alike are those of both together.
+    both = masked_accuracy_loss(after, after, False, spec).interval
+    assert both[1] == pytest.approx(2.3060 * 0.04 * math.sqrt(2))
 
 
 class _Page(HTMLParser):
@@ -184,6 +203,20 @@ def test_the_verdict_says_it_in_a_sentence(result, report, before, after, tone, 
     assert found.text in render_markdown(full) and f'class="verdict {tone}"' in render_html(full)
     assert f'<li class="{tone}"><span class="name">Perplexity' in render_html(full)
     assert verdict(report()) is None
+
+
+def test_the_verdict_is_of_the_worst_quality(result, report, masked) -> None:
+    fine = {"size": 500, "macs": 250}
+    lost = verdict(report(result(accuracy=0.7), result(accuracy=0.5, **fine)))
+    assert lost.tone == "warning"
+    assert lost.text.startswith("Outside the tolerance: piqa acc 0.7000 to 0.5000, 2x smaller")
+    coarse = verdict(report(result(accuracy=0.7), result(accuracy=0.695, **fine)))
+    assert coarse.tone == "note" and ": piqa acc" in coarse.text
+    both = verdict(report(result(accuracy=0.7), result(9.0, accuracy=0.5)))
+    assert "perplexity 403.4 times as high, piqa acc 0.7000 to 0.5000, " in both.text
+    # The first quality, masked perplexity, has not changed.
+    dropped = verdict(report(masked(0.87), masked(0.76)))
+    assert dropped.tone == "warning" and "tolerance: masked accuracy -11 points" in dropped.text
 
 
 def test_options_are_written_as_a_recipe_writes_them() -> None:

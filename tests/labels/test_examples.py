@@ -11,6 +11,7 @@ from compress.data.calibration import calibration_batches
 from compress.data.calibration_spec import CalibrationSpec
 from compress.data.examples import load_examples
 from compress.data.examples_spec import ExamplesSpec, evaluation_examples
+from compress.data.given import given_examples
 from compress.data.glue import GLUE
 from compress.data.labelled import head_for, labelled_rows
 from compress.data.labels import label_names, label_values
@@ -101,6 +102,73 @@ def test_labels_of_head_and_data_meet_by_name_else_by_number(tmp_path):
         label_values(known, ("no", "yes"))
     with pytest.raises(CompressError, match="labels among the 2 of the head.*2 in example 2"):
         label_values(load_examples(spec(source=path)), ("no", "yes"))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ("question", "sentence"), ("premise", "hypothesis"), ("question1", "question2"),
+        ("sentence1", "sentence2"), ("text", "text_pair"),
+    ],
+)  # fmt: skip
+def test_known_pairs_keep_both_texts(columns, tmp_path):
+    row = {columns[1]: "second", columns[0]: "first", "label": 1}
+    for found in (
+        given_examples([row]),
+        load_examples(spec(source=write(tmp_path / "rows.jsonl", [row]))),
+        load_examples(spec(source=str(tmp_path / "rows.jsonl"), text_pair=columns[1])),
+    ):
+        assert (found.texts, found.pairs) == (("first",), ("second",))
+
+
+def test_names_of_labels_that_a_data_set_tells(tmp_path):
+    import datasets
+
+    names = datasets.ClassLabel(names=["entailment", "neutral", "contradiction"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": names})
+    rows = {"text": ["a", "b", "c"], "label": [0, 2, 1]}
+    table = datasets.Dataset.from_dict(rows, features=features)
+    table.save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict({"train": table}).save_to_disk(str(tmp_path / "several"))
+    for found in (
+        given_examples(table),
+        load_examples(spec(source=str(tmp_path / "saved"))),
+        load_examples(spec(source=str(tmp_path / "several"))),
+    ):
+        assert label_names(found) == ("entailment", "neutral", "contradiction")
+        assert label_values(found, ("CONTRADICTION", "ENTAILMENT", "NEUTRAL")) == [1, 0, 2]
+        assert label_values(found, ("LABEL_0", "LABEL_1", "LABEL_2")) == [0, 2, 1]
+    number = load_examples(spec(source=str(tmp_path / "saved"), labels="number"))
+    assert number.names == ()
+    # Of words, each of which has one.
+    tags = datasets.Sequence(datasets.ClassLabel(names=["O", "B-PER"]))
+    features = datasets.Features(
+        {"tokens": datasets.Sequence(datasets.Value("string")), "ner_tags": tags}
+    )
+    words = {"tokens": [["Ada", "wrote"]], "ner_tags": [[1, 0]]}
+    found = given_examples(datasets.Dataset.from_dict(words, features=features))
+    assert label_values(found, ("B-PER", "O")) == [0, 1]
+
+
+def test_labels_are_names_or_numbers_all_of_them(tmp_path):
+    stars = ("1", "2", "3", "4", "5")
+
+    def values(given, head=stars, **fields):
+        rows = [{"text": "a", "label": label} for label in given]
+        path = write(tmp_path / "rows.jsonl", rows)
+        return label_values(load_examples(spec(source=path, **fields)), head)
+
+    assert values([0, 4, 1]) == [0, 4, 1] and values(["0", "4", "1"]) == [0, 4, 1]
+    assert values([1, 5, 2]) == [0, 4, 1] and values(["1", "5", "2"]) == [0, 4, 1]
+    # Numbers are those of the names that the data give, even where all of them are names too.
+    assert values([1, 2], labels=stars) == [1, 2] and values(["1", "2"], labels=stars) == [0, 1]
+    # A data set may name labels that the head lacks, as long as none of them occurs.
+    known = ["neutral", "no", "yes"]
+    assert values([1, 2], head=("yes", "no"), labels=known) == [1, 0]
+    with pytest.raises(CompressError, match="0 in example 2"):
+        values([1, 0], head=("yes", "no"), labels=known)
+    with pytest.raises(CompressError, match="5 in example 2"):
+        values([0, 5])
 
 
 def test_labels_of_training_data(tmp_path):

@@ -107,6 +107,60 @@ def test_the_same_images_from_everywhere(seen, arrays, tmp_path):
     assert [folders.labels.count(name) for name in NAMES] == counts.tolist()
 
 
+def test_a_place_without_splits_is_no_validation_split(seen, base, arrays, tmp_path):
+    images, labels = seen
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        for folder in ("whole", "split/train"):
+            path = tmp_path / folder / NAMES[label] / f"{number:03d}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, image)
+    np.savez(tmp_path / "own.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    np.savez(tmp_path / "named.npz", a=images, b=labels)
+    for source in (arrays, tmp_path / "whole", tmp_path / "own.npz", tmp_path / "split"):
+        for split in ("validation", "other"):
+            with pytest.raises(CompressError, match=r"a split of the images.*(split: all|train)"):
+                load_examples(ExamplesSpec(source=str(source), split=split))
+    for source in (arrays, tmp_path / "whole"):
+        for split in ("train", "all"):
+            found = load_examples(ExamplesSpec(source=str(source), split=split))
+            assert found.description == f"40 images of {source}"
+    for source in ("own.npz", "split"):
+        found = load_examples(ExamplesSpec(source=source), tmp_path)
+        assert found.description == f"40 images of {source} train"
+    named = ExamplesSpec(source="named.npz", split="all", image="a", label="b", part="tail:0.2")
+    assert load_examples(named, tmp_path).labels == tuple(labels[-8:].tolist())
+    # By default an evaluation reads the split validation; a plan tells.
+    recipe = {"model": str(base), "evaluation": {"examples": {"source": str(arrays)}}}
+    with pytest.raises(CompressError, match="evaluation.*'validation'.*split: all"):
+        compress.plan(recipe)
+    assert load_examples(ExamplesSpec(source="digits", split="validation")).description.endswith(
+        "digits test"
+    )
+    with pytest.raises(CompressError, match="train or test of digits"):
+        load_examples(ExamplesSpec(source="digits", split="all"))
+
+
+def test_images_of_a_folder_come_with_their_classes_mixed(tmp_path):
+    for name in "abcd":
+        for number in range(20):
+            path = tmp_path / "sorted" / name / f"{number:03d}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, np.full((SIDE, SIDE), number, np.uint8))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "sorted").rename(tmp_path / "elsewhere" / "moved")
+    found = load_examples(ExamplesSpec(source=str(tmp_path / "elsewhere" / "moved")))
+    assert sorted(found.labels) == [name for name in "abcd" for _ in range(20)]
+    for fields in ({"limit": 20}, {"part": "head:0.25"}, {"part": "tail:0.25"}):
+        few = load_examples(ExamplesSpec(source=str(tmp_path / "elsewhere" / "moved"), **fields))
+        assert set(few.labels) == set("abcd") and len(few) == 20
+        start = 60 if "tail" in fields.get("part", "") else 0
+        assert few.labels == found.labels[start : start + 20]
+    # The order is that of the names below the folder, wherever it lies.
+    (tmp_path / "elsewhere").rename(tmp_path / "other")
+    again = load_examples(ExamplesSpec(source=str(tmp_path / "other" / "moved")))
+    assert again.labels == found.labels
+
+
 def test_the_processor_does_what_its_file_says(seen):
     made = ImageProcessor(PROCESSOR).pixels(seen[0][0][..., None])
     assert torch.allclose(made, pixels(seen[0][:1])[0], atol=1e-6)
@@ -146,7 +200,7 @@ def test_a_run_and_python_agree(vit, base, seen, arrays, tmp_path, helpers):
     recipe = {
         "model": str(base), "compute": "float32", "steps": steps,
         "calibration": {"examples": {"source": str(arrays)}, "samples": 8, "batch": 4},
-        "evaluation": {"examples": {"source": str(arrays)}, "memory": False},
+        "evaluation": {"examples": {"source": str(arrays), "split": "all"}, "memory": False},
     }  # fmt: skip
     result = compress.run(recipe, tmp_path / "run")
     before, after = result.report.before, result.report.after
@@ -193,8 +247,8 @@ def test_fine_tuning_gives_a_head_for_the_images(base, seen, tmp_path):
             "from": str(base), "examples": {"source": str(tmp_path / "two.npz")},
             "training": {"steps": 30, "batch": 16, "learning_rate": 0.003},
         }},
-        "evaluation": {"examples": {"source": str(tmp_path / "two.npz")}, "latency": False,
-                       "memory": False},
+        "evaluation": {"examples": {"source": str(tmp_path / "two.npz"), "split": "all"},
+                       "latency": False, "memory": False},
     }  # fmt: skip
     assert compress.plan(recipe).original.labels == 2
     report = compress.run(recipe, tmp_path / "run").report
@@ -221,7 +275,7 @@ def test_what_does_not_fit_is_refused(vit, base, seen, arrays, tmp_path):
         picture(tmp_path / "one.png")
     bare = tmp_path / "bare"
     vit.save_pretrained(bare)
-    section = {"examples": {"source": str(arrays)}}
+    section = {"examples": {"source": str(arrays), "split": "all"}}
     with pytest.raises(CompressError, match=FILE):
         compress.plan({"model": str(bare), "evaluation": section})
     with pytest.raises(CompressError, match="Use evaluation.examples"):

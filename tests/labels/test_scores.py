@@ -13,7 +13,7 @@ from compress.eval.quality import agreement
 from compress.eval.quality.labels import LabelsResult, label_scores
 from compress.eval.quality.stats import matched_difference, share_interval
 from compress.eval.report.label_rows import label_note
-from compress.eval.report.verdicts import label_loss
+from compress.eval.report.verdicts import Loss, label_loss
 from compress.eval.spec import ToleranceSpec
 from compress.models.inputs import Rows
 
@@ -99,7 +99,25 @@ def test_changes_are_paired_by_example():
         assert high - low < 0.6 * (old[1][1] - old[1][0])
     numbers = [float(y) + 0.1 * p for y, p in zip(labels, before, strict=True)]
     value, bounds = agreement.change("pearson", labels, numbers, numbers, 0)
-    assert value == 0 and bounds == (0, 0)
+    assert value == 0 and -0.05 < bounds[0] < 0 < bounds[1] < 0.05
+
+
+@pytest.mark.parametrize("name", ["f1", "matthews", "pearson"])
+def test_alike_answers_to_few_examples_do_not_make_sure(name):
+    classes = 0 if name == "pearson" else 2
+    for count, verdict in ((8, "uncertain"), (2000, "within")):
+        labels = [i % 2 for i in range(count)]
+        said = [1 - y if i % 4 == 0 else y for i, y in enumerate(labels)]
+        value, (low, high) = agreement.change(name, labels, said, said, classes)
+        assert value == 0 and low < 0 < high
+        assert Loss(0.0, (-high, -low), 0.01).verdict == verdict
+    # An F1 of a label that never occurs is not known to stay; nor is a change of one example.
+    assert agreement.change("f1", [0] * 99, [0] * 99, [0] * 99, 2)[1] == (-1, 1)
+    value, (low, high) = agreement.change("f1", [1], [1], [0], 2)
+    assert value == -1 and low < 0 < high
+    # A rare label weighs more than a frequent one.
+    rare = [int(i < 10) for i in range(2000)]
+    assert agreement.change("f1", rare, rare, rare, 2)[1][1] > 0.05
 
 
 def test_many_labels_take_little_memory():

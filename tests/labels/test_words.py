@@ -68,6 +68,12 @@ def test_scores_of_words():
     value, (low, high) = word_change("accuracy", [3, 3], right, right, said, NAMES)
     assert value == pytest.approx(-1 / 3) and low <= value <= high
     assert set(word_scores([3, 3], right, said, ("a", "b", "c", "d"))) == {"accuracy", "f1"}
+    # Two texts that are answered alike say little; texts without entities say nothing of them.
+    value, (low, high) = word_change("entity_f1", [3, 3], right, said, said, NAMES)
+    assert value == 0 and low < -0.1 and high > 0.1
+    nothing = [0] * 6
+    alike = word_change("entity_f1", [3, 3], nothing, nothing, nothing, NAMES)
+    assert alike == (0, (-1, 1))
 
 
 def test_the_first_token_of_a_word_has_its_label(tagger, pairing):

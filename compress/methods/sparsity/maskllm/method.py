@@ -13,6 +13,7 @@ from torch import nn
 from compress.checkpoint.mask_file import PackedPattern, pack_mask, unpack_mask
 from compress.errors import CompressError
 from compress.linear.algebra import refit_masked
+from compress.linear.pattern import Pattern
 from compress.linear.statistics import GRAM, NOTHING
 from compress.linear.sweep import sweep_work
 from compress.methods.passes import Effort, Learn, Pass, Shapes, Sites, Stream, TrainModel
@@ -145,6 +146,22 @@ class MaskLLM(ZeroingMethod):
             raise ValueError("two positive numbers, at the start and at the end")
         return value
 
+    @field_validator("pattern")
+    @classmethod
+    def _pattern_parses(cls, value: str) -> str:
+        try:
+            pattern = Pattern.parse(value)
+        except CompressError as error:
+            raise ValueError(
+                f"{error.expected}, got {value!r}: masks are learned group by group"
+            ) from None
+        if pattern.candidates < 2:
+            raise ValueError(
+                f"pattern {value} keeps every weight, which leaves nothing to learn; N must be "
+                "below M, as in 2:4"
+            )
+        return str(pattern)
+
     @model_validator(mode="after")
     def _consistent(self):
         if self.parsed.candidates > _MOST_CANDIDATES:
@@ -166,11 +183,22 @@ class MaskLLM(ZeroingMethod):
                 f"prior {self.prior!r} is neither a .safetensors file nor one of "
                 + ", ".join(PRIORS)
             )
-        if self.parsed.candidates < 2 and (self.training or self.end_to_end):
-            raise ValueError(f"pattern {self.pattern} leaves nothing to learn")
+        if self._trains_model:
+            self._check_packed()
         if self.prior == "none" and self.training is None:
             raise ValueError("prior: none with training: null would leave the masks to chance")
         return self
+
+    def _check_packed(self) -> None:
+        """Refuse patterns whose masks cannot be kept between two passes over the blocks."""
+        try:
+            PackedPattern(self.parsed.n, self.parsed.m)
+        except CompressError as error:
+            raise ValueError(
+                f"pattern {self.pattern} with scope: model, end_to_end or tuning_scope: model, "
+                f"which keep masks packed and need {error.expected}; choose another pattern, or "
+                "learn block by block alone"
+            ) from None
 
     @property
     def schedule(self) -> MaskSchedule:
