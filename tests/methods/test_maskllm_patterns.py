@@ -17,7 +17,6 @@ STEPS = {"steps": 1, "batch": 1}
         ({"pattern": "unstructured"}, "N:M"),
         ({"pattern": "0:4"}, "N:M"),
         ({"pattern": "4:4"}, "keeps every weight"),
-        ({"pattern": "4:4", "training": None}, "keeps every weight"),
         ({"pattern": "1:64", "scope": "model"}, "M < 63"),
         ({"pattern": "1:64", "end_to_end": STEPS}, "M < 63"),
         ({"pattern": "1:64", "tuning": STEPS, "tuning_scope": "model"}, "M < 63"),

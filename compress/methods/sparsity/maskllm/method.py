@@ -155,11 +155,6 @@ class MaskLLM(ZeroingMethod):
             raise ValueError(
                 f"{error.expected}, got {value!r}: masks are learned group by group"
             ) from None
-        if pattern.candidates < 2:
-            raise ValueError(
-                f"pattern {value} keeps every weight, which leaves nothing to learn; N must be "
-                "below M, as in 2:4"
-            )
         return str(pattern)
 
     @model_validator(mode="after")
@@ -182,6 +177,11 @@ class MaskLLM(ZeroingMethod):
             raise ValueError(
                 f"prior {self.prior!r} is neither a .safetensors file nor one of "
                 + ", ".join(PRIORS)
+            )
+        if self.parsed.candidates < 2 and (self.training or self.end_to_end):
+            raise ValueError(
+                f"pattern {self.pattern} keeps every weight, which leaves nothing to learn; N must "
+                "be below M, as in 2:4"
             )
         if self._trains_model:
             self._check_packed()
