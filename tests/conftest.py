@@ -116,6 +116,32 @@ def tiny() -> Callable[..., PreTrainedModel]:
 
 
 @pytest.fixture(scope="session")
+def dense_then_experts() -> Callable[[int], PreTrainedModel]:
+    """``dense_then_experts(layers)``: a class of blocks of which the first is dense, whereas in the
+    others router, routed and shared experts read one norm; 128 tokens."""
+    from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
+
+    def made(layers: int) -> PreTrainedModel:
+        config = Glm4MoeConfig(
+            vocab_size=128, hidden_size=32, intermediate_size=64, moe_intermediate_size=32,
+            num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+            n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1,
+            first_k_dense_replace=1, pad_token_id=0,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        model = Glm4MoeForCausalLM(config).eval()
+        with torch.no_grad():  # as after training: what is not normed looks unlike what is
+            for name, parameter in model.named_parameters():
+                if "norm" in name:
+                    parameter.uniform_(0.2, 3.0)
+                else:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        return model
+
+    return made
+
+
+@pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """A token a byte, with a mask token."""
     return make_tokenizer()

@@ -12,18 +12,20 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from compress.checkpoint.architectures import own_config_class
 from compress.checkpoint.embeddings import read_embeddings
+from compress.checkpoint.fewer_layers import cut_layers
 from compress.checkpoint.records import BlockRecord, module_specs, needs_own_experts
 from compress.checkpoint.stock import (
     OWN,
+    SECTION_VERSION,
     as_class,
     global_widths,
     layer_widths,
     own_head_dim,
+    skeleton,
     stock_config,
 )  # fmt: skip
 from compress.checkpoint.targets import group_by_value, parse_pattern, target_patterns
@@ -34,19 +36,11 @@ from compress.checkpoint.tensors_config import (
 )
 from compress.errors import CompressError
 from compress.linear.grid import QuantScheme
-from compress.models.anatomy import anatomy_of, find_blocks, per_layer_lists, stock_type
+from compress.models.anatomy import anatomy_of, stock_type
 from compress.models.families import FAMILIES, Family
-from compress.models.loading import auto_class
 
-SECTION_VERSION = 1
 # Fields of other names that some classes tie to the width of the residual stream.
 _LIKE_HIDDEN = ("word_embed_proj_dim", "embedding_size")
-_NOT_IN_RECORDS = ("head_dim", "embeddings")
-# Fields that tell layers of another build by their number: how many there are at the start, the
-# number of the last one of a build, a list of numbers.
-LEADING = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
-_LAST = ("moe_layer_end_index",)
-NUMBERED = ("mlp_only_layers", "moe_layers")
 
 
 def apply_records(
@@ -174,111 +168,9 @@ def keep_layers(
     return apply_records(new, family, [records[i] for i in kept], blocks_path)
 
 
-def cut_layers(config: PreTrainedConfig, family: Family, kept: Sequence[int]) -> PreTrainedConfig:
-    """Return a copy of ``config`` with the given layers, without any record of them.
-
-    Args:
-        kept: indices of the layers that stay, ascending.
-
-    Raises:
-        CompressError: layers that share their weights, or whose function depends on their number,
-            or that the class would not build at their new place as it did at the old one.
-    """
-    if family.shared_blocks:
-        raise CompressError(
-            "a model whose layers have weights of their own",
-            f"{config.model_type}, which applies one layer many times",
-            "Compress its width or precision",
-        )
-    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
-        raise CompressError(
-            "layers whose function does not depend on their number",
-            "scale_attn_by_inverse_layer_idx in config.json",
-            "Compress the width or precision of this model",
-        )
-    new = stock_sizes(config)
-    told_by_number = _renumbered(new, kept)
-    for key, value in per_layer_lists(new, getattr(config, family.layers)).items():
-        setattr(new, key, [value[i] for i in kept])
-    for key, value in told_by_number.items():
-        setattr(new, key, value)
-    setattr(new, family.layers, len(kept))
-    if stock_type(config) not in FAMILIES:
-        _check_builds(stock_config(config), stock_config(new), kept)
-    return new
-
-
-def _renumbered(config: PreTrainedConfig, kept: Sequence[int]) -> dict[str, int | list[int]]:
-    """What fields that tell layers by their number say of the layers that stay."""
-    fields, found = vars(config), {}
-    for key in LEADING + _LAST:
-        value = fields.get(key)
-        if isinstance(value, int):
-            last = key in _LAST
-            found[key] = sum(i < value + last for i in kept) - last
-    for key in NUMBERED:
-        value = fields.get(key)
-        if isinstance(value, (list, tuple)):
-            found[key] = [new for new, old in enumerate(kept) if old in value]
-    return found
-
-
-def _check_builds(before: PreTrainedConfig, after: PreTrainedConfig, kept: Sequence[int]) -> None:
-    """Refuse layers that the class builds of other modules at their new place.
-
-    Args:
-        before: stock config of all layers.
-        after: of those that stay.
-        kept: their indices in ``before``.
-
-    Raises:
-        CompressError: naming the first one.
-    """
-    old, fix = _builds(before), "Leave the blocks at the start in (protect_first), or drop others"
-    try:
-        new = _builds(type(after).from_dict(after.to_dict()))  # as a reader would
-    except Exception as error:  # a class may want a number of layers that something divides
-        raise CompressError(
-            f"a number of layers that {before.model_type} can have", f"{len(kept)}: {error}", fix
-        ) from error
-    if len(new) != len(kept) or len(old) <= kept[-1]:
-        return  # another list of modules is longer, and was taken for the blocks
-    for place, index in enumerate(kept):
-        if new[place] != old[index]:
-            raise CompressError(
-                "blocks whose build config.json can still tell when others are gone",
-                f"block {index} of {before.model_type}, which would be block {place}, and is built "
-                "of other modules there",
-                fix,
-            )
-
-
-def _builds(config: PreTrainedConfig) -> list[list[tuple[str, str]]]:
-    """Of each block that the class builds from a stock config: path and class of every module, path
-    of every tensor."""
-    blocks = find_blocks(_skeleton(config))[1]
-    return [
-        [(name, type(module).__name__) for name, module in block.named_modules()]
-        + [(name, "") for name in block.state_dict()]
-        for block in blocks
-    ]
-
-
 def layer_count(config: PreTrainedConfig, family: Family) -> int:
     """Return how many blocks with weights of their own the model has."""
     return 1 if family.shared_blocks else getattr(config, family.layers)
-
-
-def stock_sizes(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The same, but for what no record says: the size of heads that the class would not derive, and
-    the schemes of embeddings."""
-    new = stock_config(config)
-    kept = {
-        k: v for k, v in (getattr(config, "compress", None) or {}).items() if k in _NOT_IN_RECORDS
-    }
-    if kept:
-        new.compress = {"version": SECTION_VERSION, **kept}
-    return new
 
 
 def _built_widths(config: PreTrainedConfig, family: Family) -> list[dict[str, int]]:
@@ -289,16 +181,7 @@ def _built_widths(config: PreTrainedConfig, family: Family) -> list[dict[str, in
     """
     if stock_type(config) in FAMILIES:
         return [global_widths(config, family)] * layer_count(config, family)
-    return [block.widths for block in anatomy_of(_skeleton(config)).blocks]
-
-
-def _skeleton(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model that the class builds from a stock config, without weights."""
-    # The config's own code has run if it is an object of a class from there.
-    own_code = type(config).__module__.startswith("transformers_modules.")
-    kind = auto_class(config) if config.architectures else AutoModel
-    with torch.device("meta"):
-        return kind.from_config(copy.deepcopy(config), trust_remote_code=own_code)
+    return [block.widths for block in anatomy_of(skeleton(config)).blocks]
 
 
 def _set_widths(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from compress.checkpoint.config import apply_records, layer_count, stock_sizes
+from compress.checkpoint.config import apply_records, layer_count
 from compress.checkpoint.embeddings import (
     marked,
     read_embeddings,
@@ -21,6 +21,7 @@ from compress.checkpoint.embeddings import (
 )
 from compress.checkpoint.guards import guards, is_guard
 from compress.checkpoint.records import BlockRecord, dump_block, record_block
+from compress.checkpoint.stock import stock_sizes
 from compress.errors import CompressError
 from compress.linear.packed import packed_weights
 from compress.models.anatomy import Anatomy, anatomy_of

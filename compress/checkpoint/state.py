@@ -30,9 +30,11 @@ from compress.checkpoint.stored import (
 from compress.errors import CompressError
 from compress.linear.grid import QuantScheme
 from compress.models.anatomy import Anatomy, family_of
+from compress.models.calls import capture_inputs
 from compress.models.config_limits import check_layers
 from compress.models.groups import Groups, merged_origins
-from compress.models.stream import StreamedModel, build_meta, capture_inputs, tail_logits
+from compress.models.halves import tail_logits
+from compress.models.stream import StreamedModel, build_meta
 from compress.system.tensors import TensorIndex, check_finite
 
 

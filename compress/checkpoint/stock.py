@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 
-from transformers import PreTrainedConfig
+import torch
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from compress.models.anatomy import stock_type
 from compress.models.families import Family
+from compress.models.loading import auto_class
 
+SECTION_VERSION = 1  # of the section `compress`
+_NOT_IN_RECORDS = ("head_dim", "embeddings")
 PREFIX = "compress_"  # of model types
 OWN = "Compress"  # of class names
 _OWN_KEYS = ("compressed_modules", "compress", "quantization_config", "per_layer_config")
@@ -27,6 +31,27 @@ def stock_config(config: PreTrainedConfig) -> PreTrainedConfig:
     stock.architectures = [_strip(name) for name in config.architectures or []]
     stock._attn_implementation = config._attn_implementation
     return stock
+
+
+def stock_sizes(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The same, but for what no record says: the size of heads that the class would not derive, and
+    the schemes of embeddings."""
+    new = stock_config(config)
+    kept = {
+        k: v for k, v in (getattr(config, "compress", None) or {}).items() if k in _NOT_IN_RECORDS
+    }
+    if kept:
+        new.compress = {"version": SECTION_VERSION, **kept}
+    return new
+
+
+def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model that the class builds from a stock config, without weights."""
+    # The config's own code has run if it is an object of a class from there.
+    own_code = type(config).__module__.startswith("transformers_modules.")
+    kind = auto_class(config) if config.architectures else AutoModel
+    with torch.device("meta"):
+        return kind.from_config(copy.deepcopy(config), trust_remote_code=own_code)
 
 
 def as_class(config_class: type[PreTrainedConfig], config: PreTrainedConfig) -> PreTrainedConfig:

@@ -18,8 +18,8 @@ from torch import nn
 from compress.engine.context import StepContext, hidden_file
 from compress.linear.casting import computing
 from compress.methods.passes import Stream
+from compress.models.calls import capture_inputs
 from compress.models.replay import BlockCall
-from compress.models.stream import capture_inputs
 from compress.system.activations import Activations
 
 Calls = list[list[BlockCall]]  # how a model calls its blocks: [block][batch]

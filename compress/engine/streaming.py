@@ -27,9 +27,11 @@ from compress.errors import CompressError
 from compress.methods.passes import Stream, Survey
 from compress.methods.work import GroupWork, OuterWork
 from compress.models.anatomy import block_anatomy
+from compress.models.calls import capture_inputs
 from compress.models.groups import Groups, covered
+from compress.models.halves import head_input
 from compress.models.replay import BlockReplay, Handed
-from compress.models.stream import StreamedModel, capture_inputs, head_input
+from compress.models.stream import StreamedModel
 from compress.system.activations import Activations, LostActivations
 
 

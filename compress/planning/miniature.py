@@ -7,7 +7,7 @@ import copy
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from compress.checkpoint.config import LEADING, NUMBERED
+from compress.checkpoint.fewer_layers import LEADING, NUMBERED
 from compress.checkpoint.stock import stock_config
 from compress.models.anatomy import family_of
 from compress.models.experts import ROUTED

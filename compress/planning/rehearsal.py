@@ -22,7 +22,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from compress.checkpoint.config import apply_records, cut_layers, keep_layers
+from compress.checkpoint.config import apply_records, keep_layers
+from compress.checkpoint.fewer_layers import cut_layers
 from compress.checkpoint.records import record_block
 from compress.checkpoint.save import save_model
 from compress.errors import CompressError

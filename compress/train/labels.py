@@ -7,9 +7,9 @@ from torch import nn
 
 from compress.errors import CompressError
 from compress.models.anatomy import Anatomy
+from compress.models.halves import tail_logits, trunk_hidden
 from compress.models.heads import head_of
 from compress.models.inputs import LABELS, MASK
-from compress.models.stream import tail_logits, trunk_hidden
 from compress.train.language import DistillationOptions, compared_layers, hidden_error
 from compress.train.moment import Moment
 from compress.train.teacher import ModelTeacher, model_inputs

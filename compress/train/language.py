@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from compress.errors import CompressError
 from compress.models.anatomy import Anatomy
-from compress.models.stream import tail_logits, trunk_hidden
+from compress.models.halves import tail_logits, trunk_hidden
 from compress.train.moment import Moment
 from compress.train.teacher import Apart, Lesson, ModelTeacher, Teacher, model_inputs
 

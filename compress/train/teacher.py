@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from compress.models.anatomy import Anatomy
-from compress.models.stream import tail_logits, trunk_hidden
+from compress.models.halves import tail_logits, trunk_hidden
 from compress.train.divergence import divergence, top_divergence
 
 Batch = dict[str, torch.Tensor]

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from compress.errors import CompressError
-from compress.models.stream import tail_logits, trunk_hidden
+from compress.models.halves import tail_logits, trunk_hidden
 from compress.system import processes
 from compress.system.files import disk_error, sync
 from compress.train.divergence import top_shares

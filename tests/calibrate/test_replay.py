@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 
 from compress.engine.context import MemorySink, StepContext
 from compress.engine.steps import run_step
@@ -72,6 +71,16 @@ def plain_outputs(model, anatomy, batches) -> list[list[torch.Tensor]]:
     return found
 
 
+def hands_on_what_it_computes(model, step, batches, scratch) -> None:
+    source, sink = StreamedModel(model), Watching(scratch)
+    run_step(parse_step(step), StepContext(source, batches, scratch, sink=sink))
+    for handed, plain in zip(
+        sink.outputs, plain_outputs(model, source.anatomy, batches), strict=True
+    ):
+        for a, b in zip(handed, plain, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("step", STEPS, ids=lambda s: s["method"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_handed_on_equals_plain_forward(family, step, tiny, tokens, tmp_path):
@@ -79,39 +88,16 @@ def test_handed_on_equals_plain_forward(family, step, tiny, tokens, tmp_path):
     model = tiny(family)
     # Two shapes, since arguments are learned for each.
     batches = [{"input_ids": tokens[:3]}, {"input_ids": tokens[3:5]}, {"input_ids": tokens[5:, :9]}]
-    source, sink = StreamedModel(model), Watching(tmp_path)
-    run_step(parse_step(step), StepContext(source, batches, tmp_path, sink=sink))
-    for handed, plain in zip(
-        sink.outputs, plain_outputs(model, source.anatomy, batches), strict=True
-    ):
-        for a, b in zip(handed, plain, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    hands_on_what_it_computes(model, step, batches, tmp_path)
     assert list(tmp_path.iterdir()) == []  # nothing is left in the scratch folder
 
 
 @pytest.mark.parametrize("step", STEPS[:2], ids=lambda s: s["method"])
-def test_blocks_of_one_class_may_hold_experts_or_none(step, tokens, tmp_path):
+def test_blocks_of_one_class_may_hold_experts_or_none(step, dense_then_experts, tokens, tmp_path):
     """The first block is dense: there only the core reads the norm, in the next also the router."""
-    torch.manual_seed(0)
-    config = Glm4MoeConfig(
-        vocab_size=128, hidden_size=32, intermediate_size=64, moe_intermediate_size=32,
-        num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-        n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1, first_k_dense_replace=1,
-        pad_token_id=0,
-    )  # fmt: skip
-    model = Glm4MoeForCausalLM(config).eval()
-    with torch.no_grad():  # as after training: what is not normed looks unlike what is
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.2, 3.0)
+    model = dense_then_experts(3)
     batches = [{"input_ids": part % 128} for part in tokens.split(3)]
-    source, sink = StreamedModel(model), Watching(tmp_path)
-    run_step(parse_step(step), StepContext(source, batches, tmp_path, sink=sink))
-    for handed, plain in zip(
-        sink.outputs, plain_outputs(model, source.anatomy, batches), strict=True
-    ):
-        for a, b in zip(handed, plain, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    hands_on_what_it_computes(model, step, batches, tmp_path)
 
 
 @pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="open files cannot be listed")

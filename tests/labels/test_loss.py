@@ -9,9 +9,9 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 import compress
 from compress.errors import CompressError
 from compress.models.anatomy import anatomy_of
+from compress.models.halves import trunk_hidden
 from compress.models.hidden import narrow_block, narrow_outer
 from compress.models.inputs import Rows
-from compress.models.stream import trunk_hidden
 from compress.train.labels import LabelLoss
 from compress.train.language import DistillationOptions
 from compress.train.source import Order

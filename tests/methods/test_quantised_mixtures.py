@@ -9,8 +9,6 @@ import torch
 from transformers import (
     Cohere2MoeConfig,
     Cohere2MoeForCausalLM,
-    Glm4MoeConfig,
-    Glm4MoeForCausalLM,
 )
 
 import compress
@@ -21,20 +19,8 @@ from compress.models.experts import unfuse_all
 
 
 @pytest.fixture
-def glm() -> Glm4MoeForCausalLM:
-    """A dense block, and one whose router, routed and shared experts read the same norm."""
-    config = Glm4MoeConfig(
-        vocab_size=128, hidden_size=32, intermediate_size=64, moe_intermediate_size=32,
-        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-        n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1, first_k_dense_replace=1,
-        pad_token_id=0,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = Glm4MoeForCausalLM(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+def glm(dense_then_experts):
+    return dense_then_experts(2)
 
 
 def test_smoothing_does_not_scale_what_a_router_reads(glm, tokens):

@@ -20,8 +20,9 @@ from compress.checkpoint.state import ModelState, streamed_logits
 from compress.engine.context import MemorySink, StepContext
 from compress.engine.steps import run_step
 from compress.errors import CompressError
-from compress.models import stream
-from compress.models.stream import StreamedModel, capture_inputs
+from compress.models import calls
+from compress.models.calls import capture_inputs
+from compress.models.stream import StreamedModel
 from compress.planning.recipe import parse_step
 from compress.system.activations import Activations
 from compress.system.tensors import TensorIndex
@@ -149,12 +150,12 @@ def test_what_batches_have_in_common_is_kept_once(batches, tiny, tmp_path):
 def test_only_one_other_batch_is_looked_at(batches, tiny, tmp_path, monkeypatch):
     looks = []
 
-    class Noting(stream._recording):
+    class Noting(calls._recording):
         def __init__(self, *args, every: bool) -> None:
             super().__init__(*args, every=every)
             looks.append(every)
 
-    monkeypatch.setattr(stream, "_recording", Noting)
+    monkeypatch.setattr(calls, "_recording", Noting)
     captured(tiny("llama"), [*batches[:3], *batches[:2]], tmp_path)
     assert looks == [True, True, False, False, False]
 

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaConfig
 
 from compress.models.anatomy import anatomy_of
-from compress.models.stream import tail_logits, trunk_hidden
+from compress.models.halves import tail_logits, trunk_hidden
 
 CONFIGS = {
     # The one's blocks return a tuple, the others' a tensor; nobody has run one before.

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from compress.errors import CompressError
 from compress.models.anatomy import Anatomy
+from compress.models.halves import tail_logits
 from compress.models.heads import head_of
-from compress.models.stream import tail_logits
 
 IGNORED = -100  # target of a position that does not count, as in transformers
 _REPLACED = 0.15  # share of the tokens that a masked model is asked for

@@ -14,9 +14,9 @@ from compress.methods.depth.base import DepthMethod
 from compress.methods.depth.loss import LossBatch, loss_batch, tail_loss
 from compress.methods.passes import KeepBlocks, Pass, Whole
 from compress.models.anatomy import Anatomy
+from compress.models.calls import capture_inputs
 from compress.models.outline import Outline
 from compress.models.replay import BlockCall
-from compress.models.stream import capture_inputs
 
 
 class SLEB(DepthMethod):

@@ -9,7 +9,8 @@ from compress.engine.context import StepContext
 from compress.engine.steps import run_step
 from compress.methods.depth.fuse.method import Fuse
 from compress.models.anatomy import anatomy_of, find_blocks
-from compress.models.stream import StreamedModel, capture_inputs
+from compress.models.calls import capture_inputs
+from compress.models.stream import StreamedModel
 from compress.system.activations import Activations
 from compress.train.reconstruction import BlockWork
 

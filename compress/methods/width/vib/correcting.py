@@ -19,8 +19,8 @@ from compress.linear.matrix import matrix
 from compress.methods.base import HEADS, HIDDEN, NEURONS
 from compress.methods.width.vib.gates import ATTENTION, FFN, Gates
 from compress.models.anatomy import ATTENTION_OUT, DOWN, QKV, UP, Anatomy, BlockAnatomy, Site
+from compress.models.calls import capture_inputs
 from compress.models.replay import BlockCall
-from compress.models.stream import capture_inputs
 from compress.models.units import unit_columns
 from compress.train.teacher import model_inputs
 
