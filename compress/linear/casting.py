@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -42,6 +42,18 @@ def computing(module: nn.Module, dtype: torch.dtype, keep: bool = True) -> Itera
     finally:
         for owner, weight in full:
             owner.weight = weight
+
+
+def is_mixed(device_type: str) -> bool:
+    """Whether autocast chooses the types of products on a device."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def unmixed(device_type: str) -> AbstractContextManager[object]:
+    """No autocast meanwhile, on devices that have it (``meta`` has none)."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 @contextmanager

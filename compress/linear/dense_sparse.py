@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import _disable_current_modes
 
+from compress.linear.casting import is_mixed, unmixed
 from compress.linear.layer import Layer, LayerSize, LayerSpec, LinearShape
 from compress.linear.matrix import matrix
 from compress.linear.routes import fastest, watched
@@ -101,7 +102,7 @@ class DenseSparseLinear(Layer):
 
     def dense(self) -> torch.Tensor:
         tables = matrix(self.dictionary), matrix(self.values)
-        with torch.no_grad(), torch.autocast(tables[0].device.type, enabled=False):
+        with torch.no_grad(), unmixed(tables[0].device.type):
             return self._product(*tables)
 
     def forget(self) -> None:
@@ -131,7 +132,7 @@ class DenseSparseLinear(Layer):
     def _may_gather(self, inputs: torch.Tensor) -> bool:
         """Not beside a gradient or in mixed types, and whoever counts sees the plainest way."""
         learns = torch.is_grad_enabled() and inputs.requires_grad
-        return not (learns or torch.is_autocast_enabled(inputs.device.type) or watched())
+        return not (learns or is_mixed(inputs.device.type) or watched())
 
     def _multiplied(self, inputs: torch.Tensor) -> torch.Tensor:
         """By way of the dense matrix, which is made once."""
@@ -145,7 +146,7 @@ class DenseSparseLinear(Layer):
         these."""
         tables = self.dictionary.weight, self.values.weight
         unseen = _disable_current_modes() if watched() else nullcontext()
-        with torch.no_grad(), unseen, torch.autocast(tables[0].device.type, enabled=False):
+        with torch.no_grad(), unseen, unmixed(tables[0].device.type):
             return self._product(*tables)
 
     def _gathered(self, inputs: torch.Tensor) -> torch.Tensor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from compress.linear.casting import unmixed
 from compress.linear.grid import QuantScheme, token_codes
 from compress.linear.layer import Layer, LayerSize, LayerSpec, LinearShape
 from compress.linear.routes import fastest, watched
@@ -144,16 +144,9 @@ def _floats(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     65,504: exact below 2^24, and rounded as any product of floats above."""
     inputs = rows.float()
     step = max(1, _PIECE // max(weights.shape[1], 1))
-    with _full_precision(rows.device.type):
+    with unmixed(rows.device.type):
         pieces = [functional.linear(inputs, part.float()) for part in weights.split(step)]
     return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
-
-
-def _full_precision(device_type: str) -> AbstractContextManager[None]:
-    """No autocast, on devices that have it."""
-    if not torch.amp.is_autocast_available(device_type):
-        return nullcontext()
-    return torch.autocast(device_type, enabled=False)
 
 
 @functools.cache

@@ -93,6 +93,15 @@ def test_a_serving_layer_in_mixed_types_and_beside_a_gradient(layer):
     torch.testing.assert_close(made(x), functional.linear(x, made.dense(), made.bias))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("serving", [False, True])
+def test_shapes_pass_a_layer_without_memory(layer, serving):
+    made = copy.deepcopy(layer).to("meta")
+    made.serving = serving
+    for tokens in (3, 40):
+        assert made(torch.empty(tokens, 32, device="meta")).shape == (tokens, 48)
+
+
 def test_gradients_reach_dictionary_and_values(layer):
     layer(torch.randn(4, 32)).square().sum().backward()
     assert all(t.weight.grad.abs().sum() > 0 for t in (layer.dictionary, layer.values))
