@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from compress.data.catalog import SUFFIXES, Local
 from compress.data.storage import (
     PACKED,
@@ -27,6 +25,7 @@ from compress.data.storage import (
 )
 from compress.errors import CompressError, did_you_mean
 from compress.system.intake import parse_json, regular_file, user_path
+from compress.system.memory import available
 
 _ROWS = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 _COPIES = 3  # of a file's text at the same time: as read, as documents, joined
@@ -309,7 +308,7 @@ def _encodable(text: str) -> str:
 
 
 def _check_size(path: Path) -> None:
-    size, free = path.stat().st_size, psutil.virtual_memory().available
+    size, free = path.stat().st_size, available()
     if _COPIES * size > free:
         raise CompressError(
             f"a text file that fits into memory ({free / 1e9:.1f} GB are free)",

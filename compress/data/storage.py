@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
-
 from compress.data.pictures import undecoded
 from compress.errors import CompressError
+from compress.system.memory import available
 
 PACKED = ".gz"
 _SHARE = 3  # of free memory that unpacked bytes may take is one in so many: a text has copies
@@ -46,7 +45,7 @@ def plain(path: Path) -> Any:
 
 
 def _unpacked(path: Path) -> bytes:
-    most = psutil.virtual_memory().available // _SHARE
+    most = available() // _SHARE
     try:
         with gzip.open(path) as file:
             content = file.read(most + 1)

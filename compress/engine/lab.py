@@ -17,8 +17,8 @@ from compress.eval.cache import Figures
 from compress.eval.report import Report, environment, with_findings, write_report
 from compress.models.identity import model_digest
 from compress.models.sources.source import Source, load_model, resolve
-from compress.planning import imports
 from compress.planning.evaluation_inputs import EvaluationInputs
+from compress.planning.imports import imported
 from compress.system.progress import Progress
 
 # Packages that a model's class may be of: what decides its figures is told by version or digest.
@@ -68,8 +68,7 @@ class Lab:
         """
         if not spec.cache or self.trust_remote_code:
             return None
-        digests = imports.import_digests(tuple(imports._digests))
-        return Figures(model_digest(folder), self.cache_dir, digests.values())
+        return Figures(model_digest(folder), self.cache_dir, imported().values())
 
     def measure(
         self,
@@ -116,7 +115,7 @@ class Lab:
 def _code_known(model_class: type) -> bool:
     """Whether a model's class and its bases are of libraries whose versions are part of a figure's
     key, of this package, or of a file that was imported with its digest."""
-    digests = imports._digests
+    digests = imported()
 
     def known(module: str) -> bool:
         if module.partition(".")[0] in _KNOWN_CODE or module in digests:

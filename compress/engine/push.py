@@ -14,7 +14,7 @@ from compress.system.tensors import TensorIndex
 # What belongs to a model; nothing else of a folder leaves the machine.
 _FILES = (
     "*.safetensors", "*.gguf", "*.onnx", "*.onnx.data", "*.json", "*.jinja", "*.md", "*.txt",
-    "*.model", "LICENSE*", "NOTICE*",
+    "*.model", "*.tiktoken", "bpe.codes", "LICENSE*", "NOTICE*",
 )  # fmt: skip
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 

@@ -54,6 +54,11 @@ def import_digests(names: tuple[str, ...]) -> dict[str, str]:
     return {name: _digests[name] for name in names}
 
 
+def imported() -> dict[str, str]:
+    """sha256 of all that was imported into this process, by resolved name."""
+    return dict(_digests)
+
+
 def is_file(name: str) -> bool:
     """Whether an import is a path (else it is a module's name)."""
     return name.endswith(".py") or "/" in name

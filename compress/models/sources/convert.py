@@ -15,8 +15,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from compress.errors import CompressError
 from compress.models.loading import load_model, read_config
+from compress.models.side_files import is_side_file
 from compress.models.sources.gguf import gguf_to_folder
-from compress.models.sources.hub import SIDE_FILES
 from compress.models.sources.tokenizer import word_tokenizer
 from compress.system.tensors import TensorIndex
 from compress.system.tensors_header import INDEX, SINGLE
@@ -41,7 +41,7 @@ def find_models(names: list[str]) -> dict[str, list[str]]:
     for folder, held in folders.items():
         if "config.json" not in held or not held & {SINGLE, INDEX, PICKLE}:
             continue
-        keep = held & set(SIDE_FILES)
+        keep = {name for name in held if is_side_file(name)}
         if held & {SINGLE, INDEX}:
             keep |= {n for n in held if n == INDEX or n.endswith(".safetensors")}
         else:
