@@ -27,7 +27,6 @@ from compress.checkpoint.stored import (
     opened_block,
     stored_names,
 )
-from compress.errors import CompressError
 from compress.linear.grid import QuantScheme
 from compress.models.anatomy import Anatomy, family_of
 from compress.models.calls import capture_inputs
@@ -35,6 +34,7 @@ from compress.models.config_limits import check_layers
 from compress.models.groups import Groups, merged_origins
 from compress.models.halves import tail_logits
 from compress.models.stream import StreamedModel, build_meta
+from compress.models.supported import check_own_weights
 from compress.system.tensors import TensorIndex, check_finite
 
 
@@ -81,7 +81,7 @@ class ModelState:
         check_layers(config, len(index))
         model = build_meta(config, trust_remote_code)
         anatomy = StreamedModel(model).anatomy
-        _check_own_weights(model, anatomy)
+        check_own_weights(model, anatomy.prefix)
         widths = [block.widths for block in anatomy.blocks]
         records = [
             with_experts(record, model.get_submodule(block.path))
@@ -188,28 +188,6 @@ class ModelState:
             return {n.removeprefix(place.prefix): _widened(self.source.get(n)) for n in names}
         with opened_block(place) as file:
             return {n: _widened(file.get_tensor(n)) for n in file.keys()}  # noqa: SIM118
-
-
-def _check_own_weights(model: nn.Module, anatomy: Anatomy) -> None:
-    """Refuse blocks that share weights (Zamba's): the file holds one copy of them, and blocks are
-    read, changed and written one by one."""
-    owners: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        first = owners.setdefault(id(parameter), name)
-        holder = _holder(first, anatomy)
-        if holder != _holder(name, anatomy):
-            raise CompressError(
-                "layers with weights of their own",
-                f"{name}, which {holder or first} holds too",
-                "Give each layer its own: copy.deepcopy the shared one",
-            )
-
-
-def _holder(name: str, anatomy: Anatomy) -> str:
-    """The block that a parameter is in, or "" for what is outside of all."""
-    if anatomy.is_outer(name):
-        return ""
-    return f"layer {name.removeprefix(anatomy.prefix).partition('.')[0]}"
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from compress.checkpoint.save import tied_names
 from compress.errors import CompressError
 from compress.models.anatomy import find_blocks
 from compress.models.diffusion import CLASS, is_diffusion_model
-from compress.models.supported import check_kind, check_not_packed
+from compress.models.supported import check_kind, check_not_packed, check_own_weights
 from compress.system.tensors import check_finite
 
 # What float32 solvers can be run for: the result is rounded to the model's own type.
@@ -37,7 +37,7 @@ def check_live(model: Any, purpose: str) -> None:
     _check_kind(model, purpose)
     _check_storage(model, purpose)
     if isinstance(model, PreTrainedModel):
-        _check_blocks(model)
+        check_own_weights(model, f"{find_blocks(model)[0]}.")
         tied_names(model)  # raises where a head of its own would be lost
     for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor.is_floating_point():
@@ -108,18 +108,3 @@ def _check_storage(model: nn.Module, purpose: str) -> None:
             ", ".join(sorted(str(d).removeprefix("torch.") for d in others)),
             "Convert it first: model.to(torch.bfloat16)",
         )
-
-
-def _check_blocks(model: PreTrainedModel) -> None:
-    """Blocks change one by one, so each must own its weights."""
-    path, blocks = find_blocks(model)
-    owner: dict[int, int] = {}
-    for index, block in enumerate(blocks):
-        for name, parameter in block.named_parameters():
-            first = owner.setdefault(id(parameter), index)
-            if first != index:
-                raise CompressError(
-                    "layers with weights of their own",
-                    f"{path}.{index}.{name}, which layer {first} holds too",
-                    "Give each layer its own: copy.deepcopy the shared one",
-                )

@@ -56,3 +56,30 @@ def check_not_packed(model: nn.Module) -> None:
             "Start from the model before its quantisation; to copy the checkpoint, copy its folder "
             "or call model.save_pretrained",
         )
+
+
+def check_own_weights(model: nn.Module, prefix: str) -> None:
+    """Refuse blocks that share weights (Zamba's): blocks are read, changed and written one by one,
+    and a file holds one copy of what is shared.
+
+    Args:
+        prefix: of the names of everything in blocks ("model.layers.").
+
+    Raises:
+        CompressError: naming the weight.
+    """
+
+    def holder(name: str) -> str:
+        if not name.startswith(prefix):
+            return ""
+        return f"layer {name.removeprefix(prefix).partition('.')[0]}"
+
+    owners: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first = owners.setdefault(id(parameter), name)
+        if holder(first) != holder(name):
+            raise CompressError(
+                "layers with weights of their own",
+                f"{name}, which {holder(first) or first} holds too",
+                "Give each layer its own: copy.deepcopy the shared one",
+            )
