@@ -11,7 +11,7 @@ import pytest
 
 import compress
 from compress.eval.report import Report
-from compress.planning.imports import run_imports
+from compress.system.imports import run_imports
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def own_architecture(own_checkpoint):
 def test_code_that_a_recipe_imports_decides_figures(
     own_architecture, section, entries, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("compress.planning.imports._digests", {})
+    monkeypatch.setattr("compress.system.imports._digests", {})
     file = tmp_path / "arch.py"
 
     def measured(scale: float):

@@ -144,3 +144,31 @@ def test_a_script_in_the_output_folder_is_refused(write):
     path = write("scale_inside")
     with pytest.raises(CompressError, match="does not hold what the run is to read"):
         compress.run(path, path.parent)
+
+
+ARCHITECTURE = """
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "imported-llama"
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+
+AutoConfig.register("imported-llama", OwnConfig, exist_ok=True)
+AutoModelForCausalLM.register(OwnConfig, OwnForCausalLM, exist_ok=True)
+"""
+
+
+def test_a_model_of_an_imported_class_is_proven_with_it(own_checkpoint, helpers, tmp_path):
+    source = own_checkpoint("llama")
+    config = json.loads((source / "config.json").read_text())
+    own = {"model_type": "imported-llama", "architectures": ["OwnForCausalLM"]}
+    (source / "config.json").write_text(json.dumps({**config, **own}))
+    (tmp_path / "architecture.py").write_text(ARCHITECTURE)
+    imports = [str(tmp_path / "architecture.py")]
+    result = compress.run(helpers.recipe(source, ["magnitude"], imports=imports), tmp_path / "run")
+    journal = (tmp_path / "run/journal.jsonl").read_text().splitlines()
+    proof = next(e for e in map(json.loads, journal) if e["event"] == "verified")
+    assert proof["process"] == "fresh" and proof["relative_error"] < 1e-4
+    assert json.loads((result.model / "config.json").read_text())["model_type"] == "imported-llama"

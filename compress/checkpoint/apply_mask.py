@@ -29,6 +29,7 @@ from compress.checkpoint.mask_file import (
 )
 from compress.checkpoint.save import require_empty, verify_shapes
 from compress.checkpoint.state import ModelState
+from compress.checkpoint.storage import Storage
 from compress.checkpoint.stored import ModelTensors
 from compress.errors import CompressError
 from compress.linear.matrix import features, is_linear
@@ -293,7 +294,8 @@ def _write(
 ) -> None:
     """Assemble the folder, masks included, so that it appears when it is whole."""
     with new_folder(folder, "the checkpoint") as partial:
-        export(masked, found, partial, masked.source.storage_dtype, max_shard_bytes)
+        storage = Storage.like(masked.source, masked.blocks_path)
+        export(masked, found, partial, storage, max_shard_bytes)
         if not masked.trust_remote_code:
             verify_shapes(partial)
         shutil.copyfile(masks, partial / FILE_NAME)

@@ -20,6 +20,7 @@ from compress.checkpoint.records import (
 )
 from compress.checkpoint.save import verify, verify_shapes, write_config
 from compress.checkpoint.state import ModelState, SourceBlock, streamed_logits
+from compress.checkpoint.storage import Storage
 from compress.checkpoint.stored import opened_block
 from compress.errors import CompressError
 from compress.linear.matrix import matrix
@@ -34,7 +35,7 @@ from compress.system.tensors import TensorIndex, check_finite
 
 
 def export(
-    state: ModelState, source: Source, folder: Path, dtype: torch.dtype, max_shard_bytes: int
+    state: ModelState, source: Source, folder: Path, storage: Storage, max_shard_bytes: int
 ) -> None:
     """Write the checkpoint under a temporary name and rename it when it is whole.
 
@@ -45,14 +46,15 @@ def export(
     """
     advice = "Make room and run the same command again; finished steps are kept"
     with whole_folder(folder, "the checkpoint", advice) as partial:
-        specs = {name: spec for name, spec, _ in _tensors(state, dtype, shapes_only=True)}
+        specs = {name: spec for name, spec, _ in _tensors(state, storage, shapes_only=True)}
         with ShardWriter(partial, specs, max_shard_bytes) as writer:
-            for name, _, tensor in _tensors(state, dtype):
+            for name, _, tensor in _tensors(state, storage):
                 if tensor.is_floating_point():
-                    check_finite(name, tensor, where=f"the result in {dtype}".replace("torch.", ""))
+                    kind = str(tensor.dtype).removeprefix("torch.")
+                    check_finite(name, tensor, where=f"the result in {kind}")
                 writer.write(name, tensor)
         config = state.config
-        config.dtype = dtype
+        config.dtype = storage.dtype
         write_config(config, partial)
         for path in companions(source, state.trust_remote_code):
             shutil.copyfile(path, partial / path.name)
@@ -94,27 +96,25 @@ def _companions(source: Source, code: bool) -> list[tuple[Path, bool]]:
 
 
 def _tensors(
-    state: ModelState, dtype: torch.dtype, shapes_only: bool = False
+    state: ModelState, storage: Storage, shapes_only: bool = False
 ) -> Iterator[tuple[str, TensorSpec | None, torch.Tensor | None]]:
     """All tensors under their final names, one in memory at a time."""
     prefix = state.blocks_path + "."
 
     def item(name: str, tensor: torch.Tensor):
-        if tensor.is_floating_point():
-            tensor = tensor.to(dtype)
         return name, TensorSpec.of(tensor), None if shapes_only else tensor
 
     for name in state.source.names():
         if not name.startswith(prefix):
-            yield item(name, state.source.get(name))
+            yield item(name, storage.outside(name, state.source.get(name)))
     own = needs_own_experts(state.records)
     for index, place in enumerate(state.blocks):
         target, record = f"{prefix}{index}.", state.records[index]
         for name, guard in guards(record if own else without_experts(record)).items():
-            yield item(target + name, guard)
+            yield item(target + name, storage.in_block(name, guard))
         found = _of_block(state, place)
         for name, tensor in found if own else joined_experts(found, record):
-            yield item(target + name, tensor)
+            yield item(target + name, storage.in_block(name, tensor))
 
 
 def _of_block(state: ModelState, place: SourceBlock | Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -187,7 +187,7 @@ def _probe(config: PreTrainedConfig) -> dict[str, torch.Tensor]:
 def check_export(
     state: ModelState,
     folder: Path,
-    dtype: torch.dtype,
+    storage: Storage,
     scratch: Path,
     device: torch.device | str,
     whole: bool,
@@ -209,7 +209,7 @@ def check_export(
         CompressError: the checkpoint is not the model.
     """
     batch = _probe(state.config)
-    expected = streamed_logits(state, batch, scratch, device, dtype)
+    expected = streamed_logits(state, batch, scratch, device, storage)
     trust = state.trust_remote_code
     process = "fresh" if fresh else "this"
     if whole:

@@ -2,11 +2,12 @@
 
 The process that wrote a checkpoint cannot prove that: it has registered the classes that the
 checkpoint needs, by making them. So a clean interpreter is asked, one that has imported the package
-and nothing else of ours. Starting it takes as long as importing torch and transformers (3 to 6
-seconds) and some 0.4 GB, so it is asked only where a registration of ours takes part in loading
-(:func:`needs_fresh_process`): model types of our own, blocks of unequal width, code of the
-checkpoint's own. All others are opened by the stock classes alone, which no step touches; loading
-those in the process at hand proves the same.
+and nothing else of ours; what recipes of this process import it imports as well, since a model may
+be of a class that is registered there. Starting it takes as long as importing torch and
+transformers (3 to 6 seconds) and some 0.4 GB, so it is asked only where a registration of ours
+takes part in loading (:func:`needs_fresh_process`): model types of our own, blocks of unequal
+width, code of the checkpoint's own. All others are opened by the stock classes alone, which no step
+touches; loading those in the process at hand proves the same.
 
 A caller with many checkpoints to prove keeps one interpreter (:func:`kept_process`): it forks for
 each proof, and so stays clean itself.
@@ -30,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedConfig
 
 from compress.errors import CompressError
+from compress.system.imports import imported, run_imports
 
 # Resident memory of an interpreter that has imported the package, torch and transformers: 400 MB
 # with the CPU build of torch, which the proof needs beside the model.
@@ -77,6 +79,7 @@ def prove_fresh(
             "folder": os.path.abspath(folder),
             "scratch": scratch,
             "trust_remote_code": trust_remote_code,
+            "imports": list(imported()),
         }
         with _process() as process:
             answer = process.ask(task)
@@ -208,6 +211,7 @@ def _do(task: dict[str, Any]) -> dict[str, Any]:
     tensors = load_file(Path(task["scratch"]) / "probe.safetensors")
     folder, trust = task["folder"], task["trust_remote_code"]
     try:
+        run_imports(tuple(task["imports"]), Path(), "the recipe")
         if "expected" not in tensors:
             verify_shapes(folder, trust_remote_code=trust)
             return {"error": 0.0}

@@ -17,6 +17,7 @@ from compress.checkpoint.records import BlockRecord, dump_block
 from compress.checkpoint.save import require_empty, verify_shapes
 from compress.checkpoint.state import ModelState, SourceBlock
 from compress.checkpoint.stock import stock_config
+from compress.checkpoint.storage import Storage
 from compress.errors import CompressError
 from compress.linear.layer import CONVERTED, EXPERTS, Layer
 from compress.linear.matrix import is_conv1d
@@ -68,8 +69,9 @@ def materialize(
         scratch_folder(folder.parent, f".{folder.name}-blocks.") as scratch,
         new_folder(folder, "the checkpoint") as partial,
     ):
-        plain = _materialized(state, layers, scratch)
-        export(plain, found, partial, state.source.storage_dtype, max_shard_bytes)
+        storage = Storage.like(state.source, state.blocks_path)
+        plain = _materialized(state, layers, scratch, storage)
+        export(plain, found, partial, storage, max_shard_bytes)
         if not trust_remote_code:
             verify_shapes(partial)
     return sum(map(len, layers))
@@ -80,12 +82,13 @@ def _layers(record: BlockRecord) -> list[str]:
     return [path for path, spec in record.modules.items() if spec.kind not in (CONVERTED, EXPERTS)]
 
 
-def _materialized(state: ModelState, layers: list[list[str]], scratch: Path) -> ModelState:
+def _materialized(
+    state: ModelState, layers: list[list[str]], scratch: Path, storage: Storage
+) -> ModelState:
     """The state whose blocks with layers are files of plain linears."""
     streamed = state.streamed()
     _, stock = find_blocks(build_meta(stock_config(state.config), state.trust_remote_code))
     records, places = list(state.records), list(state.blocks)
-    dtype = state.source.storage_dtype
     for index, paths in enumerate(layers):
         if not paths:
             continue
@@ -94,7 +97,7 @@ def _materialized(state: ModelState, layers: list[list[str]], scratch: Path) -> 
         for path in paths:
             transposed = is_conv1d(stock[index].get_submodule(path))
             block.set_submodule(path, _plain(block.get_submodule(path), transposed))
-        tensors, records[index] = dump_block(block, anatomy, dtype)
+        tensors, records[index] = dump_block(block, anatomy, storage.dtype, storage.wide_in_blocks)
         places[index] = scratch / f"{index:05d}.safetensors"
         try:
             save_file(tensors, places[index], {"format": "pt"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -141,13 +141,17 @@ def joined_experts(
 
 
 def dump_block(
-    block: nn.Module, anatomy: BlockAnatomy, dtype: torch.dtype
+    block: nn.Module,
+    anatomy: BlockAnatomy,
+    dtype: torch.dtype,
+    wide: Container[str] = (),
 ) -> tuple[dict[str, torch.Tensor], BlockRecord]:
     """Return a block's tensors in storage form, names relative to the block, and its record.
 
     Args:
         anatomy: of the block as it is now.
         dtype: of floating tensors in the file, scales included.
+        wide: names of tensors that are stored in float32 all the same.
 
     Returns:
         Contiguous tensors in a stable order; those already in ``dtype`` share the block's memory.
@@ -162,7 +166,7 @@ def dump_block(
                 stored.update((f"{owner}.{key}", packed[key]) for key in sorted(packed))
             continue
         if tensor.is_floating_point():
-            tensor = tensor.to(dtype)
+            tensor = tensor.to(torch.float32 if name in wide else dtype)
         stored[name] = tensor.detach().contiguous()
     return stored, record
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from compress.checkpoint.config import apply_records, layer_count
@@ -22,6 +23,7 @@ from compress.checkpoint.embeddings import (
 from compress.checkpoint.guards import guards, is_guard
 from compress.checkpoint.records import BlockRecord, dump_block, record_block
 from compress.checkpoint.stock import stock_sizes
+from compress.checkpoint.storage import HALF
 from compress.errors import CompressError
 from compress.linear.packed import packed_weights
 from compress.models.anatomy import Anatomy, anatomy_of
@@ -129,9 +131,16 @@ def stored_tensors(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[tuple[s
     )
     yield from stored_outer(model, outer, model.dtype)
     for block in anatomy.blocks:
-        stored, record = dump_block(model.get_submodule(block.path), block, model.dtype)
+        module = model.get_submodule(block.path)
+        wide = _wide(module) if model.dtype in HALF else set()
+        stored, record = dump_block(module, block, model.dtype, wide)
         for name, tensor in {**stored, **guards(record)}.items():
             yield f"{block.path}.{name}", tensor
+
+
+def _wide(block: nn.Module) -> set[str]:
+    """Names of what a model in half precision keeps in float32, which a checkpoint does as well."""
+    return {name for name, tensor in block.state_dict().items() if tensor.dtype == torch.float32}
 
 
 def tied_names(model: PreTrainedModel) -> set[str]:

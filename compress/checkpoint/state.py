@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig
 from compress.checkpoint.config import apply_records, keep_layers, read_records
 from compress.checkpoint.embeddings import UnpackedTensors, read_embeddings
 from compress.checkpoint.records import BlockRecord, load_block, with_experts
+from compress.checkpoint.storage import FLOAT32, Storage
 from compress.checkpoint.stored import (
     ModelTensors,
     OuterTensors,
@@ -199,17 +200,16 @@ def streamed_logits(
     batch: dict[str, torch.Tensor],
     scratch: Path,
     device: torch.device | str = "cpu",
-    storage: torch.dtype = torch.float32,
+    storage: Storage = FLOAT32,
 ) -> torch.Tensor:
     """Logits of one batch with one block in memory at a time, float32 on the CPU.
 
     Args:
-        storage: dtype that the model will be stored in; what is still in the source is rounded to
-            it first.
+        storage: what the model will be stored in; what is still in the source is rounded first.
     """
     from compress.system.activations import Activations
 
-    state = replace(state, source=RoundedTensors(state.source, storage))
+    state = replace(state, source=RoundedTensors(state.source, storage, state.blocks_path))
     source = state.streamed(device)
     if source.anatomy.family.shared_blocks:
         return _shared_logits(state, source, batch)

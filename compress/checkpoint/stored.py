@@ -15,6 +15,7 @@ from compress.checkpoint.embeddings import read_embeddings, stored_outer_shapes
 from compress.checkpoint.guards import is_guard
 from compress.checkpoint.pieces import check_pieces, expert_pieces
 from compress.checkpoint.records import BlockRecord, apply_record, stored_shapes_of
+from compress.checkpoint.storage import Storage
 from compress.errors import CompressError
 from compress.models.agreement import check_shapes, check_ties
 from compress.models.anatomy import Anatomy
@@ -160,18 +161,25 @@ StoredTensors = ModelTensors | OuterTensors
 
 
 class RoundedTensors:
-    """A checkpoint's tensors as they will be written: floating ones rounded to ``storage``."""
+    """A checkpoint's tensors as they will be written: floating ones rounded as ``storage`` says.
 
-    def __init__(self, tensors: StoredTensors, storage: torch.dtype) -> None:
-        self._tensors, self._storage = tensors, storage
+    Args:
+        blocks_path: path of the list of blocks inside the model.
+    """
+
+    def __init__(self, tensors: StoredTensors, storage: Storage, blocks_path: str) -> None:
+        self._tensors, self._storage, self._prefix = tensors, storage, blocks_path + "."
 
     def names(self) -> list[str]:
         return self._tensors.names()
 
     def get(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         tensor = self._tensors.get(name)
-        if tensor.is_floating_point():
-            tensor = tensor.to(self._storage)
+        if name.startswith(self._prefix):
+            within = name.removeprefix(self._prefix).partition(".")[2]
+            tensor = self._storage.in_block(within, tensor)
+        else:
+            tensor = self._storage.outside(name, tensor)
         return tensor if dtype is None else tensor.to(dtype)
 
 

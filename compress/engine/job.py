@@ -17,6 +17,7 @@ import torch
 from compress.checkpoint import fresh
 from compress.checkpoint.export import check_export, companions, export, export_masks
 from compress.checkpoint.state import ModelState
+from compress.checkpoint.storage import Storage
 from compress.data.calibration import Calibration, calibration_batches
 from compress.engine.card import NAME as CARD
 from compress.engine.card import model_card
@@ -37,11 +38,11 @@ from compress.methods.questions import trains, uses_original
 from compress.models.loading import read_config
 from compress.models.stream import StreamedModel
 from compress.planning.checks import reader_of
-from compress.planning.imports import import_digests
 from compress.planning.planner import Plan
 from compress.planning.recipe import Recipe, parse_size
 from compress.system import memory, processes
 from compress.system.files import write_atomically
+from compress.system.imports import import_digests
 from compress.system.precision import calibration_dtype, device_of
 from compress.system.progress import Progress
 from compress.system.tensors import file_sha256
@@ -74,9 +75,9 @@ class Job:
         # A run that goes on elsewhere must not change its mind; the first versions knew one type.
         self.compute = workspace.keep("compute", self._compute, begun="float32")
         if self.recipe.output.dtype is not None:
-            self.dtype = getattr(torch, self.recipe.output.dtype)
+            self.storage = Storage(getattr(torch, self.recipe.output.dtype))
         else:
-            self.dtype = made.state.source.storage_dtype
+            self.storage = Storage.like(made.state.source, made.state.blocks_path)
         self.state: ModelState = made.state
         self._source: StreamedModel | None = None  # of the state, where it has been built
         self.calibration: Calibration | None = None
@@ -202,7 +203,7 @@ class Job:
     def sink(self, number: int, source: StreamedModel, kind: type[JournalSink]) -> JournalSink:
         """Where a step's blocks go, and what its journal says."""
         name = self.recipe.steps[number].name
-        return kind(self.workspace, number, name, self.state, source.anatomy, self.dtype)
+        return kind(self.workspace, number, name, self.state, source.anatomy, self.storage)
 
     def context(
         self, source: StreamedModel, sink: JournalSink, clock: StepClock | None = None
@@ -222,7 +223,7 @@ class Job:
             folder=sink.folder / "training",
             seed=self.recipe.seed,
             compute=getattr(torch, self.compute),
-            storage_dtype=self.dtype,
+            storage_dtype=self.storage.dtype,
             sink=sink,
             guard=guard,
             precision=settled_precision(self.workspace, self.recipe, self.device),
@@ -245,7 +246,7 @@ class Job:
                 self.state,
                 self.plan.source,
                 self.workspace.model,
-                self.dtype,
+                self.storage,
                 parse_size(self.recipe.output.max_shard_size),
             )
             export_masks(self.state, self.workspace.model, self._mask_base())
@@ -256,7 +257,7 @@ class Job:
             proof = check_export(
                 self.state,
                 self.workspace.model,
-                self.dtype,
+                self.storage,
                 self.scratch,
                 self.device,
                 *self._proof(),

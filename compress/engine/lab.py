@@ -18,7 +18,7 @@ from compress.eval.report import Report, environment, with_findings, write_repor
 from compress.models.identity import model_digest
 from compress.models.sources.source import Source, load_model, resolve
 from compress.planning.evaluation_inputs import EvaluationInputs
-from compress.planning.imports import imported
+from compress.system.imports import imported
 from compress.system.progress import Progress
 
 # Packages that a model's class may be of: what decides its figures is told by version or digest.

@@ -17,12 +17,12 @@ from compress.engine.workspace import Workspace
 from compress.eval import EvaluationResult, EvaluationSpec
 from compress.eval.report import DataEntry, Report, RunInfo, StepEntry
 from compress.planning.evaluation_inputs import EvaluationInputs, evaluation_inputs
-from compress.planning.imports import import_digests
 from compress.planning.planner import Plan
 from compress.planning.recipe import split_evaluation
 from compress.planning.step_check import left_alone
 from compress.system import memory
 from compress.system.files import write_atomically
+from compress.system.imports import import_digests
 
 
 class RunEvaluation:

@@ -14,9 +14,9 @@ from compress.engine.planned import planned
 from compress.engine.run_exports import exported_places
 from compress.engine.workspace import Workspace
 from compress.errors import CompressError
-from compress.planning.imports import is_file
 from compress.planning.recipe import Recipe
 from compress.system import processes
+from compress.system.imports import is_file
 from compress.system.intake import at_home
 from compress.system.progress import Progress, showing
 

@@ -15,6 +15,7 @@ from torch import nn
 from compress.checkpoint.embeddings import marked, stored_outer
 from compress.checkpoint.records import BlockRecord, dump_block
 from compress.checkpoint.state import ModelState
+from compress.checkpoint.storage import Storage
 from compress.checkpoint.stored import read_block
 from compress.engine.context import OUTER
 from compress.engine.workspace import Workspace
@@ -34,7 +35,7 @@ class JournalSink:
         workspace: the run's folder.
         step: index of the step in the recipe.
         state: the model that enters the step; afterwards the one that leaves it.
-        dtype: of unquantised values in the files.
+        storage: types of unquantised values in the files.
     """
 
     def __init__(
@@ -44,10 +45,10 @@ class JournalSink:
         name: str,
         state: ModelState,
         anatomy: Anatomy,
-        dtype: torch.dtype,
+        storage: Storage,
     ) -> None:
         self.workspace, self.step, self.state = workspace, step, state
-        self.anatomy, self.dtype = anatomy, dtype
+        self.anatomy, self.storage = anatomy, storage
         self.folder = workspace.work / f"{step:02d}-{name}"
         self.scratch = workspace.work / "activations"
         for folder in (self.folder, self.scratch):
@@ -72,7 +73,9 @@ class JournalSink:
         self.state.load(index, block, self.anatomy)
 
     def store(self, stage: str, index: int, block: nn.Module, anatomy: BlockAnatomy) -> None:
-        tensors, record = dump_block(block, anatomy, self.dtype)
+        tensors, record = dump_block(
+            block, anatomy, self.storage.dtype, self.storage.wide_in_blocks
+        )
         self._records.append(record)
         self._write(self.file(stage, index), tensors)
         self._hidden = anatomy.hidden if anatomy.hidden != self.anatomy.blocks[0].hidden else 0
@@ -85,8 +88,8 @@ class JournalSink:
             return  # by this run, before it was interrupted
         held = model.state_dict()
         outer = ((name, held[name].detach()) for name in self.state.outer())
-        tensors = dict(stored_outer(model, outer, self.dtype))
-        tensors = {n: t.to(self.dtype) if t.is_floating_point() else t for n, t in tensors.items()}
+        stored = stored_outer(model, outer, self.storage.dtype)
+        tensors = {name: self.storage.outside(name, tensor) for name, tensor in stored}
         # Tied tensors are one in memory and two in a file.
         self._write(
             self._outer_file(stage), {n: t.clone().contiguous() for n, t in tensors.items()}

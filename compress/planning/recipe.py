@@ -24,8 +24,8 @@ from compress.errors import CompressError, did_you_mean
 from compress.methods.base import Method
 from compress.methods.catalog import METHODS
 from compress.models.described import FamilySpec
-from compress.planning.imports import run_imports
 from compress.planning.recipe_files import read_data
+from compress.system.imports import run_imports
 from compress.system.precision import Compute
 from compress.train.create.spec import TrainSpec
 
