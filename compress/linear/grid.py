@@ -111,10 +111,11 @@ def find_qparams(
         scale = torch.maximum(-smallest, largest) / ((high - low) / 2)
     else:
         scale = (largest - smallest) / (high - low)
-    scale = scale.to(scale_dtype)
-    scale = scale.masked_fill(scale == 0, torch.finfo(scale_dtype).eps).float()
+    scale = scale.to(scale_dtype).float()
     if scale_bits is not None:
         scale = _shortened(scale.half().float(), scale_bits)
+    # A power of two, which has all its bits in every type. float16 ends at 6e-8.
+    scale = scale.masked_fill(scale == 0, torch.finfo(scale_dtype).eps)
     if scheme.symmetric:
         return scale, torch.zeros_like(scale, dtype=torch.int8)
     zero_point = (low - smallest / scale).round().clamp(low, high)

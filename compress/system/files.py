@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -167,12 +168,32 @@ def new_folder(folder: Path, holds: str) -> Iterator[Path]:
             partial.mkdir()
             yield partial
             _sync_all(partial)
+            if _is_here(folder):
+                _fill(folder, partial)  # whose shell would be left in a folder that is gone
+                return
             if folder.exists():
                 folder.rmdir()
             os.replace(partial, folder)
             sync(folder.parent)
     except OSError as error:
         raise _unwritten(folder, holds, _NOTHING_LEFT, error) from error
+
+
+def _is_here(folder: Path) -> bool:
+    """Whether a folder is the one that this process works in."""
+    try:
+        return folder.samefile(os.curdir)
+    except FileNotFoundError:
+        return False
+
+
+def _fill(folder: Path, partial: Path) -> None:
+    """Move what is in one folder to an empty one; last the file without which nobody opens it."""
+    if any(folder.iterdir()):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
+        os.replace(path, folder / path.name)
+    sync(folder)
 
 
 def _sync_all(folder: Path) -> None:

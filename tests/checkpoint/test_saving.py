@@ -165,3 +165,12 @@ def test_a_class_that_fails_is_an_error_of_loading(own_checkpoint, monkeypatch):
     monkeypatch.setattr(LlamaForCausalLM, "__init__", fail)
     with pytest.raises(CompressError, match="KeyError: 'rope'. The config and the weights"):
         load_model(own_checkpoint("llama"))
+
+
+def test_the_folder_that_one_works_in_is_filled(tiny, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    compress.save(tiny.build("llama"), ".")
+    compress.load(".")  # by this name: the folder was not replaced by another one
+    with pytest.raises(CompressError, match="empty"):
+        compress.save(tiny.build("llama"), ".")

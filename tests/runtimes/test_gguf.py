@@ -84,6 +84,13 @@ def test_codes_and_float16_scales_are_carried_over_exactly(bits, symmetric):
     assert packed.nbytes == 6 * 128 // 32 * TYPES[kind].bytes
 
 
+def test_groups_too_small_for_float16_become_zeros():
+    scheme = QuantScheme(bits=4, group_size=32)
+    grid = grid_of(torch.randn(2, 64) * 1e-9, scheme, half_scale_bits(scheme))
+    assert (grid.scale > 0).all()
+    assert (dequantize(grid.codes, grid.scale, grid.zero_point) == 0).all()
+
+
 def test_scales_that_are_no_float16_numbers_are_rounded_and_said_to_be():
     scheme = QuantScheme(bits=4, group_size=32)
     grid = grid_of(torch.randn(8, 64), scheme, None)
