@@ -94,6 +94,12 @@ def forked_python() -> Iterator[Any]:
     python.close()
 
 
+@pytest.fixture
+def memory_unmeasured(monkeypatch) -> None:
+    """Leave out what evaluations do in processes that take seconds to start."""
+    monkeypatch.setattr("compress.eval.cost.peak_memory", lambda *_args, **_more: None)
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
     """Let sockets reach this machine only."""

@@ -97,7 +97,7 @@ def test_the_keys_of_a_recipe_are_told_and_current():
     assert found["evaluation.tolerance"][0].default == "0.05"
 
 
-def test_the_walk_through_runs(checkpoint, text, tmp_path, monkeypatch, capsys):
+def test_the_walk_through_runs(checkpoint, text, tmp_path, monkeypatch, capsys, memory_unmeasured):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my-model").symlink_to(checkpoint("llama"))
     (tmp_path / "my-text.txt").symlink_to(text)

@@ -28,10 +28,8 @@ def command(capsys):
 
 
 def test_python_and_the_command_give_the_same_report(
-    checkpoint, text, command, helpers, tmp_path, monkeypatch
+    checkpoint, text, command, helpers, tmp_path, memory_unmeasured
 ):
-    # The command always measures memory, in a process that takes seconds to start.
-    monkeypatch.setattr("compress.eval.cost.peak_memory", lambda *_args, **_more: None)
     source = checkpoint("llama")
     status, out, err = command(
         "evaluate", source, "--text", text, "--split", "test", "--window", 64, "--max-tokens", 256,
@@ -202,7 +200,7 @@ def test_compare_refuses_alike(checkpoint, section, command, results, words, tmp
 
 
 def test_evaluation_is_added_to_a_complete_run(
-    checkpoint, text, command, helpers, tmp_path, monkeypatch
+    checkpoint, text, command, helpers, tmp_path, monkeypatch, memory_unmeasured
 ):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "rows.jsonl").write_text('{"q": "one and one", "a": "two"}\n' * 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -192,6 +193,7 @@ def check_export(
     device: torch.device | str,
     whole: bool,
     fresh: bool,
+    imports: tuple[str, ...] = (),
 ) -> dict[str, float | str]:
     """Load what was written and compare its logits with those of the blocks in the run's folder.
 
@@ -200,6 +202,7 @@ def check_export(
             comparison of all names and shapes with what the written config builds.
         fresh: load it, or compare its shapes, in a process that has only imported the package; see
             :mod:`compress.checkpoint.fresh`.
+        imports: code that such a process runs first.
 
     Returns:
         How it was checked, in which process, and the largest difference of logits relative to the
@@ -213,10 +216,10 @@ def check_export(
     trust = state.trust_remote_code
     process = "fresh" if fresh else "this"
     if whole:
-        prove = prove_fresh if fresh else verify
+        prove = functools.partial(prove_fresh, imports=imports) if fresh else verify
         error = prove(folder, expected, batch, trust_remote_code=trust)
         return {"through": "from_pretrained", "process": process, "relative_error": error}
-    prove_shapes = prove_fresh if fresh else verify_shapes
+    prove_shapes = functools.partial(prove_fresh, imports=imports) if fresh else verify_shapes
     prove_shapes(folder, trust_remote_code=trust)
     again = ModelState.of_checkpoint(
         TensorIndex.open(folder), load_config(folder, trust_remote_code=trust), trust

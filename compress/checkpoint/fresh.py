@@ -2,12 +2,12 @@
 
 The process that wrote a checkpoint cannot prove that: it has registered the classes that the
 checkpoint needs, by making them. So a clean interpreter is asked, one that has imported the package
-and nothing else of ours; what recipes of this process import it imports as well, since a model may
-be of a class that is registered there. Starting it takes as long as importing torch and
-transformers (3 to 6 seconds) and some 0.4 GB, so it is asked only where a registration of ours
-takes part in loading (:func:`needs_fresh_process`): model types of our own, blocks of unequal
-width, code of the checkpoint's own. All others are opened by the stock classes alone, which no step
-touches; loading those in the process at hand proves the same.
+and nothing else of ours, but for what the recipe imports: a model may be of a class that is
+registered there. Starting it takes as long as importing torch and transformers (3 to 6 seconds) and
+some 0.4 GB, so it is asked only where a registration of ours takes part in loading
+(:func:`needs_fresh_process`): model types of our own, blocks of unequal width, code of the
+checkpoint's own. All others are opened by the stock classes alone, which no step touches; loading
+those in the process at hand proves the same.
 
 A caller with many checkpoints to prove keeps one interpreter (:func:`kept_process`): it forks for
 each proof, and so stays clean itself.
@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedConfig
 
 from compress.errors import CompressError
-from compress.system.imports import imported, run_imports
+from compress.system.imports import run_imports
 
 # Resident memory of an interpreter that has imported the package, torch and transformers: 400 MB
 # with the CPU build of torch, which the proof needs beside the model.
@@ -57,12 +57,14 @@ def prove_fresh(
     inputs: Mapping[str, torch.Tensor] | None = None,
     *,
     trust_remote_code: bool = False,
+    imports: tuple[str, ...] = (),
 ) -> float:
     """Do what :func:`compress.checkpoint.save.verify` does, in a clean process.
 
     Args:
         expected, inputs: as there; without them only names and shapes are compared, and no weight
             is loaded (:func:`compress.checkpoint.save.verify_shapes`).
+        imports: code that the process runs first (:func:`compress.system.imports.run_imports`).
 
     Returns:
         The largest difference of logits relative to the largest logit; 0 for shapes.
@@ -79,7 +81,7 @@ def prove_fresh(
             "folder": os.path.abspath(folder),
             "scratch": scratch,
             "trust_remote_code": trust_remote_code,
-            "imports": list(imported()),
+            "imports": list(imports),
         }
         with _process() as process:
             answer = process.ask(task)

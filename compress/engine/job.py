@@ -261,6 +261,7 @@ class Job:
                 self.scratch,
                 self.device,
                 *self._proof(),
+                imports=self.recipe.imports,
             )
             self.workspace.append({"event": "verified", **proof})
 

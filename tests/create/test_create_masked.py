@@ -81,7 +81,9 @@ def test_a_run_on_digits_compresses_with_images_as_calibration(sections, tmp_pat
     assert MaskedGeneration.of(load_config(result.model)).grid == (4, 4)
 
 
-def test_a_generator_of_images_is_evaluated_by_itself(sections, tmp_path, capsys):
+def test_a_generator_of_images_is_evaluated_by_itself(
+    sections, tmp_path, capsys, memory_unmeasured
+):
     folder = make(sections.digits(), tmp_path)
     with pytest.raises(SystemExit, match="0"):
         main(["evaluate", str(folder), "--images", "digits", "--samples", "8", "--json"])

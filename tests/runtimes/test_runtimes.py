@@ -129,7 +129,9 @@ def test_a_missing_package_is_refused_by_the_plan(recipe, monkeypatch):
             compress.plan(recipe(**more))
 
 
-def test_a_checkpoint_is_measured_in_runtimes_too(ran, checkpoint, section, monkeypatch):
+def test_a_checkpoint_is_measured_in_runtimes_too(
+    ran, checkpoint, section, monkeypatch, memory_unmeasured
+):
     asked, original = [], checkpoint("llama", head_dim=16)
 
     def measured(folder, **options):
@@ -137,7 +139,6 @@ def test_a_checkpoint_is_measured_in_runtimes_too(ran, checkpoint, section, monk
         return PeakMemory(libraries=1, load=2, prefill=3, tokens=4)
 
     monkeypatch.setattr("compress.engine.runtimes.peak_memory", measured)
-    monkeypatch.setattr("compress.eval.cost.peak_memory", lambda *_a, **_k: None)
     spec = {**section, "runtimes": ["onnx"], "memory": True, "latency": TIMED}
     report = compress.evaluate(ran.model, spec, against=original)
     (there,) = report.after.runtimes
