@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy
 import pytest
@@ -247,3 +248,18 @@ def test_a_model_that_was_never_run_before_still_records_what_it_is_asked_for(ti
         found = model(tokens, output_router_logits=True, output_hidden_states=True)
     blocks = model.config.num_hidden_layers
     assert len(found.router_logits) == blocks and len(found.hidden_states) == blocks + 1
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["gptq", "ffn_width", "svd_llm"])
+def test_threads_do_not_reach_into_each_other(name, compute, tiny, tokens):
+    """Nothing that a step sets holds for the whole process while others compute."""
+    models = [tiny("llama") for _ in range(4)]
+
+    def go(model):
+        compress.apply(model, [STEPS[name]], tokens, compute=compute)
+
+    go(models[0])
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(go, models[1:]))
+    assert all(same(model, state(models[0])) for model in models[1:])

@@ -54,25 +54,3 @@ def unmixed(device_type: str) -> AbstractContextManager[object]:
     if not torch.amp.is_autocast_available(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)
-
-
-@contextmanager
-def values_of(dtype: torch.dtype) -> Iterator[None]:
-    """Products on the CPU, meanwhile, are of float32 matrices that hold values of ``dtype``.
-
-    Of bfloat16 values they are exact at bfloat16's speed, with sums and results in float32, where
-    the processor can do that and torch (from 2.9 on) lets one say so; elsewhere nothing changes.
-    The setting is the process's: no other thread may multiply meanwhile.
-    """
-    products = getattr(torch.backends.mkldnn, "matmul", None)
-    if dtype != torch.bfloat16 or not hasattr(products, "fp32_precision"):
-        yield
-        return
-    before = products.fp32_precision
-    products.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        # What was inherited is inherited again.
-        same = before == torch.backends.mkldnn.fp32_precision
-        products.fp32_precision = "none" if same else before

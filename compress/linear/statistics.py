@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from compress.errors import CompressError
-from compress.linear.casting import values_of
 
 NOTHING, MOMENTS, MAGNITUDES, GRAM, RANGES = "nothing", "moments", "magnitudes", "gram", "ranges"
 
@@ -13,9 +12,8 @@ NOTHING, MOMENTS, MAGNITUDES, GRAM, RANGES = "nothing", "moments", "magnitudes",
 UNDERIVABLE = (MAGNITUDES, RANGES)
 
 # From 1.5 times this width on the Gram matrix is built from column panels of its upper triangle
-# only, which saves up to half of the multiplications; below it one full product is faster. Where
-# products are fast their panels are wider.
-_PANEL, _FAST_PANEL = 128, 512
+# only, which saves up to half of the multiplications; below it one full product is faster.
+_PANEL = 128
 
 
 def statistics_bytes(kind: str, width: int, derivable: bool = False) -> int:
@@ -27,22 +25,16 @@ def statistics_bytes(kind: str, width: int, derivable: bool = False) -> int:
     return 4 * width * (2 if kind == RANGES else 1)
 
 
-def panel_of(dtype: torch.dtype) -> int:
-    """Columns of a Gram matrix that are computed at once, of inputs in ``dtype`` on a CPU."""
-    return _PANEL if dtype == torch.float32 else _FAST_PANEL
-
-
-def gram_products(width: int, dtype: torch.dtype) -> float:
-    """Multiply-accumulates a row of inputs that a Gram matrix takes on a CPU."""
-    panel = panel_of(dtype)
-    if _whole(width, panel):
+def gram_products(width: int) -> float:
+    """Multiply-accumulates of float32 that a Gram matrix takes a row of inputs on a CPU."""
+    if _whole(width):
         return float(width**2)
-    spans = [(start, min(width, start + panel)) for start in range(0, width, panel)]
+    spans = [(start, min(width, start + _PANEL)) for start in range(0, width, _PANEL)]
     return float(sum((end - start) * end for start, end in spans))
 
 
-def _whole(width: int, panel: int) -> bool:
-    return 2 * width < 3 * panel
+def _whole(width: int) -> bool:
+    return 2 * width < 3 * _PANEL
 
 
 def holds_gram(kind: str, derivable: bool = False) -> bool:
@@ -108,16 +100,16 @@ class InputStatistics:
             self._gram += torch.mm(rows.t(), rows, out_dtype=torch.float32)
             return
         # On a CPU a product of 16-bit matrices is rounded to 16 bits. That noise is larger than the
-        # damping that makes a Gram matrix of correlated inputs definite, so sums are in float32.
-        with values_of(rows.dtype):
-            panel = panel_of(rows.dtype)
-            rows = rows.float()
-            if rows.is_cuda or _whole(self.width, panel):
-                self._gram.addmm_(rows.t(), rows)
-                return
-            for start in range(0, self.width, panel):
-                stop = min(start + panel, self.width)
-                self._gram[:stop, start:stop].addmm_(rows[:, :stop].t(), rows[:, start:stop])
+        # damping that makes a Gram matrix of correlated inputs definite. (torch can sum products of
+        # bf16 values in float32 on a CPU, by a setting of the whole process: it would change what
+        # other threads multiply meanwhile.)
+        rows = rows.float()
+        if rows.is_cuda or _whole(self.width):
+            self._gram.addmm_(rows.t(), rows)
+            return
+        for start in range(0, self.width, _PANEL):
+            stop = min(start + _PANEL, self.width)
+            self._gram[:stop, start:stop].addmm_(rows[:, :stop].t(), rows[:, start:stop])
 
     @property
     def gram(self) -> torch.Tensor:
