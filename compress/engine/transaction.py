@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from compress.checkpoint.storage import HALF
 from compress.errors import CompressError
 from compress.system.memory import available
 
-_HALF = (torch.bfloat16, torch.float16)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -72,7 +72,7 @@ class Transaction:
             size = sum(_bytes(block) for block in blocks)
             atomic = size <= available() / 2
         self.atomic, self.began = atomic, False
-        half = [p.dtype for p in model.parameters() if p.dtype in _HALF]
+        half = [p.dtype for p in model.parameters() if p.dtype in HALF]
         self.dtype = half[0] if half else torch.float32
         self._model, self._training = model, model.training
         # Without a way back nothing may keep a parameter in memory that a step replaces.
@@ -95,7 +95,7 @@ class Transaction:
         was is simply put back."""
         named = dict(_named(self._model))
         for tensor in {id(named[name]): named[name] for name in self._outside}.values():
-            if tensor.dtype in _HALF:
+            if tensor.dtype in HALF:
                 self._outer.append((tensor, tensor.data))  # ahead of the change: it may fail
                 tensor.data = tensor.data.float()
 
@@ -106,7 +106,7 @@ class Transaction:
         named = [*block.named_parameters(), *block.named_buffers()]
         self._open[id(block)] = block, {n: t.dtype for n, t in named if t.is_floating_point()}
         for tensor in _tensors(block):
-            half = tensor.dtype in _HALF
+            half = tensor.dtype in HALF
             if id(tensor) in self._originals and id(tensor) not in self._saved:
                 # Widening gives a 16-bit tensor other memory: its own stays the copy.
                 self._saved[id(tensor)] = tensor, tensor.data if half else tensor.data.clone()
@@ -185,7 +185,7 @@ class Transaction:
         """What steps have changed outside the blocks gets the dtypes that it had."""
         for name, tensor in _named(self._model):
             dtype = self._outer_dtypes.get(name)
-            if dtype in _HALF:
+            if dtype in HALF:
                 tensor.data = tensor.data.to(dtype)
 
 
