@@ -169,7 +169,7 @@ class StepContext:
         labels: for masked language models, the tokens behind the masks (-100 elsewhere), a tensor a
             batch; methods of model scope find them in their batches under ``labels``.
         folder: for training checkpoints; None where nothing is durable.
-        seed: of everything random.
+        seed: of noise, orders of samples and new weights; starting points may have their own.
         progress: where learning tells how far it is.
         compute: dtype of matrix products in calibration passes; statistics and solvers work in
             float32.

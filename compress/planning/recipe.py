@@ -147,7 +147,9 @@ class Recipe(BaseModel):
         "run before the steps are read, so that methods in them can register themselves",
     )
     model: ModelSpec = Field(description="a section, or short for its source: the source alone")
-    seed: int = Field(0, ge=-(2**63), lt=2**63, description="of everything random in the run")
+    seed: int = Field(
+        0, ge=-(2**63), lt=2**63, description="of noise, orders, samples and new weights"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
     compute: Compute = Field(
         "auto",
