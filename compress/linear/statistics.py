@@ -5,15 +5,12 @@ from __future__ import annotations
 import torch
 
 from compress.errors import CompressError
+from compress.linear.gram import add_gram
 
 NOTHING, MOMENTS, MAGNITUDES, GRAM, RANGES = "nothing", "moments", "magnitudes", "gram", "ranges"
 
 # What of a linear map of the inputs follows from none of what is known of the inputs.
 UNDERIVABLE = (MAGNITUDES, RANGES)
-
-# From 1.5 times this width on the Gram matrix is built from column panels of its upper triangle
-# only, which saves up to half of the multiplications; below it one full product is faster.
-_PANEL = 128
 
 
 def statistics_bytes(kind: str, width: int, derivable: bool = False) -> int:
@@ -23,18 +20,6 @@ def statistics_bytes(kind: str, width: int, derivable: bool = False) -> int:
     if holds_gram(kind, derivable):
         return 4 * width**2
     return 4 * width * (2 if kind == RANGES else 1)
-
-
-def gram_products(width: int) -> float:
-    """Multiply-accumulates of float32 that a Gram matrix takes a row of inputs on a CPU."""
-    if _whole(width):
-        return float(width**2)
-    spans = [(start, min(width, start + _PANEL)) for start in range(0, width, _PANEL)]
-    return float(sum((end - start) * end for start, end in spans))
-
-
-def _whole(width: int) -> bool:
-    return 2 * width < 3 * _PANEL
 
 
 def holds_gram(kind: str, derivable: bool = False) -> bool:
@@ -93,23 +78,7 @@ class InputStatistics:
             squares = values.square() if values is rows else values.square_()
             self._square += squares.sum(0)
         if self._gram is not None:
-            self._add_products(rows)
-
-    def _add_products(self, rows: torch.Tensor) -> None:
-        if rows.is_cuda and rows.dtype != torch.float32:
-            self._gram += torch.mm(rows.t(), rows, out_dtype=torch.float32)
-            return
-        # On a CPU a product of 16-bit matrices is rounded to 16 bits. That noise is larger than the
-        # damping that makes a Gram matrix of correlated inputs definite. (torch can sum products of
-        # bf16 values in float32 on a CPU, by a setting of the whole process: it would change what
-        # other threads multiply meanwhile.)
-        rows = rows.float()
-        if rows.is_cuda or _whole(self.width):
-            self._gram.addmm_(rows.t(), rows)
-            return
-        for start in range(0, self.width, _PANEL):
-            stop = min(start + _PANEL, self.width)
-            self._gram[:stop, start:stop].addmm_(rows[:, :stop].t(), rows[:, start:stop])
+            add_gram(self._gram, rows)
 
     @property
     def gram(self) -> torch.Tensor:

@@ -144,7 +144,7 @@ def plan(
     steps = []
     for number, method in enumerate(recipe.steps):
         after = passed(number, method, streamed, outline)
-        done = workload.work(method, outline, calibration)
+        done = workload.work(method, outline, calibration, compute)
         peak = forecast.peak_bytes(method, outline, calibration, compute, original)
         seconds = done.seconds(compute, workload.learning_dtype(method, device))
         steps.append(PlannedStep(method, outline, after, done.macs, peak, seconds))

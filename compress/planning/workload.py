@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from compress.linear.statistics import gram_products
+from compress.linear.gram import gram_products, is_fast
 from compress.methods.base import Method
 from compress.methods.passes import KeepBlocks, Learn, Pass, Stream, Survey, TrainModel, Whole
 from compress.methods.questions import each_once, unrolled
@@ -39,9 +40,10 @@ class Work:
     """What a step computes and moves.
 
     Attributes:
-        passes: multiply-accumulates of forward passes, in the type of calibration.
+        passes: multiply-accumulates in the type of calibration: of forward passes, and of Gram
+            matrices where these take such products.
         learning: multiply-accumulates of all training steps.
-        solving: of float32 matrix products that take as long as the solvers and Gram matrices.
+        solving: of float32 matrix products that take as long as solvers and other Gram matrices.
         moved: bytes that operations other than products write.
         files: bytes of the model that are read and written.
         rows: of the products of passes, and of those that learn: tokens that are seen at once.
@@ -78,8 +80,9 @@ def work(
     method: Method,
     outline: Outline,
     calibration: CalibrationSpec | None,
+    compute: torch.dtype = torch.float32,
 ) -> Work:
-    """What a step computes and moves."""
+    """What a step computes and moves; ``compute`` is the type of its calibration passes."""
     steps = unrolled(method.passes(), len(outline.blocks))
     files = 0.0 if all(isinstance(step, KeepBlocks) for step in steps) else float(outline.bytes)
     worked = [(t, share) for step in steps for t, share in _targeted(step, outline)]
@@ -90,9 +93,14 @@ def work(
     tokens = calibration.samples * calibration.length
     block = _token_macs(outline, calibration.length)
     forwards, heads = _forwards(steps, outline, calibration)
-    grams = sum(share * gram_products(w) for t, share in worked for w in t.statistics.grams)
-    grams += sum(gram_products(w) for s in _surveyed(steps, outline) for w in s.grams)
-    products = forwards * block + heads * outline.head_weights
+    gram = partial(gram_products, dtype=compute)
+    grams = sum(share * gram(width) for t, share in worked for width in t.statistics.grams)
+    grams += sum(gram(width) for s in _surveyed(steps, outline) for width in s.grams)
+    products = tokens * (forwards * block + heads * outline.head_weights)
+    if is_fast(compute):
+        products += tokens * grams
+    else:
+        solving += tokens * grams
     trainings = [step for step in steps if isinstance(step, TrainModel)]
     by_model, more = _trained(trainings, outline, calibration)
     learned = by_model + _trained_blocks(steps, outline, calibration)
@@ -105,8 +113,7 @@ def work(
     in_batch = calibration.batch * calibration.length
     at_once = [o.at_once * calibration.length for t in trainings for o, _ in t.options]
     rows = in_batch, min(at_once, default=in_batch)
-    # Of inputs in any type, a Gram matrix is computed in float32, as solvers compute.
-    return Work(tokens * products, learning, solving + tokens * grams, moved, files, rows)
+    return Work(products, learning, solving, moved, files, rows)
 
 
 def _token_macs(outline: Outline, length: int) -> float:

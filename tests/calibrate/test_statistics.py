@@ -9,6 +9,7 @@ import torch
 
 import compress
 from compress.conformance.tiny import TinyFamily
+from compress.linear import gram
 from compress.linear.statistics import (
     GRAM,
     MAGNITUDES,
@@ -20,6 +21,7 @@ from compress.linear.statistics import (
 )
 from compress.methods.passes import Survey
 from compress.models.anatomy import ATTENTION_OUT, anatomy_of
+from compress.system.mkl import add_product, sums_bfloat16
 
 
 @pytest.fixture
@@ -159,10 +161,15 @@ def test_bytes_are_those_held(kind, derivable):
     assert statistics_bytes(kind, 64, derivable) == held
 
 
+@pytest.mark.parametrize("library", ["MKL", "torch"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("width", [100, 200, 800])
-def test_a_gram_matrix_is_summed_in_float32(width, dtype):
+def test_a_gram_matrix_is_summed_in_float32(width, dtype, library, monkeypatch):
     """Whatever multiplies it: of bfloat16 inputs, too, beside which 16 bits would show."""
+    if library == "torch":
+        monkeypatch.setattr(gram, "sums_bfloat16", lambda: False)
+    elif not sums_bfloat16():
+        pytest.skip("this build of torch holds no such product")
     torch.manual_seed(0)
     x = torch.randn(2, 300, width).to(dtype)
     statistics = InputStatistics(width, GRAM)
@@ -172,3 +179,27 @@ def test_a_gram_matrix_is_summed_in_float32(width, dtype):
     rows = x.double().flatten(0, 1)
     torch.testing.assert_close(statistics.gram.double(), rows.t() @ rows, rtol=1e-5, atol=1e-3)
     assert torch.get_float32_matmul_precision() == before
+    kept = torch.arange(0, width, 3)
+    statistics.keep(kept)
+    statistics.update(x[0][:, kept])
+    more = torch.cat((rows, rows[:300]))[:, kept]
+    torch.testing.assert_close(statistics.gram.double(), more.t() @ more, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.skipif(not sums_bfloat16(), reason="this build of torch holds no such product")
+def test_products_are_added_to_parts_of_matrices():
+    """Of any shape; what is no such matrix is refused before memory is touched."""
+    left, right = (torch.randn(40, width).bfloat16() for width in (7, 12))
+    total = torch.ones(9, 20)
+    add_product(total[1:6, 3:12], left[:, 2:], right[:, :9])
+    whole = torch.zeros(9, 20)
+    whole[1:6, 3:12] = left[:, 2:].float().t() @ right[:, :9].float()
+    torch.testing.assert_close(total, 1 + whole)
+    add_product(total[:7, :12], left[:0], right[:0])
+    torch.testing.assert_close(total, 1 + whole)
+    part = total[:7, :12]
+    wrong = ((total, left, right), (part, left.float(), right), (part.double(), left, right),
+             (part, left.t(), right))  # fmt: skip
+    for matrices in wrong:
+        with pytest.raises(ValueError):
+            add_product(*matrices)
