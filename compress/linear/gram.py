@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from compress.system.mkl import add_product, sums_bfloat16
+from compress.linear.mkl import add_product, sums_bfloat16
 
 # From 1.5 times a panel's width on the matrix is built from column panels of its upper triangle
 # only, which saves up to half of the multiplications; below it one full product is faster. Where

@@ -10,6 +10,7 @@ import torch
 import compress
 from compress.conformance.tiny import TinyFamily
 from compress.linear import gram
+from compress.linear.mkl import add_product, sums_bfloat16
 from compress.linear.statistics import (
     GRAM,
     MAGNITUDES,
@@ -21,7 +22,6 @@ from compress.linear.statistics import (
 )
 from compress.methods.passes import Survey
 from compress.models.anatomy import ATTENTION_OUT, anatomy_of
-from compress.system.mkl import add_product, sums_bfloat16
 
 
 @pytest.fixture
