@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from safetensors import SafetensorError
 
 import compress.planning.recipe_files
 from compress.cli import errors
@@ -38,6 +39,13 @@ def test_what_the_machine_refuses_is_no_defect(capsys):
     assert errors.report(error) == errors.USER
     told = capsys.readouterr().err
     assert "/some/where" in told and "Permission denied" in told and "defect" not in told
+
+
+def test_a_full_disk_is_no_defect_whoever_finds_it(capsys):
+    error = SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
+    assert errors.report(error) == errors.USER
+    assert "room on its disk" in capsys.readouterr().err
+    assert errors.report(SafetensorError("Error while serializing: a tensor")) == errors.DEFECT
 
 
 def test_escape_codes_do_not_reach_the_terminal(capsys):

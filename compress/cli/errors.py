@@ -7,6 +7,8 @@ ends with status 2. Everything else is a defect of the toolkit, is called one, a
 from __future__ import annotations
 
 import errno
+import os
+import re
 import sys
 import traceback
 from contextlib import suppress
@@ -49,6 +51,7 @@ def _of_the_machine(error: Exception) -> CompressError | None:
             "Lower calibration.length or calibration.batch, or state a limit (--max-memory), so "
             "that the plan can refuse in time",
         )  # fmt: skip
+    error = _of_the_system(error)
     if isinstance(error, OSError) and error.errno in _MACHINE:
         named = f" {str(error.filename)!r}" if error.filename is not None else ""
         return CompressError(
@@ -57,6 +60,16 @@ def _of_the_machine(error: Exception) -> CompressError | None:
             "goes on from its last finished block",
         )  # fmt: skip
     return None
+
+
+def _of_the_system(error: Exception) -> Exception:
+    """What safetensors wraps, as the error of the operating system that it is."""
+    from safetensors import SafetensorError
+
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    if found is None or not isinstance(error, SafetensorError):
+        return error
+    return OSError(int(found[1]), os.strerror(int(found[1])))
 
 
 def _defect(error: Exception) -> str:

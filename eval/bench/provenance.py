@@ -22,12 +22,13 @@ from compress.system.machine import processor_name
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What `compress run` executes, as git pathspecs: all but what only reads arguments and shows text.
+# What `compress run` executes, as git pathspecs: all but what only reads arguments, shows text and
+# hears signals.
 # A benchmark with a constant CODE names other ones; its own module always counts.
 RUN = (
     "compress", ":!compress/cli", ":!compress/conformance", ":!compress/planning/inspection.py",
     ":!compress/planning/reference.py", ":!compress/errors.py",
-    ":!compress/system/progress.py", ":!compress/system/tables.py",
+    ":!compress/system/progress.py", ":!compress/system/signals.py", ":!compress/system/tables.py",
     "eval/quality", "eval/cost", "eval/tasks", "eval/evaluator.py", "eval/parts.py",
     "eval/cache.py",
 )  # fmt: skip

@@ -8,6 +8,8 @@ import time
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
 
 import compress
 from compress.data.text import load_text
@@ -151,6 +153,20 @@ def test_a_run_that_is_started_again_trains_on(sections, tmp_path, helpers):
 def test_the_api_plans_it_too(sections):
     made = compress.plan({"model": {"train": sections.causal()}, "steps": ["magnitude"]})
     assert made.result.nonzero < made.original.nonzero
+
+
+def test_a_disk_that_is_full_at_the_end_costs_nothing(sections, tmp_path, monkeypatch):
+    def full(*_args, **_more):
+        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PreTrainedModel, "save_pretrained", full)
+        with pytest.raises(CompressError, match="No space left.*last checkpoint"):
+            make(sections.causal(), tmp_path)
+    assert [p.name for p in tmp_path.iterdir() if "model" in p.name] == ["model-work"]
+    steps = []
+    made = make(sections.causal(), tmp_path, guard=lambda: steps.append(1))
+    assert made.folder.is_dir() and len(steps) <= 4
 
 
 @pytest.mark.parametrize("size", [259, 300])

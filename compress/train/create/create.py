@@ -166,7 +166,10 @@ def _write(model: Any, reader: Any, history: Any, record: dict, folder: Path) ->
     """Write the checkpoint under a temporary name and rename it when it is whole."""
     advice = "Make room and run the same command again: training goes on from its last checkpoint"
     with whole_folder(folder, "the trained model", advice) as partial:
-        model.to("cpu").eval().save_pretrained(partial)
+        try:
+            model.to("cpu").eval().save_pretrained(partial)
+        except SafetensorError as error:  # a full disk, as safetensors calls it
+            raise OSError(0, str(error)) from error
         reader.save_pretrained(partial)
         lines = "".join(json.dumps(line, sort_keys=True) + "\n" for line in history)
         (partial / HISTORY).write_text(lines)

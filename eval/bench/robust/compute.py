@@ -20,11 +20,13 @@ from compress.eval.bench.options import publish, say
 from compress.eval.bench.peer_environment import peer_python
 from compress.eval.bench.peer_material import FULL, SMOKE, Material, prepare
 from compress.eval.bench.peers import PEER, SETTINGS, run_one
+from compress.eval.bench.provenance import DEFAULT, NO_TRAINING
 from compress.eval.bench.rows import Row
 from compress.system.precision import fast_bfloat16, product_speed
 from compress.system.threads import threads
 
 COMMAND = "python -m compress.eval.bench.robust --only compute"
+CODE = (*DEFAULT, *NO_TRAINING, "eval/bench/peers.py", "eval/bench/peer_worker.py")
 TYPES = ("float32", "bfloat16")
 # Windows of the text that ours is calibrated on; the first ones are the peer's.
 DRAWS = 3

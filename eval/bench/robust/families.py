@@ -22,10 +22,12 @@ import compress
 from compress.checkpoint.fresh import kept_process, prove_fresh
 from compress.errors import CompressError
 from compress.eval.bench.options import say
+from compress.eval.bench.provenance import DEFAULT, NO_TRAINING
 from compress.eval.bench.rows import Row
 from compress.models.families import FAMILIES
 
 COMMAND = "python -m compress.eval.bench.robust --only families"
+CODE = (*DEFAULT, *NO_TRAINING)
 VOCABULARY = 264
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -24,7 +24,7 @@ from compress.eval.bench.runs import journal, remembered, run_measured, write_re
 from compress.methods.catalog import BUILT_IN
 
 COMMAND = "python -m compress.eval.bench.robust --only memory"
-CODE = RUN  # plans, too
+CODE = (*RUN, ":!compress/train/create")  # plans, too
 MIDDLE = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 3,
     "num_attention_heads": 12, "num_key_value_heads": 12, "vocab_size": 8000,
