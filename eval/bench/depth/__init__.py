@@ -14,14 +14,23 @@ from compress.eval.bench.rows import Row
 
 # Of everything that `compress run` may execute, what no part of this benchmark does.
 CODE = (
-    *DEFAULT, "eval/bench/depth/sizes.py", "recipes/flattengpt", "recipes/fusegpt",
-    ":!compress/generators", ":!compress/methods/factorize", ":!compress/methods/quantize",
-    ":!compress/methods/sparsity", ":!compress/runtimes", ":!compress/train/create",
+    *DEFAULT, "eval/bench/depth/sizes.py", ":!compress/generators", ":!compress/methods/factorize",
+    ":!compress/methods/quantize", ":!compress/methods/sparsity", ":!compress/runtimes",
+    ":!compress/train/create",
 )  # fmt: skip
-# Of that, what blocks side by side and narrowed take; and blocks that are only removed.
-FLATTENING = (*CODE, ":!compress/methods/depth/fuse", ":!compress/methods/distill",
-              ":!recipes/fusegpt")  # fmt: skip
-REMOVAL = (*FLATTENING, *NO_TRAINING, ":!compress/methods/depth/flatten", ":!recipes/flattengpt")
+# Of that, what blocks take that are fused, put side by side, or removed.
+FUSING = (
+    *CODE, "recipes/fusegpt/smollm2-20.yaml", ":!compress/methods/depth/flatten",
+    ":!compress/methods/distill",
+)  # fmt: skip
+FLATTENING = (
+    *CODE, "recipes/flattengpt/smollm2-20.yaml", ":!compress/methods/depth/fuse",
+    ":!compress/methods/distill",
+)  # fmt: skip
+REMOVAL = (
+    *CODE, *NO_TRAINING, ":!compress/methods/depth/flatten", ":!compress/methods/depth/fuse",
+    ":!compress/methods/distill",
+)  # fmt: skip
 
 LABEL = "SmolLM2"
 REMOVED = (6, 3, 9)  # the first one has the bars

@@ -17,6 +17,7 @@ PARTS = {
     "flatten": "blocks put side by side: three sizes",
     "fuse": "blocks fused into their neighbours: three sizes, the first with three seeds",
     "distilled": "flatten, then distill, by the shipped recipe: as fuse",
+    "adapters": "as distilled, with adapters that learn in place of the weights: 6 blocks",
     "ratios": "between these, of 6 blocks",
     "choices": "flatten of 6 blocks with other options than its defaults",
     "pair": "the most similar pair side by side, no weight lost",

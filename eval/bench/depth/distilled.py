@@ -9,7 +9,9 @@ from compress.eval.bench import depth
 from compress.eval.bench.depth.sizes import learned
 from compress.eval.bench.rows import Row
 
-CODE = (*depth.CODE, ":!compress/methods/depth/fuse", ":!recipes/fusegpt")
+CODE = (
+    *depth.CODE, "recipes/flattengpt/smollm2-20-distill.yaml", ":!compress/methods/depth/fuse",
+)  # fmt: skip
 
 
 def measure(work: Path, arguments: Namespace) -> list[Row]:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from compress.eval.bench import depth
+from compress.eval.bench.depth import FUSING
 from compress.eval.bench.depth.sizes import learned
 from compress.eval.bench.rows import Row
 
-CODE = (
-    *depth.CODE, ":!compress/methods/depth/flatten", ":!compress/methods/distill",
-    ":!recipes/flattengpt",
-)  # fmt: skip
+CODE = FUSING
 
 
 def measure(work: Path, arguments: Namespace) -> list[Row]:

@@ -14,7 +14,7 @@ from compress.eval.bench.options import publish
 from compress.eval.bench.rows import Row
 from compress.eval.bench.runs import run_once, write_recipe
 
-CODE = depth.CODE
+CODE = (*depth.CODE, "recipes/fusegpt/smollm2-20.yaml", ":!compress/methods/depth/flatten")
 _REMOVED = (2, 4)
 _LEARNING = ("fuse", "distill")
 

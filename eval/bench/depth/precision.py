@@ -5,12 +5,11 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from compress.eval.bench import depth
-from compress.eval.bench.depth import LABEL, SEEDS, figure
+from compress.eval.bench.depth import FUSING, LABEL, SEEDS, figure
 from compress.eval.bench.depth.sizes import perplexity, run, steps_of
 from compress.eval.bench.rows import Row, over_seeds
 
-CODE = depth.CODE
+CODE = FUSING
 
 
 def measure(work: Path, arguments: Namespace) -> list[Row]:

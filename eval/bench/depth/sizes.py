@@ -23,7 +23,7 @@ from compress.planning.recipe import read_recipe
 _SAMPLES = {"sleb": 16}  # a trial of each block, head and all: with 128 it takes an hour and a half
 _SHIPPED = {  # recipes whose steps are measured
     "flatten": "flattengpt/smollm2-20", "fuse": "fusegpt/smollm2-20",
-    "distilled": "flattengpt/smollm2-20-distill",
+    "distilled": "flattengpt/smollm2-20-distill", "adapters": "flattengpt/smollm2-20-lora",
 }  # fmt: skip
 
 
@@ -58,14 +58,18 @@ def run(
     return run_once(work, name, path.read_text("utf-8"), arguments.data_root)
 
 
-def sizes(method: str, work: Path, arguments: Namespace, seeds: Sequence[int] = (0,)) -> list[Row]:
+def sizes(
+    method: str, work: Path, arguments: Namespace, seeds: Sequence[int] = (0,),
+    counts: Sequence[int] | None = None,
+) -> list[Row]:  # fmt: skip
     """One method at all sizes, published as each is measured.
 
     Args:
         seeds: of the first size, which has the bars; the others are measured with the first seed.
+        counts: how many blocks go; None: all sizes.
     """
     rows: list[Row] = []
-    for removed in removals(arguments):
+    for removed in counts or removals(arguments):
         steps = steps_of(method, removed, arguments)
         outs = []
         for seed in seeds if removed == removals(arguments)[0] else seeds[:1]:
@@ -76,9 +80,11 @@ def sizes(method: str, work: Path, arguments: Namespace, seeds: Sequence[int] = 
     return rows
 
 
-def learned(method: str, work: Path, arguments: Namespace) -> list[Row]:
+def learned(
+    method: str, work: Path, arguments: Namespace, counts: Sequence[int] | None = None
+) -> list[Row]:
     """:func:`sizes` of a method that draws random numbers."""
-    return sizes(method, work, arguments, SEEDS[:2] if arguments.smoke else SEEDS)
+    return sizes(method, work, arguments, SEEDS[:2] if arguments.smoke else SEEDS, counts)
 
 
 def removals(arguments: Namespace) -> Sequence[int]:
