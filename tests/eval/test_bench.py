@@ -21,7 +21,7 @@ from compress.eval.bench.rows import Row, number, over_seeds, read_rows, write_r
 from compress.eval.bench.runs import digests
 from compress.eval.bench.speedup import prefill_macs
 from compress.eval.bench.tables import render
-from compress.eval.bench.vib_outcomes import equal_accuracy, share_at
+from compress.eval.bench.vib.outcomes import equal_accuracy, share_at
 
 
 def row(figure: str, value: float = 1.0, **fields) -> Row:

@@ -1,6 +1,6 @@
 """One BERT-like classifier narrowed by Torch-Pruning. Run by the interpreter of its environment.
 
-    python torch_pruning_worker.py JOB.json
+    python worker.py JOB.json
 
 The job: ``model`` (folder of the fine-tuned classifier), ``rows`` (safetensors with ``train.*`` and
 ``test.*``: input ids end to end, ``lengths`` and ``labels``), ``padding`` (token id), ``share`` of
