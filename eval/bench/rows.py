@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -66,6 +66,11 @@ def over_seeds(values: Iterable[float]) -> dict[str, Any]:
     if len(found) < 2:
         raise CompressError("figures of at least two seeds", str(len(found)), where="row")
     return {"value": median(found), "range": (found[0], found[-1]), "seeds": len(found)}
+
+
+def of_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """The fields of a row from the figure of each seed, of which there may be one."""
+    return over_seeds(values) if len(values) > 1 else {"value": values[0]}
 
 
 def stamped(rows: Iterable[Row]) -> list[Row]:

@@ -9,9 +9,9 @@ from typing import Any
 
 from compress.eval.bench import depth
 from compress.eval.bench.depth import SEEDS, figure
-from compress.eval.bench.depth.sizes import middle, report_of, steps_of
+from compress.eval.bench.depth.sizes import report_of, steps_of
 from compress.eval.bench.options import publish
-from compress.eval.bench.rows import Row
+from compress.eval.bench.rows import Row, of_seeds
 from compress.eval.bench.runs import run_once, write_recipe
 
 CODE = (*depth.CODE, "recipes/fusegpt/smollm2-20.yaml", ":!compress/methods/depth/flatten")
@@ -63,8 +63,8 @@ def _line(thing: str, results: Sequence[Any]) -> list[Row]:
     label, found = f"rxnfp, {thing}", [result.masked for result in results]
     return [
         figure("masked", f"{label}: masked cross entropy",
-               **middle([one.cross_entropy for one in found]), unit="nats"),
+               **of_seeds([one.cross_entropy for one in found]), unit="nats"),
         figure("masked", f"{label}: masked accuracy",
-               **middle([100 * one.accuracy for one in found]), unit="%", op=">="),
+               **of_seeds([100 * one.accuracy for one in found]), unit="%", op=">="),
         figure("masked", f"{label}: parameters", results[0].cost.size.parameters / 1e6, unit="M"),
     ]  # fmt: skip

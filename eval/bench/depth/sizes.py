@@ -15,7 +15,7 @@ import yaml
 from compress.eval.bench.depth import LABEL, REMOVED, SEEDS, figure
 from compress.eval.bench.options import publish
 from compress.eval.bench.peer_material import MODEL, TEXT
-from compress.eval.bench.rows import Row, over_seeds
+from compress.eval.bench.rows import Row, of_seeds
 from compress.eval.bench.runs import run_once, step_peak, step_seconds, write_recipe
 from compress.eval.report import Report, load_report
 from compress.planning.recipe import read_recipe
@@ -103,19 +103,19 @@ def size(part: str, removed: int, outs: Sequence[Path], searched: bool = True) -
     reports = [report_of(out) for out in outs]
     decode = [report.after.latency.decode for report in reports]
     rows = [
-        figure(part, f"{label}: perplexity", **middle([perplexity(out) for out in outs])),
+        figure(part, f"{label}: perplexity", **of_seeds([perplexity(out) for out in outs])),
         figure(part, f"{label}: parameters", reports[0].after.cost.size.parameters / 1e6, unit="M"),
-        figure(part, f"{label}: decode, ms a token", **middle([1e3 * d.after for d in decode]),
+        figure(part, f"{label}: decode, ms a token", **of_seeds([1e3 * d.after for d in decode]),
                unit="ms"),
-        figure(part, f"{label}: decode speed-up", **middle([d.speedup for d in decode]),
+        figure(part, f"{label}: decode speed-up", **of_seeds([d.speedup for d in decode]),
                unit="x", op=">="),
     ]  # fmt: skip
     if searched:
         time, peak = _BARS.get((part, removed), (None, None))
         rows += [
-            figure(part, f"{label}: step time", **middle([step_seconds(o) / 60 for o in outs]),
+            figure(part, f"{label}: step time", **of_seeds([step_seconds(o) / 60 for o in outs]),
                    unit="min", bar=time),
-            figure(part, f"{label}: step peak", **middle([step_peak(o) / 1e9 for o in outs]),
+            figure(part, f"{label}: step peak", **of_seeds([step_peak(o) / 1e9 for o in outs]),
                    unit="GB", bar=peak),
         ]  # fmt: skip
     return rows
@@ -143,8 +143,3 @@ def report_of(out: Path) -> Report:
 
 def perplexity(out: Path) -> float:
     return report_of(out).after.perplexity.perplexity
-
-
-def middle(values: Sequence[float]) -> dict[str, Any]:
-    """The fields of a row from one figure, or from that of each seed."""
-    return over_seeds(values) if len(values) > 1 else {"value": values[0]}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.eval.bench.masked_models import row
-from compress.eval.bench.rows import Row, over_seeds
+from compress.eval.bench.rows import Row, of_seeds
 from compress.eval.bench.runs import step_cpu_seconds
 from compress.eval.quality.stats import matched_difference, share_interval
 from compress.eval.report import load_report
@@ -81,7 +81,7 @@ def line(
     least, most = matched_difference(gained, lost, len(pairs))[1]
 
     def found(figure: str, values: Iterable[float], **more: Any) -> Row:
-        return row(command, f"{label}: {figure}", **_over(list(values)), **more)
+        return row(command, f"{label}: {figure}", **of_seeds(list(values)), **more)
 
     return [
         found(ACCURACY, [o.accuracy for o in outcomes], unit="%", op=">="),
@@ -95,11 +95,6 @@ def line(
         found(SIZE, [o.size(share) for o in outcomes]),
         found(TIME, [o.seconds / 60 for o in outcomes], unit="min"),
     ]  # fmt: skip
-
-
-def _over(values: list[float]) -> dict[str, Any]:
-    """The fields of a row from a figure of each seed, of which there may be one."""
-    return over_seeds(values) if len(values) > 1 else {"value": values[0]}
 
 
 def share_at(points: Sequence[tuple[float, float]], accuracy: float) -> float:
